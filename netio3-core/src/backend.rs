@@ -1,0 +1,334 @@
+//! The interface of every backend.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::address::EndPointAddress;
+use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits};
+use crate::endpoint::Endpoint;
+use crate::error::{
+    BufferError, CloseListenError, CloseSendError, DeregisterError, OpenListenError, OpenSendError, RegisterError, SendError,
+};
+use crate::memory::{MemoryRegion, NetworkBuffer, RawSlice, RegionId};
+use crate::stats::{BackendCounters, ConnectionCounters, ListenerCounters};
+use crate::status::{Direction, NetioStatus};
+
+/// A network backend: connections that carry whole messages both ways, driven by an event loop.
+///
+/// Every per-message call exists by [`Endpoint`], which costs an index, and under the original's name by
+/// address, which costs a hash of the address more. A connection opened by
+/// [`open_send_endpoint`](Self::open_send_endpoint) owns its address; accepted peers and those opened by
+/// [`connect`](Self::connect) are reached by handle.
+///
+/// **Sending.** The header is prepended to the payload, and the receiver sees one slice. A status other
+/// than [`NetioStatus::Ok`] means that nothing was taken. Accepted messages leave at the latest at the end
+/// of the loop's turn, and each comes back exactly once: by `on_send_completed`, or in the pending list of
+/// `on_connection_closed`. An empty queue accepts any one message within [`limits`](Self::limits).
+///
+/// **Threads.** As `dyn NetworkBackend` it belongs to the loop's thread. As
+/// `dyn NetworkBackend + Send + Sync` (the synchronized kind) any thread may call it and never waits for
+/// the loop; an error that only the loop can find then arrives as *refused*.
+///
+/// **Dropping** closes everything at once: no callback, nothing flushed. It returns when nobody can touch
+/// the user's memory any more. Call [`shutdown`](Self::shutdown) first for an orderly end.
+pub trait NetworkBackend {
+    /// Starts a connection that owns this address; the outcome arrives as *established* or *refused*.
+    ///
+    /// # Errors
+    /// `InvalidEndpointAddress`: port 0, unspecified, multicast. `SendEndpointAlreadyExists`.
+    /// `FailedOpenSendEndpoint`: no descriptor, no such local address or interface, too many connections.
+    fn open_send_endpoint(&self, address: &EndPointAddress, params: &ConnectionParameters) -> Result<Endpoint, OpenSendError>;
+
+    /// Starts a connection without claiming the address: any number to one address, reached by handle.
+    ///
+    /// # Errors
+    /// As [`open_send_endpoint`](Self::open_send_endpoint), but never `SendEndpointAlreadyExists`.
+    fn connect(&self, address: &EndPointAddress, params: &ConnectionParameters) -> Result<Endpoint, OpenSendError>;
+
+    /// Accepts every peer that the limits and the filter allow. Port 0 picks a port. Returns the bound
+    /// address; of a wildcard, the wildcard with its port. An IPv6 listener takes IPv6 only.
+    ///
+    /// # Errors
+    /// `InvalidEndpointAddress`, `ListenEndpointAlreadyExists`, `FailedOpenListenEndpoint`.
+    fn open_listen_endpoint(
+        &self,
+        address: &EndPointAddress,
+        params: &ConnectionParametersRecv,
+    ) -> Result<EndPointAddress, OpenListenError>;
+
+    /// Closes a connection in an orderly way: new sends are refused, accepted ones leave, then *closed*
+    /// follows. Before *established* it ends in *refused*. Closing twice is no error.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`, `FailedCloseSendEndpoint`.
+    fn close(&self, endpoint: Endpoint) -> Result<(), CloseSendError>;
+
+    /// Closes at once and sends nothing more; *closed* (or *refused*) follows, with all that is pending.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn abort(&self, endpoint: Endpoint) -> Result<(), CloseSendError>;
+
+    /// Stops accepting and closes, in an orderly way, every connection accepted there.
+    ///
+    /// # Errors
+    /// `UnknownListenEndpoint`, `FailedCloseListenEndpoint`.
+    fn close_listen_endpoint(&self, address: &EndPointAddress) -> Result<(), CloseListenError>;
+
+    /// The connection that owns this address.
+    fn endpoint(&self, address: &EndPointAddress) -> Option<Endpoint>;
+
+    /// Sends pieces of shared memory without copying them; each is cloned on acceptance and held until
+    /// the key comes back.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError>;
+
+    /// Sends pieces of borrowed memory; the bytes are taken before the call returns.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn send_copy_iov(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError>;
+
+    /// Sends pieces of raw memory without copying and without a reference count: the original's contract,
+    /// for memory that a device rewrites.
+    ///
+    /// # Safety
+    /// From the call until the key has come back, by `on_send_completed` or in the pending list of
+    /// `on_connection_closed`, or until the backend has been dropped, every piece must stay readable.
+    /// When the status is not `Ok`, nothing is held.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    #[allow(unsafe_code, reason = "the one call whose contract the compiler cannot check")]
+    unsafe fn send_raw_iov(&self, to: Endpoint, data: &[RawSlice], header: &[u8], key: u64) -> Result<NetioStatus, SendError>;
+
+    /// A buffer of the connection's pool; `None` when all are in use (*writable* will follow).
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`, `NoBuffersAllocated`.
+    fn take_buffer(&self, to: Endpoint) -> Result<Option<NetworkBuffer>, BufferError>;
+
+    /// Sends the filled part of a buffer. It returns to its pool after completion; the key is its id.
+    ///
+    /// # Errors
+    /// [`Unsent`] hands the buffer back with the status or the error.
+    fn send_taken(&self, to: Endpoint, buffer: NetworkBuffer) -> Result<(), Unsent>;
+
+    /// The fewest free buffers since the last call.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`, `NoBuffersAllocated`.
+    fn available_buffers(&self, to: Endpoint) -> Result<usize, BufferError>;
+
+    /// Makes memory sendable without a copy. On TCP it only counts.
+    ///
+    /// # Errors
+    /// `TooManyRegions`, `Memlock`, `CannotPin`, `BackendGone`.
+    fn register(&self, region: &MemoryRegion) -> Result<RegionId, RegisterError>;
+
+    /// Takes a region back.
+    ///
+    /// # Errors
+    /// `Unknown`; `Busy` while accepted sends hold it.
+    fn deregister(&self, region: RegionId) -> Result<(), DeregisterError>;
+
+    /// Stops `on_data` of a connection, and reading with it, so that the peer is slowed down.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn pause(&self, endpoint: Endpoint) -> Result<(), SendError>;
+
+    /// Restarts `on_data` of a connection.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn resume(&self, endpoint: Endpoint) -> Result<(), SendError>;
+
+    /// Starts sending what is queued now, not at the end of the turn.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn flush(&self, endpoint: Endpoint) -> Result<(), SendError>;
+
+    /// What can be sent; before *established*, what this side's parameters allow.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn limits(&self, endpoint: Endpoint) -> Result<Limits, SendError>;
+
+    /// The counters of a connection; they stay readable after it ended.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn stats(&self, endpoint: Endpoint) -> Result<Arc<ConnectionCounters>, SendError>;
+
+    /// The counters of the whole backend.
+    fn totals(&self) -> Arc<BackendCounters>;
+
+    /// The listeners.
+    fn listeners(&self) -> Vec<ListenerState>;
+
+    /// The connections, in no particular order.
+    fn connections(&self) -> Vec<ConnectionState>;
+
+    /// Closes everything in an orderly way, with callbacks; what has not ended at the deadline is aborted.
+    /// Nothing can be opened any more. Returns at once; the last *closed* tells the end.
+    fn shutdown(&self, deadline: Duration);
+
+    // ----- provided: one piece instead of many -----
+
+    /// [`send_iov`](Self::send_iov) of one piece.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn send(&self, to: Endpoint, data: &Bytes, header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        self.send_iov(to, std::slice::from_ref(data), header, key)
+    }
+
+    /// [`send_copy_iov`](Self::send_copy_iov) of one piece.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn send_copy(&self, to: Endpoint, data: &[u8], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        self.send_copy_iov(to, &[IoSlice::new(data)], header, key)
+    }
+
+    // ----- provided: the original's calls, by address -----
+
+    /// [`close`](Self::close) of the connection that owns this address.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`, `FailedCloseSendEndpoint`.
+    fn close_send_endpoint(&self, address: &EndPointAddress) -> Result<(), CloseSendError> {
+        let endpoint = self.endpoint(address).ok_or(CloseSendError::UnknownSendEndpoint((*address).into()))?;
+        self.close(endpoint)
+    }
+
+    /// [`send`](Self::send) to the owner of an address.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn send_data(&self, to: &EndPointAddress, data: &Bytes, header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        self.send(self.resolve(to)?, data, header, key)
+    }
+
+    /// [`send_iov`](Self::send_iov) to the owner of an address.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn send_data_iov(&self, to: &EndPointAddress, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        self.send_iov(self.resolve(to)?, data, header, key)
+    }
+
+    /// [`send_copy`](Self::send_copy) to the owner of an address.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn send_data_copy(&self, to: &EndPointAddress, data: &[u8], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        self.send_copy(self.resolve(to)?, data, header, key)
+    }
+
+    /// [`send_copy_iov`](Self::send_copy_iov) to the owner of an address.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn send_data_copy_iov(&self, to: &EndPointAddress, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        self.send_copy_iov(self.resolve(to)?, data, header, key)
+    }
+
+    /// [`take_buffer`](Self::take_buffer) of the owner of an address.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`, `NoBuffersAllocated`.
+    fn get_buffer(&self, to: &EndPointAddress) -> Result<Option<NetworkBuffer>, BufferError> {
+        self.take_buffer(self.resolve(to)?)
+    }
+
+    /// [`send_taken`](Self::send_taken) to the owner of an address.
+    ///
+    /// # Errors
+    /// [`Unsent`] hands the buffer back with the status or the error.
+    fn send_buffer(&self, to: &EndPointAddress, buffer: NetworkBuffer) -> Result<(), Unsent> {
+        match self.resolve(to) {
+            Ok(endpoint) => self.send_taken(endpoint, buffer),
+            Err(error) => Err(Unsent { buffer, outcome: Err(error) }),
+        }
+    }
+
+    /// [`available_buffers`](Self::available_buffers) of the owner of an address.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`, `NoBuffersAllocated`.
+    fn get_num_available_buffers(&self, to: &EndPointAddress) -> Result<usize, BufferError> {
+        self.available_buffers(self.resolve(to)?)
+    }
+
+    /// [`endpoint`](Self::endpoint) as a result.
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`.
+    fn resolve(&self, address: &EndPointAddress) -> Result<Endpoint, SendError> {
+        self.endpoint(address).ok_or(SendError::UnknownSendEndpoint((*address).into()))
+    }
+}
+
+/// A buffer that was not accepted, back in its owner's hand.
+#[derive(Debug)]
+#[must_use = "the buffer is still yours"]
+pub struct Unsent {
+    /// The buffer, as it was.
+    pub buffer: NetworkBuffer,
+    /// Why: a status other than `Ok`, or an error.
+    pub outcome: Result<NetioStatus, SendError>,
+}
+
+/// A listener, as [`NetworkBackend::listeners`] tells it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ListenerState {
+    /// The bound address.
+    pub address: EndPointAddress,
+    /// Its counters.
+    pub counters: Arc<ListenerCounters>,
+}
+
+impl ListenerState {
+    /// For backends: a listener's description.
+    pub fn new(address: EndPointAddress, counters: Arc<ListenerCounters>) -> Self {
+        Self { address, counters }
+    }
+}
+
+/// A connection, as [`NetworkBackend::connections`] tells it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConnectionState {
+    /// Its handle.
+    pub endpoint: Endpoint,
+    /// The peer's address.
+    pub address: EndPointAddress,
+    /// Which side asked for it.
+    pub direction: Direction,
+    /// The listener that accepted it.
+    pub listener: Option<EndPointAddress>,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Its counters.
+    pub counters: Arc<ConnectionCounters>,
+}
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Opened, not established yet.
+    Opening,
+    /// Messages go both ways.
+    Established,
+    /// A close from either side is under way.
+    Closing,
+}

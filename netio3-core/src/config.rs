@@ -1,0 +1,269 @@
+//! Configuration of a backend, of its connections and of its listeners.
+//!
+//! All are plain structs with documented defaults, to be written as
+//! `ConnectionParameters { queue_messages: 64, ..Default::default() }`.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::address::EndPointAddress;
+use crate::error::CreateError;
+
+/// What holds for a whole backend.
+#[derive(Clone, Debug)]
+pub struct NetworkConfig {
+    /// Connections in all, opened and accepted. Default 65,536. An open beyond it fails; a peer
+    /// beyond it is refused with [`Limit`](crate::RefusedReason::Limit).
+    pub max_connections: usize,
+    /// Accepted peers that have not said hello yet. Default 1,024. The longest silent one makes
+    /// room for a newcomer beyond it.
+    pub max_handshakes: usize,
+    /// The time an accepted peer has to say hello. Default 5 s.
+    pub hello_deadline: Duration,
+    /// The largest message taken from a peer, header included, in bytes. Default 64 MiB; told to
+    /// the peer in the hello. At most `u32::MAX`.
+    pub max_message_len: usize,
+    /// Silence after which a heartbeat is sent. Default 2 s; zero sends none, and the peer then
+    /// never judges this side dead.
+    pub heartbeat_interval: Duration,
+    /// Heartbeat intervals of the peer without any arriving byte after which it is dead.
+    /// Default 5, which makes 10 s with the default interval.
+    pub missed_heartbeats: u32,
+    /// Taken-over messages of one connection that may be alive at once. Default 65,536. At the cap
+    /// reading pauses.
+    pub owned_messages: usize,
+    /// Their bytes. Default 256 MiB.
+    pub owned_bytes: usize,
+    /// Taken-over messages of all connections. Default 1,048,576.
+    pub total_owned_messages: usize,
+    /// Their bytes. Default 1 GiB.
+    pub total_owned_bytes: usize,
+    /// Messages that all send queues hold together. Default 4,194,304.
+    pub total_queue_messages: usize,
+    /// Bytes that all send queues hold together. Default 4 GiB.
+    pub total_queue_bytes: usize,
+    /// Memory in which all connections together assemble large messages, in bytes. Default 4 GiB.
+    /// The connection that would exceed it is closed with [`Limit`](crate::ClosedReason::Limit).
+    pub total_assembly_bytes: usize,
+    /// Memory regions that may be registered at once. Default 64, which is also the maximum.
+    pub max_regions: usize,
+    /// Whether zero-copy sends must lie in registered regions. Default `false`.
+    pub strict_regions: bool,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            max_connections: 65_536,
+            max_handshakes: 1_024,
+            hello_deadline: Duration::from_secs(5),
+            max_message_len: 64 << 20,
+            heartbeat_interval: Duration::from_secs(2),
+            missed_heartbeats: 5,
+            owned_messages: 65_536,
+            owned_bytes: 256 << 20,
+            total_owned_messages: 1 << 20,
+            total_owned_bytes: 1 << 30,
+            total_queue_messages: 4 << 20,
+            total_queue_bytes: 4 << 30,
+            total_assembly_bytes: 4 << 30,
+            max_regions: 64,
+            strict_regions: false,
+        }
+    }
+}
+
+impl NetworkConfig {
+    /// Checks the values against each other and their ranges; backends do so when created.
+    ///
+    /// # Errors
+    /// [`CreateError::Config`] names the field.
+    pub fn check(&self) -> Result<(), CreateError> {
+        let bad = |field, why: &str| Err(CreateError::Config { field, why: why.to_owned() });
+        if self.max_message_len == 0 || self.max_message_len > u32::MAX as usize {
+            return bad("max_message_len", "must be from 1 to 4294967295 bytes");
+        }
+        if self.max_regions > 64 {
+            return bad("max_regions", "must be at most 64");
+        }
+        if self.max_connections > crate::MAX_ENDPOINTS {
+            return bad("max_connections", "must be at most 16777216");
+        }
+        if self.missed_heartbeats == 0 {
+            return bad("missed_heartbeats", "must be at least 1");
+        }
+        if self.heartbeat_interval > Duration::from_millis(u64::from(u32::MAX)) {
+            return bad("heartbeat_interval", "must be at most 49 days");
+        }
+        for (field, value) in [
+            ("max_handshakes", self.max_handshakes),
+            ("owned_messages", self.owned_messages),
+            ("owned_bytes", self.owned_bytes),
+            ("total_owned_messages", self.total_owned_messages),
+            ("total_owned_bytes", self.total_owned_bytes),
+            ("total_queue_messages", self.total_queue_messages),
+            ("total_queue_bytes", self.total_queue_bytes),
+        ] {
+            if value == 0 {
+                return bad(field, "must be at least 1");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The buffers of a connection opened for buffered sending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffers {
+    /// The capacity of each, in bytes.
+    pub size: usize,
+    /// How many.
+    pub count: usize,
+}
+
+/// What holds for one connection; for accepted ones, as part of [`ConnectionParametersRecv`].
+#[derive(Clone, Debug)]
+pub struct ConnectionParameters {
+    /// Accepted messages that may wait for completion. Default 65,536.
+    pub queue_messages: usize,
+    /// Their bytes, headers included. Default 16 MiB. An empty queue takes any one message.
+    pub queue_bytes: usize,
+    /// The longest header, in bytes. Default 256, the least that is allowed.
+    pub max_header_len: usize,
+    /// Buffers for `take_buffer` and `get_buffer`. Default none.
+    pub buffers: Option<Buffers>,
+    /// The time from open to *established* or *refused*. Default 5 s.
+    pub connect_deadline: Duration,
+    /// The time from an orderly close to *closed*. Default 5 s.
+    pub close_deadline: Duration,
+    /// The time a non-empty queue may stay without progress. Default `None`: for ever.
+    pub stall_timeout: Option<Duration>,
+    /// The address of this machine to connect from. Default: the system's choice.
+    pub local_address: Option<IpAddr>,
+    /// The network interface to connect through (may need privileges). Default: the system's choice.
+    pub interface: Option<String>,
+    /// The kernel's send buffer, in bytes. Default: the system's automatic size.
+    pub send_buffer: Option<usize>,
+    /// The kernel's receive buffer, in bytes. Default: the system's automatic size.
+    pub receive_buffer: Option<usize>,
+    /// The traffic class (the former type of service) of the packets. Default: the system's.
+    pub traffic_class: Option<u8>,
+    /// Zero-copy messages up to this many bytes, header included, are copied into the batch all
+    /// the same, since that is faster; their keys come back alike. Default
+    /// [`DEFAULT_COPY_BELOW`](Self::DEFAULT_COPY_BELOW).
+    pub copy_below: usize,
+    /// Bytes waiting in a queue at which it is flushed without waiting for the end of the turn.
+    /// Default [`DEFAULT_FLUSH_AT`](Self::DEFAULT_FLUSH_AT).
+    pub flush_at: usize,
+}
+
+impl ConnectionParameters {
+    /// Default of [`copy_below`](Self::copy_below): measured over loopback, copying beats
+    /// gathering up to a few hundred bytes and loses from 4 KiB on.
+    pub const DEFAULT_COPY_BELOW: usize = 1_024;
+    /// Default of [`flush_at`](Self::flush_at).
+    pub const DEFAULT_FLUSH_AT: usize = 64 << 10;
+}
+
+impl Default for ConnectionParameters {
+    fn default() -> Self {
+        Self {
+            queue_messages: 65_536,
+            queue_bytes: 16 << 20,
+            max_header_len: 256,
+            buffers: None,
+            connect_deadline: Duration::from_secs(5),
+            close_deadline: Duration::from_secs(5),
+            stall_timeout: None,
+            local_address: None,
+            interface: None,
+            send_buffer: None,
+            receive_buffer: None,
+            traffic_class: None,
+            copy_below: Self::DEFAULT_COPY_BELOW,
+            flush_at: Self::DEFAULT_FLUSH_AT,
+        }
+    }
+}
+
+/// What holds for a listener and for every connection accepted there.
+#[derive(Clone, Debug)]
+pub struct ConnectionParametersRecv {
+    /// The parameters of each accepted connection.
+    pub connection: ConnectionParameters,
+    /// Who may connect. Default: everybody.
+    pub accept: AcceptFilter,
+    /// Connections the kernel may hold for this listener until they are accepted. Default 1,024.
+    pub backlog: u32,
+    /// Whether several listeners may share the address (`SO_REUSEPORT`). Default `false`.
+    pub reuse_port: bool,
+}
+
+impl Default for ConnectionParametersRecv {
+    fn default() -> Self {
+        Self { connection: ConnectionParameters::default(), accept: AcceptFilter::default(), backlog: 1_024, reuse_port: false }
+    }
+}
+
+/// Decides by the peer's address whether it may connect; asked once for each peer that said hello.
+///
+/// Called on the loop's thread, so it must not block, and it must not call into the backend.
+#[derive(Clone, Default)]
+pub struct AcceptFilter(Option<Arc<Filter>>);
+
+type Filter = dyn Fn(&EndPointAddress) -> bool + Send + Sync;
+
+impl AcceptFilter {
+    /// Accepts the peers for which `allow` returns `true`.
+    pub fn new(allow: impl Fn(&EndPointAddress) -> bool + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(allow)))
+    }
+
+    /// Whether this peer may connect.
+    pub fn allows(&self, peer: &EndPointAddress) -> bool {
+        self.0.as_ref().is_none_or(|allow| allow(peer))
+    }
+}
+
+impl fmt::Debug for AcceptFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "AcceptFilter(by function)" } else { "AcceptFilter(everybody)" })
+    }
+}
+
+/// What can be sent on an established connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest message, header included, in bytes: the smaller of both sides' maxima.
+    pub max_message_len: usize,
+    /// The longest header, in bytes.
+    pub max_header_len: usize,
+    /// Messages the queue holds.
+    pub queue_messages: usize,
+    /// Bytes the queue holds.
+    pub queue_bytes: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_pass_and_nonsense_names_its_field() {
+        assert!(NetworkConfig::default().check().is_ok());
+        let config = NetworkConfig { max_message_len: 5 << 30, ..Default::default() };
+        assert!(config.check().unwrap_err().to_string().contains("max_message_len"));
+        let config = NetworkConfig { missed_heartbeats: 0, ..Default::default() };
+        assert!(config.check().unwrap_err().to_string().contains("missed_heartbeats"));
+    }
+
+    #[test]
+    fn a_filter_decides_by_address() {
+        let filter = AcceptFilter::new(|peer| peer.port() == 1);
+        assert!(filter.allows(&EndPointAddress::localhost(1)));
+        assert!(!filter.allows(&EndPointAddress::localhost(2)));
+        assert!(AcceptFilter::default().allows(&EndPointAddress::localhost(2)));
+    }
+}

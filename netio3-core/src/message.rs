@@ -1,0 +1,165 @@
+//! Received messages.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+use crate::event_loop::Remote;
+use crate::stats::{BackendCounters, ConnectionCounters};
+
+/// A received message: one slice, header then payload; where the boundary lies is the users' affair.
+///
+/// It borrows the backend's memory until the callback returns. [`into_bytes`](Self::into_bytes) takes it
+/// over for as long as needed.
+pub struct Message<'a>(Body<'a>);
+
+enum Body<'a> {
+    /// Lies in memory that is read into again.
+    Borrowed(&'a [u8], &'a Meter),
+    /// Has memory of its own.
+    Whole(&'a mut dyn Take),
+}
+
+/// A message in memory of its own, which can be handed over without a copy.
+pub trait Take {
+    /// The message.
+    fn as_slice(&self) -> &[u8];
+    /// Gives the memory away; afterwards the message is empty here.
+    fn take(&mut self) -> Bytes;
+}
+
+impl<'a> Message<'a> {
+    /// For backends: a message in memory that will be read into again.
+    pub fn borrowed(data: &'a [u8], meter: &'a Meter) -> Self {
+        Self(Body::Borrowed(data, meter))
+    }
+
+    /// For backends: a message in memory of its own.
+    pub fn whole(owner: &'a mut dyn Take) -> Self {
+        Self(Body::Whole(owner))
+    }
+
+    /// The message.
+    pub fn as_slice(&self) -> &[u8] {
+        match &self.0 {
+            Body::Borrowed(data, _) => data,
+            Body::Whole(owner) => owner.as_slice(),
+        }
+    }
+
+    /// Takes the message over: without a copy where it came in memory of its own (those that do not fit
+    /// in what a backend reads at once, 256 KiB on TCP, always do), copied otherwise.
+    ///
+    /// It holds receive memory until the last clone is dropped, on any thread. What is held is capped by
+    /// [`owned_messages`](crate::NetworkConfig::owned_messages) and its siblings; at the cap the backend
+    /// stops reading from this connection until some are dropped.
+    pub fn into_bytes(self) -> Bytes {
+        match self.0 {
+            Body::Borrowed([], _) => Bytes::new(),
+            Body::Borrowed(data, meter) => meter.own(data.to_vec()),
+            Body::Whole(owner) => owner.take(),
+        }
+    }
+}
+
+impl Deref for Message<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+impl AsRef<[u8]> for Message<'_> {
+    fn as_ref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+impl fmt::Debug for Message<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Message({} bytes)", self.len())
+    }
+}
+
+/// Counts what users hold of a connection's taken-over messages, against its caps and the backend's.
+#[derive(Clone)]
+pub struct Meter {
+    connection: Arc<ConnectionCounters>,
+    shared: Arc<OwnedCaps>,
+}
+
+/// The caps on taken-over messages, and who is told when they fall below.
+pub(crate) struct OwnedCaps {
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+    pub(crate) total_messages: u64,
+    pub(crate) total_bytes: u64,
+    pub(crate) backend: Arc<BackendCounters>,
+    /// The loop found a cap reached and waits for room.
+    pub(crate) blocked: AtomicBool,
+    pub(crate) remote: Arc<dyn Remote>,
+}
+
+impl Meter {
+    pub(crate) fn new(connection: Arc<ConnectionCounters>, shared: Arc<OwnedCaps>) -> Self {
+        Self { connection, shared }
+    }
+
+    /// Makes memory that holds a message the user's, counted until dropped.
+    pub fn own(&self, memory: Vec<u8>) -> Bytes {
+        let held = memory.capacity() as u64;
+        self.connection.owned_messages.rise(1);
+        self.connection.owned_bytes.rise(held);
+        self.shared.backend.owned_messages.rise(1);
+        self.shared.backend.owned_bytes.rise(held);
+        Bytes::from_owner(Owned { memory, held, meter: self.clone() })
+    }
+
+    /// Whether a cap is reached; if so, the loop is woken when something is dropped.
+    pub(crate) fn is_full(&self) -> bool {
+        if !self.at_cap() {
+            return false;
+        }
+        // SeqCst: ordered against the counters in `drop`, so that one of the two sides sees the other.
+        self.shared.blocked.store(true, Ordering::SeqCst);
+        self.at_cap()
+    }
+
+    fn at_cap(&self) -> bool {
+        let OwnedCaps { messages, bytes, total_messages, total_bytes, backend, .. } = &*self.shared;
+        self.connection.owned_messages.get() >= *messages
+            || self.connection.owned_bytes.get() >= *bytes
+            || backend.owned_messages.get() >= *total_messages
+            || backend.owned_bytes.get() >= *total_bytes
+    }
+}
+
+struct Owned {
+    memory: Vec<u8>,
+    held: u64,
+    meter: Meter,
+}
+
+impl AsRef<[u8]> for Owned {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.memory = Vec::new();
+        let Meter { connection, shared } = &self.meter;
+        connection.owned_messages.fall(1);
+        connection.owned_bytes.fall(self.held);
+        shared.backend.owned_messages.fall(1);
+        shared.backend.owned_bytes.fall(self.held);
+        if shared.blocked.swap(false, Ordering::SeqCst) {
+            shared.remote.wake();
+        }
+    }
+}
