@@ -12,6 +12,7 @@ mod config;
 mod endpoint;
 mod error;
 mod event_loop;
+mod liveness;
 mod memory;
 mod message;
 mod stats;
@@ -27,6 +28,7 @@ pub use error::{
     RegisterError, RunError, SendError, Target,
 };
 pub use event_loop::{Budget, EventLoop, Interest, Next, Ready, Remote, Source, SourceId, WatchId};
+pub use liveness::{Liveness, LivenessAction};
 pub use memory::{
     BufferFull, BufferPool, HeldSlice, MemoryKind, MemoryRegion, NetworkBuffer, RawSlice, RegionId, RegionInUse, RegionOptions,
 };
