@@ -12,6 +12,8 @@ mod config;
 mod endpoint;
 mod error;
 mod event_loop;
+#[cfg(feature = "fault")]
+pub mod fault;
 mod liveness;
 mod memory;
 mod message;
