@@ -10,6 +10,7 @@ mod backend;
 mod callbacks;
 mod config;
 mod endpoint;
+pub mod engine;
 mod error;
 mod event_loop;
 #[cfg(feature = "fault")]

@@ -178,6 +178,10 @@ counters! {
         failed_hello,
         /// Times that accepting failed for want of descriptors or memory.
         accept_failures,
+        /// Level: accepted messages that wait for completion.
+        queued_messages,
+        /// Level: their bytes.
+        queued_bytes,
         /// Level: connections now.
         connections,
         /// Level: taken-over messages still alive.

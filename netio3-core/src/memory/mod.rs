@@ -11,4 +11,4 @@ pub use pool::BufferPool;
 pub use raw::{HeldSlice, RawSlice};
 pub use region::{MemoryKind, MemoryRegion, RegionInUse, RegionOptions};
 pub use region_table::RegionId;
-pub(crate) use region_table::{HeldRegions, RegionTable};
+pub(crate) use region_table::{HeldRegions, Piece, RegionTable};

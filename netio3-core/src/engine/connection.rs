@@ -1,0 +1,155 @@
+//! One connection, as the engine sees it.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::address::EndPointAddress;
+use crate::backend::{ConnectionState, Phase};
+use crate::config::{ConnectionParameters, Limits};
+use crate::endpoint::Endpoint;
+use crate::engine::Ledger;
+use crate::liveness::Liveness;
+use crate::memory::BufferPool;
+use crate::message::Meter;
+use crate::stats::{ConnectionCounters, ListenerCounters};
+use crate::status::{ClosedReason, Direction, RefusedReason};
+
+/// A connection, from the moment its socket (or the like) exists until its last callback.
+///
+/// Its cells are borrowed only for moments, never across a callback.
+pub struct Connection<L> {
+    /// Its handle.
+    pub endpoint: Endpoint,
+    /// The peer's address.
+    pub address: EndPointAddress,
+    /// Which side asked for it.
+    pub direction: Direction,
+    /// What the user asked for.
+    pub params: Arc<ConnectionParameters>,
+    /// Its counters.
+    pub counters: Arc<ConnectionCounters>,
+    /// Counts the messages that the user took over.
+    pub meter: Meter,
+    /// The transport's part.
+    pub link: L,
+    /// The listener that accepted it.
+    pub(super) listener: Option<Accepted>,
+    pub(super) state: Cell<State>,
+    /// Whether the user knows of it: opened here, or accepted and its hello too.
+    pub(super) known: Cell<bool>,
+    pub(super) owns_address: bool,
+    pub(super) paused: Cell<bool>,
+    pub(super) limits: Cell<Limits>,
+    pub(super) ledger: RefCell<Ledger>,
+    pub(super) pool: RefCell<Option<BufferPool>>,
+    /// A buffer was asked for in vain.
+    pub(super) starved: Cell<bool>,
+    pub(super) liveness: RefCell<Option<Liveness>>,
+    /// When the present state began.
+    pub(super) since: Cell<Instant>,
+    /// When the queue last moved.
+    pub(super) progress: Cell<Instant>,
+    pub(super) deadline: Cell<Option<Instant>>,
+    pub(super) listed: Listed,
+}
+
+/// The listener of an accepted connection.
+pub(super) struct Accepted {
+    pub(super) address: EndPointAddress,
+    pub(super) counters: Arc<ListenerCounters>,
+    pub(super) filter: crate::config::AcceptFilter,
+}
+
+/// In which of the engine's lists a connection is, so that it is there once.
+#[derive(Default)]
+pub(super) struct Listed {
+    /// Has something to flush.
+    pub(super) unflushed: Cell<bool>,
+    /// Has completions to tell.
+    pub(super) completed: Cell<bool>,
+    /// Waits to be told *writable*.
+    pub(super) refused: Cell<bool>,
+    /// Does not read because a cap on taken-over messages is reached.
+    pub(super) capped: Cell<bool>,
+    /// Has used memory that should be given back when idle.
+    pub(super) untrimmed: Cell<bool>,
+}
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Being connected, or exchanging hellos.
+    Opening,
+    /// *Established* was delivered or is just being delivered.
+    Established,
+    /// An orderly close is under way; the reason is that of the coming *closed*.
+    Closing(ClosedReason),
+    /// Over; *closed* follows.
+    Closed(ClosedReason),
+    /// Over; *refused* follows.
+    Refused(RefusedReason),
+}
+
+impl<L> Connection<L> {
+    /// Where it is in its life.
+    pub fn state(&self) -> State {
+        self.state.get()
+    }
+
+    /// Whether it is over, so that nothing may be read or delivered any more.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state.get(), State::Closed(_) | State::Refused(_))
+    }
+
+    /// Whether messages may be delivered now: it is not over, not paused, and below the caps on what the
+    /// user took over. Otherwise the transport keeps what it has read and stops reading; it is called as
+    /// readable again when that changes.
+    pub fn is_receiving(&self) -> bool {
+        !self.is_over() && !self.paused.get() && !self.meter.is_full()
+    }
+
+    /// Whether the user paused it.
+    pub fn is_paused(&self) -> bool {
+        self.paused.get()
+    }
+
+    /// The accept filter's and listener's part in an incoming connection.
+    pub fn listener_counters(&self) -> Option<&ListenerCounters> {
+        self.listener.as_ref().map(|listener| &*listener.counters)
+    }
+
+    /// Enters a frame of the transport's own into the order of completions.
+    pub fn push_control(&self) {
+        self.ledger.borrow_mut().push_control();
+    }
+
+    /// What the user sees of it.
+    pub(super) fn describe(&self) -> ConnectionState {
+        ConnectionState {
+            endpoint: self.endpoint,
+            address: self.address,
+            direction: self.direction,
+            listener: self.listener.as_ref().map(|listener| listener.address),
+            phase: match self.state.get() {
+                State::Opening => Phase::Opening,
+                State::Established => Phase::Established,
+                State::Closing(_) | State::Closed(_) | State::Refused(_) => Phase::Closing,
+            },
+            counters: self.counters.clone(),
+        }
+    }
+
+    /// Whether the user waits for *writable* and it is due.
+    pub(super) fn is_writable_due(&self, room: impl Fn(usize) -> bool) -> bool {
+        let ledger = self.ledger.borrow();
+        let fits = ledger.refused().is_some_and(|len| ledger.messages() == 0 || (ledger.fits(len) && room(len)));
+        let buffer_free = || self.pool.borrow().as_ref().is_some_and(|pool| pool.available() > 0);
+        match (ledger.refused().is_some(), self.starved.get()) {
+            (false, false) => false,
+            (true, false) => fits,
+            (false, true) => buffer_free(),
+            (true, true) => fits && buffer_free(),
+        }
+    }
+}

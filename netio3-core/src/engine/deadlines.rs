@@ -1,0 +1,187 @@
+//! Everything that happens because time passes.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::endpoint::Endpoint;
+use crate::engine::{Connection, Engine, Listener, Release, State, Transport, Upcalls};
+use crate::event_loop::{Budget, Ready};
+use crate::liveness::LivenessAction;
+use crate::status::{ClosedReason, Direction, RefusedReason};
+
+/// What a deadline belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Due {
+    Connection(Endpoint),
+    /// A listener that could not accept, by its token.
+    Listener(usize),
+}
+
+/// How long an accept loop waits when the table of descriptors is full and no stranger can make room.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// How long a connection stays without traffic before it gives queue memory back.
+const TRIM_AFTER: Duration = Duration::from_secs(2);
+
+impl<T: Transport> Engine<T> {
+    /// Has a listener called as ready again after a while, since accepting failed for now.
+    pub fn accept_later(&self, listener: &Listener<T::Listener>) {
+        self.deadlines.borrow_mut().insert((self.ev.now() + ACCEPT_RETRY, Due::Listener(listener.token)));
+        self.arm();
+    }
+
+    /// Sets the deadline of a connection anew, from what it waits for.
+    pub(super) fn update_deadline(&self, connection: &Connection<T::Link>) {
+        self.set_deadline(connection, self.next_deadline(connection));
+    }
+
+    /// Makes sure that a connection's queue is looked after: it must move, and give its memory back.
+    pub(super) fn watch_queue(&self, connection: &Connection<T::Link>) {
+        let first = !connection.listed.untrimmed.replace(true);
+        if connection.params.stall_timeout.is_some() && connection.ledger.borrow().messages() == 1 {
+            connection.progress.set(self.ev.now());
+            self.update_deadline(connection);
+        } else if first {
+            self.update_deadline(connection);
+        }
+    }
+
+    pub(super) fn set_deadline(&self, connection: &Connection<T::Link>, at: Option<Instant>) {
+        let before = connection.deadline.replace(at);
+        if before == at {
+            return;
+        }
+        let due = Due::Connection(connection.endpoint);
+        let mut deadlines = self.deadlines.borrow_mut();
+        let first = deadlines.first().copied();
+        before.inspect(|before| _ = deadlines.remove(&(*before, due)));
+        at.inspect(|at| _ = deadlines.insert((*at, due)));
+        let changed = deadlines.first().copied() != first;
+        drop(deadlines);
+        if changed {
+            self.arm();
+        }
+    }
+
+    pub(super) fn arm(&self) {
+        let first = self.deadlines.borrow().first().map(|(at, _)| *at);
+        if let Some(source) = self.source.get() {
+            self.ev.set_deadline(source, first);
+        }
+    }
+
+    fn next_deadline(&self, connection: &Connection<T::Link>) -> Option<Instant> {
+        let params = &connection.params;
+        match connection.state() {
+            State::Opening if connection.known.get() => connection.since.get().checked_add(params.connect_deadline),
+            State::Opening => connection.since.get().checked_add(self.config.hello_deadline),
+            State::Established => {
+                let liveness = connection.liveness.borrow().as_ref().and_then(|liveness| liveness.next_deadline());
+                let trim = connection.listed.untrimmed.get().then(|| connection.progress.get().checked_add(TRIM_AFTER)).flatten();
+                let stall = params.stall_timeout.filter(|_| connection.ledger.borrow().messages() > 0);
+                let stall = stall.and_then(|limit| connection.progress.get().checked_add(limit));
+                [liveness, trim, stall].into_iter().flatten().min()
+            }
+            State::Closing(_) => {
+                let at = connection.since.get().checked_add(params.close_deadline);
+                [at, self.shutdown_at.get()].into_iter().flatten().min()
+            }
+            State::Closed(_) | State::Refused(_) => None,
+        }
+    }
+
+    /// Handles what is due now.
+    pub(super) fn expire(self: &Rc<Self>, up: &mut Upcalls<'_, T>) {
+        let now = self.ev.now();
+        loop {
+            let due = {
+                let mut deadlines = self.deadlines.borrow_mut();
+                match deadlines.first().copied() {
+                    Some(first) if first.0 <= now => deadlines.remove(&first).then_some(first.1),
+                    _ => break,
+                }
+            };
+            match due {
+                Some(Due::Connection(endpoint)) => {
+                    if let Some(connection) = self.get(endpoint) {
+                        connection.deadline.set(None);
+                        self.expire_connection(up, &connection, now);
+                        self.update_deadline(&connection);
+                    }
+                }
+                Some(Due::Listener(token)) => self.ev.redeliver(self.source(), token, Ready::READABLE),
+                None => {}
+            }
+        }
+        self.arm();
+    }
+
+    fn expire_connection(&self, up: &mut Upcalls<'_, T>, connection: &Rc<Connection<T::Link>>, now: Instant) {
+        let passed = |limit: Duration| connection.since.get().checked_add(limit).is_some_and(|at| at <= now);
+        match connection.state() {
+            State::Opening if !connection.known.get() => {
+                if passed(self.config.hello_deadline) {
+                    connection.listener_counters().inspect(|counters| counters.silent.add(1));
+                    self.drop_stranger(connection);
+                }
+            }
+            State::Opening => {
+                debug_assert_eq!(connection.direction, Direction::Outgoing);
+                if passed(connection.params.connect_deadline) {
+                    self.refuse(connection, RefusedReason::Timeout);
+                }
+            }
+            State::Closing(reason) => {
+                if passed(connection.params.close_deadline) || self.shutdown_at.get().is_some_and(|at| at <= now) {
+                    self.finish(connection, reason, Release::Reset);
+                }
+            }
+            State::Established => self.look_after(up, connection, now),
+            State::Closed(_) | State::Refused(_) => {}
+        }
+    }
+
+    /// Heartbeats, a dead peer, a stalled queue, memory of an idle connection.
+    fn look_after(&self, up: &mut Upcalls<'_, T>, connection: &Rc<Connection<T::Link>>, now: Instant) {
+        let idle_for = now.saturating_duration_since(connection.progress.get());
+        let queued = connection.ledger.borrow().messages() > 0;
+        if queued && connection.params.stall_timeout.is_some_and(|limit| idle_for >= limit) {
+            return self.finish(connection, ClosedReason::Stalled, Release::Reset);
+        }
+        if !queued && idle_for >= TRIM_AFTER && connection.listed.untrimmed.replace(false) {
+            connection.ledger.borrow_mut().trim();
+            self.transport.trim(connection);
+        } else if queued && connection.listed.untrimmed.get() {
+            // Looked at again after a further while; the stall limit counts from `progress` only if there is one.
+            if connection.params.stall_timeout.is_none() && idle_for >= TRIM_AFTER {
+                connection.listed.untrimmed.set(false);
+            }
+        }
+        loop {
+            let action = match &mut *connection.liveness.borrow_mut() {
+                Some(liveness) => {
+                    liveness.set_reading(connection.is_receiving(), now);
+                    liveness.check(now)
+                }
+                None => return,
+            };
+            match action {
+                LivenessAction::Nothing => return,
+                LivenessAction::SendHeartbeat => {
+                    self.transport.heartbeat(self, connection);
+                    self.transport.flush(self, connection);
+                }
+                LivenessAction::Probe => {
+                    let reads = connection.counters.reads.get();
+                    let mut budget = Budget::DEFAULT;
+                    _ = self.transport.ready(up, connection, Ready::READABLE, &mut budget);
+                    let found = connection.counters.reads.get() != reads;
+                    let probed = connection.liveness.borrow_mut().as_mut().map(|liveness| liveness.probed(found, now));
+                    if probed == Some(LivenessAction::Dead) {
+                        return self.finish(connection, ClosedReason::HeartbeatTimeout, Release::Reset);
+                    }
+                }
+                LivenessAction::Dead => return self.finish(connection, ClosedReason::HeartbeatTimeout, Release::Reset),
+            }
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The source that the loop calls, and the way to the user's callbacks.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::address::EndPointAddress;
+use crate::callbacks::{Callbacks, ConnectionInfo};
+use crate::config::Limits;
+use crate::engine::core::LISTENER;
+use crate::engine::{Connection, Engine, LocalBackend, Retired, State, Transport};
+use crate::event_loop::{Budget, EventLoop, Next, Ready, Source};
+use crate::liveness::Liveness;
+use crate::message::Message;
+use crate::status::{Completion, Direction};
+
+/// A backend as its loop sees it: the callbacks and the engine. Dropping it ends the backend.
+pub(crate) struct Driver<T: Transport> {
+    /// What callbacks get as their backend.
+    view: LocalBackend<T>,
+    callbacks: Box<dyn Callbacks>,
+    scratch: Scratch<T>,
+}
+
+/// Memory used again and again.
+struct Scratch<T: Transport> {
+    connections: Vec<Rc<Connection<T::Link>>>,
+    completions: Vec<Completion>,
+    retired: Vec<Retired>,
+}
+
+/// The way to the user's callbacks, open while the loop runs the backend.
+pub struct Upcalls<'a, T: Transport> {
+    view: &'a LocalBackend<T>,
+    callbacks: &'a mut dyn Callbacks,
+}
+
+impl<T: Transport> Driver<T> {
+    pub(crate) fn new(view: LocalBackend<T>, callbacks: Box<dyn Callbacks>) -> Self {
+        Self { view, callbacks, scratch: Scratch { connections: Vec::new(), completions: Vec::new(), retired: Vec::new() } }
+    }
+
+    fn engine(&self) -> Rc<Engine<T>> {
+        self.view.engine().clone()
+    }
+
+    fn upcalls(&mut self) -> Upcalls<'_, T> {
+        Upcalls { view: &self.view, callbacks: &mut *self.callbacks }
+    }
+
+    /// Tells completions of the connections that have some.
+    fn tell_completions(&mut self, engine: &Engine<T>, budget: &mut Budget) {
+        std::mem::swap(&mut *engine.completed.borrow_mut(), &mut self.scratch.connections);
+        let mut told = std::mem::take(&mut self.scratch.connections);
+        for connection in told.drain(..) {
+            connection.listed.completed.set(false);
+            self.tell_completions_of(engine, &connection, budget);
+        }
+        self.scratch.connections = told;
+    }
+
+    fn tell_completions_of(&mut self, engine: &Engine<T>, connection: &Rc<Connection<T::Link>>, budget: &mut Budget) {
+        self.retire(engine, connection);
+        if engine.is_gone() || !connection.ledger.borrow().has_completed() {
+            return;
+        }
+        let spare = std::mem::take(&mut self.scratch.completions);
+        let mut completions = connection.ledger.borrow_mut().take_completed(spare);
+        budget.spend(completions.len(), 0);
+        self.callbacks.on_send_completed(&self.view, connection.endpoint, &connection.address, &completions);
+        completions.clear();
+        self.scratch.completions = completions;
+    }
+
+    /// Drops the user memory of messages that left, or gives buffers back, with no borrow held.
+    fn retire(&mut self, engine: &Engine<T>, connection: &Rc<Connection<T::Link>>) {
+        engine.transport.retire(connection, &mut self.scratch.retired);
+        if self.scratch.retired.is_empty() {
+            return;
+        }
+        // Not drained in place: should a drop panic, what is left is dropped with this vector.
+        let mut retired = std::mem::take(&mut self.scratch.retired);
+        for memory in retired.drain(..) {
+            match memory {
+                Retired::Shared(bytes) => drop(bytes),
+                Retired::Buffer(buffer) => match &mut *connection.pool.borrow_mut() {
+                    Some(pool) => pool.put_back(buffer),
+                    None => drop(buffer),
+                },
+            }
+        }
+        self.scratch.retired = retired;
+    }
+
+    /// Tells *writable* to the connections that wait for it and have room.
+    fn tell_writable(&mut self, engine: &Engine<T>) {
+        if engine.refused.borrow().is_empty() {
+            return;
+        }
+        let waiting = engine.refused.take();
+        for connection in waiting {
+            if engine.is_gone() {
+                return;
+            }
+            if connection.is_over() || !matches!(connection.state(), State::Established) {
+                connection.listed.refused.set(false);
+                continue;
+            }
+            if !connection.is_writable_due(|len| engine.has_room(len)) {
+                engine.refused.borrow_mut().push(connection);
+                continue;
+            }
+            connection.listed.refused.set(false);
+            connection.ledger.borrow_mut().clear_refusal();
+            connection.starved.set(false);
+            self.callbacks.on_writable(&self.view, connection.endpoint, &connection.address);
+        }
+    }
+
+    /// Tells the ends of connections, each after its last completions.
+    fn tell_ends(&mut self, engine: &Engine<T>, budget: &mut Budget) {
+        while let Some(connection) = self.next_end(engine) {
+            self.tell_completions_of(engine, &connection, budget);
+            if engine.is_gone() {
+                return;
+            }
+            let pending = engine.take_pending(&connection);
+            connection.counters.messages_pending_at_close.add(pending.len() as u64);
+            engine.totals.messages_pending_at_close.add(pending.len() as u64);
+            engine.leave(&connection);
+            let (endpoint, address) = (connection.endpoint, &connection.address);
+            match connection.state() {
+                State::Refused(reason) => {
+                    engine.totals.refused.add(1);
+                    tracing::info!(backend = T::NAME, %endpoint, peer = %address, %reason, "connection refused");
+                    self.callbacks.on_connection_refused(&self.view, endpoint, address, reason);
+                }
+                State::Closed(reason) => {
+                    engine.totals.closed.add(1);
+                    let pending_count = pending.len();
+                    tracing::info!(backend = T::NAME, %endpoint, peer = %address, %reason, pending = pending_count, "connection closed");
+                    self.callbacks.on_connection_closed(&self.view, endpoint, address, &pending, reason);
+                }
+                State::Opening | State::Established | State::Closing(_) => {}
+            }
+        }
+    }
+
+    fn next_end(&self, engine: &Engine<T>) -> Option<Rc<Connection<T::Link>>> {
+        if engine.is_gone() { None } else { engine.over.borrow_mut().pop_front() }
+    }
+
+    fn flush(&mut self, engine: &Engine<T>) {
+        std::mem::swap(&mut *engine.unflushed.borrow_mut(), &mut self.scratch.connections);
+        for connection in self.scratch.connections.drain(..) {
+            connection.listed.unflushed.set(false);
+            if !connection.is_over() {
+                engine.transport.flush(engine, &connection);
+            }
+        }
+    }
+
+    /// Has the connections read again that stopped at a cap, where there is room now.
+    fn resume_capped(&mut self, engine: &Engine<T>) {
+        engine.capped.borrow_mut().retain(|connection| {
+            if connection.is_over() || connection.is_paused() {
+                connection.listed.capped.set(false);
+                return false;
+            }
+            if connection.meter.is_full() {
+                return true;
+            }
+            connection.listed.capped.set(false);
+            engine.read_again(connection);
+            false
+        });
+    }
+}
+
+impl<T: Transport> Source for Driver<T> {
+    fn ready(&mut self, _ev: &dyn EventLoop, token: usize, ready: Ready, budget: &mut Budget) -> Next {
+        let engine = self.engine();
+        if engine.is_gone() {
+            return Next::Wait;
+        }
+        if token & LISTENER != 0 {
+            return match engine.listener_at(token) {
+                Some(listener) => engine.transport.listener_ready(&engine, &listener, budget),
+                None => Next::Wait,
+            };
+        }
+        let Some(connection) = engine.at(token) else { return Next::Wait };
+        let next = engine.transport.ready(&mut self.upcalls(), &connection, ready, budget);
+        if !connection.is_over() && !connection.is_paused() && connection.meter.is_full() {
+            engine.resume_below_cap(&connection);
+        }
+        next
+    }
+
+    fn timeout(&mut self, _ev: &dyn EventLoop) {
+        let engine = self.engine();
+        if !engine.is_gone() {
+            engine.expire(&mut self.upcalls());
+        }
+    }
+
+    fn before_sleep(&mut self, _ev: &dyn EventLoop, budget: &mut Budget) -> Next {
+        let engine = self.engine();
+        let mut next = Next::Wait;
+        // Twice, so that what the flush completes is told in the same turn.
+        for _ in 0..2 {
+            if engine.is_gone() {
+                return Next::Wait;
+            }
+            self.tell_ends(&engine, budget);
+            self.tell_completions(&engine, budget);
+            self.tell_writable(&engine);
+            self.flush(&engine);
+            next = engine.transport.before_sleep(&mut self.upcalls(), budget);
+            if !engine.has_work() {
+                break;
+            }
+        }
+        if engine.is_gone() {
+            return Next::Wait;
+        }
+        self.resume_capped(&engine);
+        if engine.has_work() { Next::Again } else { next }
+    }
+
+    fn poll(&mut self, _ev: &dyn EventLoop, budget: &mut Budget) -> Next {
+        let engine = self.engine();
+        if engine.is_gone() { Next::Wait } else { engine.transport.poll(&mut self.upcalls(), budget) }
+    }
+}
+
+impl<T: Transport> Drop for Driver<T> {
+    fn drop(&mut self) {
+        self.view.engine().tear_down();
+    }
+}
+
+impl<T: Transport> Engine<T> {
+    /// Whether the end of a turn has something to do at once.
+    fn has_work(&self) -> bool {
+        !self.over.borrow().is_empty() || !self.completed.borrow().is_empty() || !self.unflushed.borrow().is_empty()
+    }
+}
+
+impl<T: Transport> Upcalls<'_, T> {
+    /// The engine.
+    pub fn engine(&self) -> &Rc<Engine<T>> {
+        self.view.engine()
+    }
+
+    /// Both hellos were accepted: the connection is established from here on, and the user told so.
+    /// `peer_max_len` and `peer_heartbeat` are what the peer announced.
+    pub fn established(
+        &mut self,
+        connection: &Rc<Connection<T::Link>>,
+        local_address: EndPointAddress,
+        peer_max_len: usize,
+        peer_heartbeat: Duration,
+    ) {
+        let engine = self.view.engine();
+        let now = engine.ev.now();
+        let own = engine.config.max_message_len;
+        let limits = Limits { max_message_len: own.min(peer_max_len), ..connection.limits.get() };
+        connection.limits.set(limits);
+        connection.state.set(State::Established);
+        connection.since.set(now);
+        let missed = engine.config.missed_heartbeats;
+        *connection.liveness.borrow_mut() = Some(Liveness::new(engine.config.heartbeat_interval, peer_heartbeat, missed, now));
+        engine.update_deadline(connection);
+        engine.totals.established.add(1);
+        let (endpoint, peer) = (connection.endpoint, connection.address);
+        let incoming = connection.direction == Direction::Incoming;
+        tracing::info!(backend = T::NAME, %endpoint, %peer, incoming, "connection established");
+        let listener = connection.listener.as_ref().map(|listener| listener.address);
+        let info = ConnectionInfo::new(endpoint, peer, connection.direction, listener, local_address, limits);
+        self.callbacks.on_connection_established(self.view, &info);
+    }
+
+    /// Hands a message to the user; tells whether the next one may follow.
+    #[inline]
+    pub fn data(&mut self, connection: &Connection<T::Link>, message: Message<'_>) -> bool {
+        self.callbacks.on_data(self.view, connection.endpoint, &connection.address, message);
+        connection.is_receiving()
+    }
+}

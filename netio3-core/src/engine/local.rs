@@ -1,0 +1,429 @@
+//! The single-threaded backend made of an engine.
+
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::address::EndPointAddress;
+use crate::backend::{ConnectionState, ListenerState, NetworkBackend, Unsent};
+use crate::callbacks::Callbacks;
+use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, NetworkConfig};
+use crate::endpoint::{Endpoint, EndpointIds};
+use crate::engine::driver::Driver;
+use crate::engine::{Connection, Engine, Opener, Outgoing, Payload, Release, State, Transport};
+use crate::error::{
+    BufferError, CloseListenError, CloseSendError, CreateError, DeregisterError, OpenListenError, OpenSendError, RegisterError, SendError,
+};
+use crate::event_loop::EventLoop;
+use crate::memory::{HeldRegions, MemoryRegion, NetworkBuffer, RegionId};
+use crate::stats::{BackendCounters, ConnectionCounters};
+use crate::status::{ClosedReason, CompletionKind, NetioStatus, RefusedReason};
+
+/// Makes a single-threaded backend of a transport and adds it to the loop.
+///
+/// # Errors
+/// The configuration is refused.
+pub fn create_local<T: Transport>(
+    transport: T,
+    opener: T::Opener,
+    config: NetworkConfig,
+    callbacks: Box<dyn Callbacks>,
+    ev: &dyn EventLoop,
+) -> Result<Box<dyn NetworkBackend>, CreateError> {
+    config.check()?;
+    let engine = Engine::new(transport, Arc::new(opener), config, EndpointIds::default(), ev);
+    Ok(Box::new(LocalBackend::start(engine, callbacks, ev)))
+}
+
+/// The calls of a backend, on its loop's thread.
+pub(crate) struct LocalBackend<T: Transport> {
+    engine: Rc<Engine<T>>,
+    /// The user's handle ends the backend when dropped; the one that callbacks see does not.
+    owner: bool,
+}
+
+/// Which messages a send call makes, as far as the engine must know before it accepts one.
+struct Offer {
+    header_len: usize,
+    payload_len: usize,
+    key: u64,
+    kind: CompletionKind,
+}
+
+impl<T: Transport> LocalBackend<T> {
+    /// Adds an engine to its loop; the returned handle owns it.
+    pub(crate) fn start(engine: Rc<Engine<T>>, callbacks: Box<dyn Callbacks>, ev: &dyn EventLoop) -> Self {
+        let view = Self { engine: engine.clone(), owner: false };
+        let source = ev.add_source(Box::new(Driver::new(view, callbacks)));
+        engine.source.set(Some(source));
+        Self { engine, owner: true }
+    }
+
+    pub(crate) fn engine(&self) -> &Rc<Engine<T>> {
+        &self.engine
+    }
+
+    fn known(&self, endpoint: Endpoint) -> Result<Rc<Connection<T::Link>>, SendError> {
+        self.engine.get(endpoint).ok_or(SendError::UnknownSendEndpoint(endpoint.into()))
+    }
+
+    fn open(&self, address: &EndPointAddress, params: &ConnectionParameters, owns: bool) -> Result<Endpoint, OpenSendError> {
+        let engine = &self.engine;
+        let address = *address;
+        let failed = |source: io::Error| OpenSendError::FailedOpenSendEndpoint { address, source: source.into() };
+        address.check_dialable().map_err(|why| OpenSendError::InvalidEndpointAddress { address, why })?;
+        if owns && self.endpoint(&address).is_some() {
+            return Err(OpenSendError::SendEndpointAlreadyExists { address });
+        }
+        engine.check_open().map_err(failed)?;
+        let endpoint = engine.ids.allocate(crate::MAX_ENDPOINTS).ok_or_else(|| failed(too_many(crate::MAX_ENDPOINTS)))?;
+        let dialing = engine.opener.dial(&address, params);
+        let adopted = dialing.and_then(|dialing| engine.adopt(endpoint, address, owns, Arc::new(params.clone()), Arc::default(), dialing));
+        adopted.inspect_err(|_| engine.ids.release(endpoint)).map_err(failed)?;
+        Ok(endpoint)
+    }
+
+    /// Accepts or refuses a message, without looking at its bytes.
+    #[inline]
+    fn submit<'a>(
+        &self,
+        to: Endpoint,
+        offer: &Offer,
+        regions: impl FnOnce(&Engine<T>) -> Option<HeldRegions>,
+        message: impl FnOnce() -> Outgoing<'a>,
+    ) -> Result<NetioStatus, SendError> {
+        let engine = &*self.engine;
+        let table = engine.table.borrow();
+        let Some(connection) = table.get(to.slot()).and_then(Option::as_ref).filter(|connection| connection.endpoint == to) else {
+            return Err(SendError::UnknownSendEndpoint(to.into()));
+        };
+        if connection.state() != State::Established {
+            return Ok(NetioStatus::NotConnected);
+        }
+        let limits = connection.limits.get();
+        let len = offer.header_len + offer.payload_len;
+        if offer.header_len > limits.max_header_len || len > limits.max_message_len {
+            return Ok(NetioStatus::TooBig);
+        }
+        let Some(held) = regions(engine) else { return Ok(NetioStatus::NotRegistered) };
+        let mut ledger = connection.ledger.borrow_mut();
+        if !ledger.fits(len) || (ledger.messages() > 0 && !engine.has_room(len)) {
+            ledger.refuse(len);
+            drop(ledger);
+            engine.note_refusal(connection);
+            return Ok(NetioStatus::NoResources);
+        }
+        ledger.push(offer.key, offer.kind, len, held);
+        connection.counters.queued_messages.set(ledger.messages() as u64);
+        connection.counters.queued_bytes.set(ledger.bytes() as u64);
+        drop(ledger);
+        if !held.is_none() {
+            engine.regions.borrow_mut().hold(held);
+        }
+        engine.totals.queued_messages.add(1);
+        engine.totals.queued_bytes.add(len as u64);
+        engine.totals.messages_accepted.add(1);
+        connection.counters.messages_accepted.add(1);
+        engine.transport.enqueue(connection, message());
+        if !connection.listed.untrimmed.get() || connection.params.stall_timeout.is_some() {
+            engine.watch_queue(connection);
+        }
+        if engine.transport.unsent(connection) >= connection.params.flush_at {
+            let connection = connection.clone();
+            drop(table);
+            engine.transport.flush(engine, &connection);
+        } else {
+            engine.flush_later(connection);
+        }
+        Ok(NetioStatus::Ok)
+    }
+
+    fn close_with(&self, connection: &Rc<Connection<T::Link>>, refused: RefusedReason, closed: ClosedReason) {
+        match connection.state() {
+            State::Opening => self.engine.refuse(connection, refused),
+            State::Established => self.engine.start_closing(connection, closed),
+            State::Closing(_) | State::Closed(_) | State::Refused(_) => {}
+        }
+    }
+
+    fn connections_where(&self, wanted: impl Fn(&Connection<T::Link>) -> bool) -> Vec<Rc<Connection<T::Link>>> {
+        self.engine.table.borrow().iter().flatten().filter(|connection| wanted(connection)).cloned().collect()
+    }
+
+    fn with_pool<R>(&self, to: Endpoint, f: impl FnOnce(&Rc<Connection<T::Link>>, &mut crate::BufferPool) -> R) -> Result<R, BufferError> {
+        let connection = self.known(to)?;
+        let mut pool = connection.pool.borrow_mut();
+        match &mut *pool {
+            Some(pool) => Ok(f(&connection, pool)),
+            None => Err(BufferError::NoBuffersAllocated(to.into())),
+        }
+    }
+}
+
+fn too_many(limit: usize) -> io::Error {
+    io::Error::other(format!("{limit} connections are open, which is the limit; raise `max_connections`"))
+}
+
+impl<T: Transport> Engine<T> {
+    /// Whether anything may be opened now.
+    fn check_open(&self) -> io::Result<()> {
+        if self.gone.get() {
+            return Err(io::Error::other("the backend has ended"));
+        }
+        if self.shutdown_at.get().is_some() {
+            return Err(io::Error::other("the backend is being shut down"));
+        }
+        if self.is_full() {
+            return Err(too_many(self.config.max_connections));
+        }
+        Ok(())
+    }
+
+    fn note_refusal(&self, connection: &Rc<Connection<T::Link>>) {
+        connection.counters.refused_sends.add(1);
+        self.totals.refused_sends.add(1);
+        self.await_writable(connection);
+    }
+
+    fn await_writable(&self, connection: &Rc<Connection<T::Link>>) {
+        if !connection.listed.refused.replace(true) {
+            self.refused.borrow_mut().push(connection.clone());
+        }
+    }
+
+    /// Starts the orderly close of an established connection, from whichever side.
+    pub fn start_closing(&self, connection: &Rc<Connection<T::Link>>, reason: ClosedReason) {
+        if connection.state() != State::Established {
+            return;
+        }
+        connection.state.set(State::Closing(reason));
+        connection.since.set(self.ev.now());
+        self.update_deadline(connection);
+        self.transport.close(self, connection);
+        if !connection.is_over() {
+            self.flush_later(connection);
+        }
+    }
+
+    /// The regions of a zero-copy message.
+    #[inline]
+    fn find_regions<P: crate::memory::Piece>(&self, pieces: &[P]) -> Option<HeldRegions> {
+        if self.look_up_regions.get() { self.regions.borrow().find(pieces) } else { Some(HeldRegions::default()) }
+    }
+}
+
+impl<T: Transport> NetworkBackend for LocalBackend<T> {
+    fn open_send_endpoint(&self, address: &EndPointAddress, params: &ConnectionParameters) -> Result<Endpoint, OpenSendError> {
+        self.open(address, params, true)
+    }
+
+    fn connect(&self, address: &EndPointAddress, params: &ConnectionParameters) -> Result<Endpoint, OpenSendError> {
+        self.open(address, params, false)
+    }
+
+    fn open_listen_endpoint(
+        &self,
+        address: &EndPointAddress,
+        params: &ConnectionParametersRecv,
+    ) -> Result<EndPointAddress, OpenListenError> {
+        let engine = &self.engine;
+        let address = *address;
+        let failed = |source: io::Error| OpenListenError::FailedOpenListenEndpoint { address, source: source.into() };
+        address.check_listenable().map_err(|why| OpenListenError::InvalidEndpointAddress { address, why })?;
+        if address.port() != 0 && engine.listens_on(&address) {
+            return Err(OpenListenError::ListenEndpointAlreadyExists { address });
+        }
+        engine.check_open().or_else(|error| if engine.is_full() && !engine.is_gone() { Ok(()) } else { Err(error) }).map_err(failed)?;
+        let (listening, bound) = engine.opener.listen(&address, params).map_err(failed)?;
+        engine.adopt_listener(bound, params.clone(), Arc::default(), listening).map_err(failed)?;
+        Ok(bound)
+    }
+
+    fn close(&self, endpoint: Endpoint) -> Result<(), CloseSendError> {
+        let connection = self.engine.get(endpoint).ok_or(CloseSendError::UnknownSendEndpoint(endpoint.into()))?;
+        self.close_with(&connection, RefusedReason::Local, ClosedReason::Local);
+        Ok(())
+    }
+
+    fn abort(&self, endpoint: Endpoint) -> Result<(), CloseSendError> {
+        let connection = self.engine.get(endpoint).ok_or(CloseSendError::UnknownSendEndpoint(endpoint.into()))?;
+        match connection.state() {
+            State::Opening => self.engine.refuse(&connection, RefusedReason::Local),
+            _ => self.engine.finish(&connection, ClosedReason::Local, Release::Reset),
+        }
+        Ok(())
+    }
+
+    fn close_listen_endpoint(&self, address: &EndPointAddress) -> Result<(), CloseListenError> {
+        let found = self.engine.listeners.borrow().iter().flatten().find(|listener| listener.address == *address).cloned();
+        let listener = found.ok_or(CloseListenError::UnknownListenEndpoint { address: *address })?;
+        self.engine.close_listener(&listener);
+        for connection in self.connections_where(|c| c.listener.as_ref().is_some_and(|listener| listener.address == *address)) {
+            match connection.known.get() {
+                true => self.close_with(&connection, RefusedReason::Local, ClosedReason::Local),
+                false => self.engine.drop_stranger(&connection),
+            }
+        }
+        Ok(())
+    }
+
+    fn endpoint(&self, address: &EndPointAddress) -> Option<Endpoint> {
+        self.engine.by_address.borrow().get(address).copied()
+    }
+
+    fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        let payload_len = data.iter().map(Bytes::len).sum();
+        let offer = Offer { header_len: header.len(), payload_len, key, kind: CompletionKind::ZeroCopy };
+        let message = || Outgoing { header, payload: Payload::Shared(data), len: header.len() + payload_len };
+        self.submit(to, &offer, |engine| engine.find_regions(data), message)
+    }
+
+    fn send_copy_iov(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        let payload_len = data.iter().map(|piece| piece.len()).sum();
+        let offer = Offer { header_len: header.len(), payload_len, key, kind: CompletionKind::Copy };
+        let message = || Outgoing { header, payload: Payload::Copied(data), len: header.len() + payload_len };
+        self.submit(to, &offer, |_| Some(HeldRegions::default()), message)
+    }
+
+    #[allow(unsafe_code, reason = "the trait's one call whose contract the compiler cannot check")]
+    unsafe fn send_raw_iov(&self, to: Endpoint, data: &[crate::RawSlice], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        let payload_len = data.iter().map(crate::RawSlice::len).sum();
+        let offer = Offer { header_len: header.len(), payload_len, key, kind: CompletionKind::ZeroCopy };
+        // SAFETY: the caller vouches that the pieces stay readable until the key comes back or the backend is
+        // dropped; what is made of them here is dropped before either.
+        let pieces = unsafe { crate::engine::RawPieces::new(data) };
+        let message = || Outgoing { header, payload: Payload::Raw(pieces), len: header.len() + payload_len };
+        self.submit(to, &offer, |engine| engine.find_regions(data), message)
+    }
+
+    fn take_buffer(&self, to: Endpoint) -> Result<Option<NetworkBuffer>, BufferError> {
+        self.with_pool(to, |connection, pool| {
+            let taken = pool.take();
+            if taken.is_none() {
+                connection.starved.set(true);
+                pool.set_starved();
+                self.engine.await_writable(connection);
+            }
+            taken
+        })
+    }
+
+    fn send_taken(&self, to: Endpoint, buffer: NetworkBuffer) -> Result<(), Unsent> {
+        if buffer.pool().owner().is_some_and(|owner| owner != to) {
+            let outcome = self.known(to).map(|_| NetioStatus::Failed);
+            return Err(Unsent { buffer, outcome });
+        }
+        let offer = Offer { header_len: 0, payload_len: buffer.len(), key: buffer.id(), kind: CompletionKind::Buffer };
+        let mut offered = Some(buffer);
+        let message = || {
+            let buffer = offered.take().expect("taken once, on acceptance");
+            Outgoing { header: &[], len: buffer.len(), payload: Payload::Buffer(buffer) }
+        };
+        let outcome = self.submit(to, &offer, |_| Some(HeldRegions::default()), message);
+        match offered {
+            None => Ok(()),
+            Some(buffer) => Err(Unsent { buffer, outcome }),
+        }
+    }
+
+    fn available_buffers(&self, to: Endpoint) -> Result<usize, BufferError> {
+        self.with_pool(to, |_, pool| pool.low_water())
+    }
+
+    fn register(&self, region: &MemoryRegion) -> Result<RegionId, RegisterError> {
+        if self.engine.is_gone() {
+            return Err(RegisterError::BackendGone);
+        }
+        let mut regions = self.engine.regions.borrow_mut();
+        let id = regions.register(region)?;
+        self.engine.totals.registered_bytes.set(regions.bytes());
+        self.engine.look_up_regions.set(true);
+        Ok(id)
+    }
+
+    fn deregister(&self, region: RegionId) -> Result<(), DeregisterError> {
+        let mut regions = self.engine.regions.borrow_mut();
+        let freed = regions.deregister(region)?;
+        self.engine.totals.registered_bytes.set(regions.bytes());
+        self.engine.look_up_regions.set(self.engine.config.strict_regions || regions.bytes() > 0);
+        drop(regions);
+        drop(freed);
+        Ok(())
+    }
+
+    fn pause(&self, endpoint: Endpoint) -> Result<(), SendError> {
+        self.known(endpoint)?.paused.set(true);
+        Ok(())
+    }
+
+    fn resume(&self, endpoint: Endpoint) -> Result<(), SendError> {
+        let connection = self.known(endpoint)?;
+        if connection.paused.replace(false) && !connection.is_over() {
+            self.engine.read_again(&connection);
+        }
+        Ok(())
+    }
+
+    fn flush(&self, endpoint: Endpoint) -> Result<(), SendError> {
+        let connection = self.known(endpoint)?;
+        if !connection.is_over() {
+            self.engine.transport.flush(&self.engine, &connection);
+        }
+        Ok(())
+    }
+
+    fn limits(&self, endpoint: Endpoint) -> Result<Limits, SendError> {
+        Ok(self.known(endpoint)?.limits.get())
+    }
+
+    fn stats(&self, endpoint: Endpoint) -> Result<Arc<ConnectionCounters>, SendError> {
+        Ok(self.known(endpoint)?.counters.clone())
+    }
+
+    fn totals(&self) -> Arc<BackendCounters> {
+        self.engine.totals.clone()
+    }
+
+    fn listeners(&self) -> Vec<ListenerState> {
+        let state = |listener: &Rc<crate::engine::Listener<T::Listener>>| ListenerState::new(listener.address, listener.counters.clone());
+        self.engine.listeners.borrow().iter().flatten().map(state).collect()
+    }
+
+    fn connections(&self) -> Vec<ConnectionState> {
+        self.connections_where(|connection| connection.known.get()).iter().map(|connection| connection.describe()).collect()
+    }
+
+    fn shutdown(&self, deadline: Duration) {
+        let engine = &self.engine;
+        if engine.is_gone() || engine.shutdown_at.get().is_some() {
+            return;
+        }
+        engine.shutdown_at.set(Some(engine.ev.now() + deadline.min(LONGEST_SHUTDOWN)));
+        let listeners: Vec<_> = engine.listeners.borrow().iter().flatten().cloned().collect();
+        listeners.iter().for_each(|listener| engine.close_listener(listener));
+        for connection in self.connections_where(|_| true) {
+            match connection.known.get() {
+                true => self.close_with(&connection, RefusedReason::Shutdown, ClosedReason::Shutdown),
+                false => engine.drop_stranger(&connection),
+            }
+            engine.update_deadline(&connection);
+        }
+    }
+}
+
+/// An instant further away than this may not be representable.
+const LONGEST_SHUTDOWN: Duration = Duration::from_secs(365 * 24 * 3_600);
+
+impl<T: Transport> Drop for LocalBackend<T> {
+    fn drop(&mut self) {
+        if self.owner {
+            self.engine.tear_down();
+            if let Some(source) = self.engine.source.get() {
+                self.engine.ev.remove_source(source);
+            }
+        }
+    }
+}

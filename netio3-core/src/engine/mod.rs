@@ -1,0 +1,27 @@
+//! What all backends share, for those who write one.
+//!
+//! The [`Engine`] keeps the promises of the contract that do not depend on how bytes move: the table of
+//! connections and their states, admission of sends, completions in order and exactly once, *writable*,
+//! pools, regions, deadlines and counters. A [`Transport`] moves the bytes: it is told what was accepted,
+//! and tells what arrived and what left. [`create_local`] makes a backend of a transport.
+//!
+//! Everything here belongs to one thread. Borrows of a connection's cells are never held while a callback
+//! runs or user memory is dropped, so that both may call into the backend.
+
+mod connection;
+mod core;
+mod deadlines;
+mod driver;
+mod ledger;
+mod local;
+mod raw_send;
+mod transport;
+
+pub use self::connection::{Connection, State};
+pub use self::core::{Engine, Listener};
+pub use self::driver::Upcalls;
+pub use self::ledger::Ledger;
+pub(crate) use self::local::LocalBackend;
+pub use self::local::create_local;
+pub use self::raw_send::RawPieces;
+pub use self::transport::{Opener, Outgoing, Payload, Release, Retired, Transport};

@@ -1,0 +1,157 @@
+//! What a backend has to bring: moving bytes.
+
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::address::EndPointAddress;
+use crate::config::{ConnectionParameters, ConnectionParametersRecv};
+use crate::engine::{Connection, Engine, Listener, RawPieces, Upcalls};
+use crate::event_loop::{Budget, Next, Ready};
+use crate::memory::NetworkBuffer;
+
+/// The part of a backend that any thread may use: it starts connections and listeners, without waiting.
+pub trait Opener: Send + Sync + 'static {
+    /// A connection that was started, for the loop to adopt.
+    type Dialing: Send;
+    /// A listener that is bound, for the loop to adopt.
+    type Listening: Send;
+
+    /// Starts a connection.
+    ///
+    /// # Errors
+    /// What the user gets as the source of `FailedOpenSendEndpoint`.
+    fn dial(&self, address: &EndPointAddress, params: &ConnectionParameters) -> io::Result<Self::Dialing>;
+
+    /// Binds a listener; returns the bound address with it.
+    ///
+    /// # Errors
+    /// What the user gets as the source of `FailedOpenListenEndpoint`.
+    fn listen(&self, address: &EndPointAddress, params: &ConnectionParametersRecv) -> io::Result<(Self::Listening, EndPointAddress)>;
+}
+
+/// The part of a backend that moves bytes, on the loop's thread.
+///
+/// No method runs a callback except through the [`Upcalls`] it is given. What a method finds out about the
+/// end of a connection it tells by [`Engine::finish`] or [`Engine::refuse`]; the callback follows later.
+pub trait Transport: Sized + 'static {
+    /// The backend's name, as in errors and logs.
+    const NAME: &'static str;
+    /// The part that any thread may use.
+    type Opener: Opener;
+    /// What the transport keeps for each connection.
+    type Link: 'static;
+    /// What the transport keeps for each listener.
+    type Listener: 'static;
+
+    /// Makes a started connection one of this loop, watched under `token`.
+    ///
+    /// # Errors
+    /// The connection is then refused with `LocalResource`.
+    fn adopt(
+        &self,
+        engine: &Engine<Self>,
+        token: usize,
+        dialing: <Self::Opener as Opener>::Dialing,
+        params: &ConnectionParameters,
+    ) -> io::Result<Self::Link>;
+
+    /// Makes a bound listener one of this loop, watched under `token`.
+    ///
+    /// # Errors
+    /// The listener is then gone, and the user told so if he can be.
+    fn adopt_listener(
+        &self,
+        engine: &Engine<Self>,
+        token: usize,
+        listening: <Self::Opener as Opener>::Listening,
+    ) -> io::Result<Self::Listener>;
+
+    /// A connection is ready: read, deliver, go on sending.
+    fn ready(&self, up: &mut Upcalls<'_, Self>, connection: &Rc<Connection<Self::Link>>, ready: Ready, budget: &mut Budget) -> Next;
+
+    /// A listener is ready: accept.
+    fn listener_ready(&self, engine: &Rc<Engine<Self>>, listener: &Rc<Listener<Self::Listener>>, budget: &mut Budget) -> Next;
+
+    /// Takes an accepted message into the connection's queue. Its record is in the ledger already.
+    fn enqueue(&self, connection: &Connection<Self::Link>, message: Outgoing<'_>);
+
+    /// Bytes that wait to be sent.
+    fn unsent(&self, connection: &Connection<Self::Link>) -> usize;
+
+    /// Sends what is queued, as far as it goes without waiting. Tells the ledger what left.
+    fn flush(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>);
+
+    /// Moves memory that is no longer needed into `retired`; after the end of a connection, all of it.
+    fn retire(&self, connection: &Connection<Self::Link>, retired: &mut Vec<Retired>);
+
+    /// Starts an orderly close: the goodbye follows what is queued. Ends in [`Engine::finish`].
+    fn close(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>);
+
+    /// Sends a heartbeat.
+    fn heartbeat(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>);
+
+    /// Frees what the connection holds of the system, so that nothing of it is touched any more.
+    fn release(&self, engine: &Engine<Self>, connection: &Connection<Self::Link>, how: Release);
+
+    /// Frees what the listener holds of the system.
+    fn release_listener(&self, engine: &Engine<Self>, listener: &Listener<Self::Listener>);
+
+    /// Gives memory back that an idle connection does not need.
+    fn trim(&self, connection: &Connection<Self::Link>) {
+        let _ = connection;
+    }
+
+    /// The turn ends; for transports that are not driven by watched descriptors alone.
+    fn before_sleep(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
+        let _ = (up, budget);
+        Next::Wait
+    }
+
+    /// The loop spins; for transports that can be polled.
+    fn poll(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
+        let _ = (up, budget);
+        Next::Wait
+    }
+}
+
+/// How a connection's resources are freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// Both sides have said goodbye, or the peer is gone.
+    Orderly,
+    /// At once, so that the peer learns of it as a loss.
+    Reset,
+}
+
+/// An accepted message on its way into a transport's queue.
+pub struct Outgoing<'a> {
+    /// Goes before the payload; always copied.
+    pub header: &'a [u8],
+    /// The payload.
+    pub payload: Payload<'a>,
+    /// Header and payload together, in bytes.
+    pub len: usize,
+}
+
+/// The payload of a message.
+pub enum Payload<'a> {
+    /// Shared memory; clone what is held.
+    Shared(&'a [Bytes]),
+    /// Borrowed memory; copy it.
+    Copied(&'a [IoSlice<'a>]),
+    /// Raw memory, readable until the message comes back.
+    Raw(RawPieces<'a>),
+    /// A buffer.
+    Buffer(NetworkBuffer),
+}
+
+/// User memory that a transport needs no longer.
+#[derive(Debug)]
+pub enum Retired {
+    /// Shared memory.
+    Shared(Bytes),
+    /// A buffer; it goes back to its pool.
+    Buffer(NetworkBuffer),
+}
