@@ -1,0 +1,283 @@
+//! Which sources there are, what they wait for, and what is due to them. Calls nobody.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::os::fd::RawFd;
+use std::time::Instant;
+
+use netio3_core::{Ready, Source};
+
+use crate::arena::{Arena, Key};
+
+/// The books of a loop.
+#[derive(Default)]
+pub(crate) struct Registry {
+    sources: Arena<Entry>,
+    tokens: Arena<Token>,
+    deadlines: BTreeSet<(Instant, Key)>,
+    /// Sources to which a token is due, in the order in which they became so.
+    ready: VecDeque<Key>,
+    /// Sources that are asked before sleeping and polled while spinning.
+    hooked: Vec<Key>,
+}
+
+struct Entry {
+    /// `None` while it runs.
+    source: Option<Box<dyn Source>>,
+    deadline: Option<Instant>,
+    /// Every token of this source, found by its number.
+    tokens: BTreeSet<(usize, Key)>,
+    /// Tokens to be delivered; those removed since are skipped.
+    due: VecDeque<Key>,
+    /// Whether it is in [`Registry::ready`].
+    listed: bool,
+}
+
+/// A token of a source: a watched descriptor, or one that only waits to be redelivered.
+struct Token {
+    source: Key,
+    number: usize,
+    watched: Option<RawFd>,
+    /// What the kernel reported: lost when the watch ends.
+    fetched: Ready,
+    /// What the source asked for: outlives the watch.
+    asked: Option<Ready>,
+    /// Whether it is in [`Entry::due`].
+    queued: bool,
+}
+
+/// A delivery to be made.
+#[derive(Clone, Copy)]
+pub(crate) struct Due {
+    key: Key,
+    pub(crate) number: usize,
+    pub(crate) ready: Ready,
+}
+
+/// What is left of a removed source.
+pub(crate) struct Removed {
+    /// `None` when it is running.
+    pub(crate) source: Option<Box<dyn Source>>,
+    /// The descriptors it still watched.
+    pub(crate) fds: Vec<RawFd>,
+}
+
+// Sources.
+impl Registry {
+    /// Adds a source; only a hooked one is asked before sleeping.
+    pub(crate) fn add(&mut self, hooked: bool, make: impl FnOnce(Key) -> Box<dyn Source>) -> Key {
+        let key = self.sources.insert_with(|key| Entry {
+            source: Some(make(key)),
+            deadline: None,
+            tokens: BTreeSet::new(),
+            due: VecDeque::new(),
+            listed: false,
+        });
+        if hooked {
+            self.hooked.push(key);
+        }
+        key
+    }
+
+    pub(crate) fn remove(&mut self, key: Key) -> Option<Removed> {
+        let entry = self.sources.remove(key)?;
+        if let Some(at) = entry.deadline {
+            self.deadlines.remove(&(at, key));
+        }
+        self.hooked.retain(|other| *other != key);
+        let fds = entry.tokens.iter().filter_map(|(_, token)| self.tokens.remove(*token)?.watched).collect();
+        Some(Removed { source: entry.source, fds })
+    }
+
+    pub(crate) fn contains(&self, key: Key) -> bool {
+        self.sources.get(key).is_some()
+    }
+
+    /// Takes a source out to run it.
+    pub(crate) fn take(&mut self, key: Key) -> Option<Box<dyn Source>> {
+        self.sources.get_mut(key)?.source.take()
+    }
+
+    /// Puts a source back that ran; gives it to the caller if it was removed meanwhile.
+    pub(crate) fn put_back(&mut self, key: Key, source: Box<dyn Source>) -> Option<Box<dyn Source>> {
+        match self.sources.get_mut(key) {
+            Some(entry) => entry.source.replace(source),
+            None => Some(source),
+        }
+    }
+
+    /// Copies the keys of the hooked sources.
+    pub(crate) fn copy_hooked(&self, to: &mut Vec<Key>) {
+        to.clone_from(&self.hooked);
+    }
+
+    /// Every source, for dropping them all.
+    pub(crate) fn into_sources(self) -> Vec<Box<dyn Source>> {
+        self.sources.into_values().filter_map(|entry| entry.source).collect()
+    }
+}
+
+// Tokens.
+impl Registry {
+    /// Notes a watch; `None` if there is no such source.
+    pub(crate) fn watch(&mut self, source: Key, number: usize, fd: RawFd) -> Option<Key> {
+        let entry = self.sources.get(source)?;
+        let unwatched = entry.tokens.range(tokens_of(number)).find(|(_, key)| self.tokens.get(*key).is_some_and(|t| t.watched.is_none()));
+        // What was asked for under this number goes to the new watch.
+        let asked = unwatched.copied().and_then(|(_, key)| self.drop_token(key)).and_then(|token| token.asked);
+        let key = self.insert(source, number, Some(fd));
+        if let Some(ready) = asked {
+            self.ask(key, ready);
+        }
+        Some(key)
+    }
+
+    /// Forgets a watch and what was fetched for it; `false` if it had ended already.
+    pub(crate) fn unwatch(&mut self, key: Key) -> bool {
+        let Some(token) = self.tokens.get_mut(key) else { return false };
+        let was_watched = token.watched.take().is_some();
+        token.fetched = Ready::NONE;
+        if token.asked.is_none() {
+            self.drop_token(key);
+        }
+        was_watched
+    }
+
+    /// Notes what the kernel reported for a watch.
+    pub(crate) fn fetched(&mut self, key: Key, ready: Ready) {
+        // Without a token it is a watch that ended between the kernel's report and now.
+        if let Some(token) = self.tokens.get_mut(key) {
+            token.fetched |= ready;
+            self.enqueue(key);
+        }
+    }
+
+    /// Notes what a source asked for.
+    pub(crate) fn redeliver(&mut self, source: Key, number: usize, ready: Ready) {
+        let Some(entry) = self.sources.get(source) else { return };
+        let known = entry.tokens.range(tokens_of(number)).next_back().map(|(_, key)| *key);
+        let key = known.unwrap_or_else(|| self.insert(source, number, None));
+        self.ask(key, ready);
+    }
+
+    /// Notes that a source did not use a delivery up.
+    pub(crate) fn again(&mut self, source: Key, due: Due) {
+        if self.tokens.get(due.key).is_some_and(|token| token.watched.is_some()) {
+            self.fetched(due.key, due.ready);
+        } else {
+            self.redeliver(source, due.number, due.ready);
+        }
+    }
+
+    pub(crate) fn ready_sources(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// The next source with due tokens, and how many there are at this moment.
+    pub(crate) fn pop_ready(&mut self) -> Option<(Key, usize)> {
+        while let Some(key) = self.ready.pop_front() {
+            if let Some(entry) = self.sources.get_mut(key) {
+                entry.listed = false;
+                return Some((key, entry.due.len()));
+            }
+        }
+        None
+    }
+
+    /// The next due token of a source, among its first `left`.
+    pub(crate) fn pop_due(&mut self, source: Key, left: &mut usize) -> Option<Due> {
+        while *left > 0 {
+            *left -= 1;
+            let key = self.sources.get_mut(source)?.due.pop_front()?;
+            let Some(token) = self.tokens.get_mut(key) else { continue };
+            token.queued = false;
+            let ready = std::mem::take(&mut token.fetched) | token.asked.take().unwrap_or_default();
+            let due = Due { key, number: token.number, ready };
+            if token.watched.is_none() {
+                self.drop_token(key);
+            }
+            return Some(due);
+        }
+        None
+    }
+
+    /// Puts a source that has due tokens at the end of the line.
+    pub(crate) fn relist(&mut self, source: Key) {
+        let Some(entry) = self.sources.get_mut(source) else { return };
+        if !entry.due.is_empty() && !entry.listed {
+            entry.listed = true;
+            self.ready.push_back(source);
+        }
+    }
+
+    fn insert(&mut self, source: Key, number: usize, watched: Option<RawFd>) -> Key {
+        let token = Token { source, number, watched, fetched: Ready::NONE, asked: None, queued: false };
+        let key = self.tokens.insert_with(|_| token);
+        if let Some(entry) = self.sources.get_mut(source) {
+            entry.tokens.insert((number, key));
+        }
+        key
+    }
+
+    fn drop_token(&mut self, key: Key) -> Option<Token> {
+        let token = self.tokens.remove(key)?;
+        if let Some(entry) = self.sources.get_mut(token.source) {
+            entry.tokens.remove(&(token.number, key));
+        }
+        Some(token)
+    }
+
+    fn ask(&mut self, key: Key, ready: Ready) {
+        if let Some(token) = self.tokens.get_mut(key) {
+            token.asked = Some(token.asked.unwrap_or_default() | ready);
+            self.enqueue(key);
+        }
+    }
+
+    fn enqueue(&mut self, key: Key) {
+        let Some(token) = self.tokens.get_mut(key) else { return };
+        let source = token.source;
+        if !std::mem::replace(&mut token.queued, true) {
+            if let Some(entry) = self.sources.get_mut(source) {
+                entry.due.push_back(key);
+            }
+            self.relist(source);
+        }
+    }
+}
+
+// Deadlines.
+impl Registry {
+    pub(crate) fn set_deadline(&mut self, key: Key, at: Option<Instant>) {
+        let Some(entry) = self.sources.get_mut(key) else { return };
+        if let Some(old) = std::mem::replace(&mut entry.deadline, at) {
+            self.deadlines.remove(&(old, key));
+        }
+        if let Some(at) = at {
+            self.deadlines.insert((at, key));
+        }
+    }
+
+    pub(crate) fn deadline(&self, key: Key) -> Option<Instant> {
+        self.sources.get(key)?.deadline
+    }
+
+    pub(crate) fn nearest_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// How many deadlines have passed.
+    pub(crate) fn passed(&self, now: Instant) -> usize {
+        self.deadlines.range(..=(now, Key::MAX)).count()
+    }
+
+    /// Clears the earliest deadline if it has passed, and tells whose it was.
+    pub(crate) fn pop_passed(&mut self, now: Instant) -> Option<(Instant, Key)> {
+        let (at, key) = *self.deadlines.first().filter(|(at, _)| *at <= now)?;
+        self.set_deadline(key, None);
+        Some((at, key))
+    }
+}
+
+fn tokens_of(number: usize) -> std::ops::RangeInclusive<(usize, Key)> {
+    (number, Key::MIN)..=(number, Key::MAX)
+}

@@ -1,0 +1,296 @@
+//! Running: a turn, its phases, and the sleep before it.
+
+use std::io;
+use std::thread;
+use std::time::Instant;
+
+use netio3_core::{Budget, Next, RunError, Source};
+
+use crate::arena::Key;
+use crate::inner::{Inner, Phase, Post, gone};
+use crate::kernel::Fetched;
+
+impl Inner {
+    /// Turns until the condition holds, the end is reached or somebody stops; tells whether it holds.
+    pub(crate) fn drive(&self, condition: &mut dyn FnMut() -> bool, end: Option<Instant>) -> Result<bool, RunError> {
+        let _running = self.enter()?;
+        self.begin();
+        let mut stop_turns = 0;
+        let mut ended = false;
+        loop {
+            let holds = condition();
+            if holds || ended || self.is_gone() {
+                self.shared.clear_stop();
+                return Ok(holds);
+            }
+            let stopping = self.shared.is_stopped();
+            let delivered = self.counters.events.get();
+            self.turn(end)?;
+            ended = end.is_some_and(|end| end <= Instant::now());
+            if stopping {
+                stop_turns += 1;
+                let drained = self.counters.events.get() == delivered && !self.has_work();
+                ended |= drained || stop_turns == STOP_TURNS;
+            }
+        }
+    }
+
+    /// One turn.
+    pub(crate) fn single(&self, limit: Option<Instant>) -> Result<(), RunError> {
+        let _running = self.enter()?;
+        self.begin();
+        let result = self.turn(limit);
+        self.shared.clear_stop();
+        result
+    }
+
+    /// One turn without sleeping, for a foreign loop.
+    pub(crate) fn process(&self) -> Result<(), RunError> {
+        let _running = self.enter()?;
+        self.nested.set(true);
+        self.phase.set(Phase::Turn);
+        self.run_inits();
+        self.look().map_err(RunError::Wait)?;
+        self.work();
+        Ok(())
+    }
+
+    fn enter(&self) -> Result<Running<'_>, RunError> {
+        if self.phase.get() != Phase::Idle {
+            return Err(RunError::Nested);
+        }
+        if self.is_gone() {
+            return Err(RunError::Wait(gone()));
+        }
+        self.phase.set(Phase::Between);
+        self.shared.rise();
+        Ok(Running(self))
+    }
+
+    /// What comes before the first turn: init callbacks, and what was called before running.
+    fn begin(&self) {
+        self.phase.set(Phase::Turn);
+        self.turn_began.set(Instant::now());
+        self.run_inits();
+        self.ask_sources();
+        self.phase.set(Phase::Between);
+    }
+
+    fn turn(&self, limit: Option<Instant>) -> Result<(), RunError> {
+        self.phase.set(Phase::Turn);
+        self.wait(limit).map_err(RunError::Wait)?;
+        self.work();
+        self.phase.set(Phase::Between);
+        Ok(())
+    }
+
+    /// Fetches events, after spinning and sleeping if there is nothing else to do.
+    fn wait(&self, limit: Option<Instant>) -> io::Result<()> {
+        if self.has_work() || self.shared.is_stopped() {
+            return self.look();
+        }
+        if !self.spin.get().is_zero() && self.spin(limit)? {
+            return Ok(());
+        }
+        loop {
+            let deadline = earlier(limit, self.registry.borrow().nearest_deadline());
+            if deadline.is_some_and(|at| at <= Instant::now()) {
+                return self.look();
+            }
+            if let Some(kernel) = &mut *self.kernel.borrow_mut() {
+                kernel.wake_at(deadline);
+            }
+            if !self.shared.try_sleep() {
+                return self.look();
+            }
+            let found = self.fetch(true)?;
+            self.counters.wakeups.add(1);
+            self.take_notice();
+            // Otherwise the timer fired for a deadline that has moved since.
+            if found.any || self.noticed.get() || deadline.is_some_and(|at| at <= Instant::now()) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Fetches what there is.
+    fn look(&self) -> io::Result<()> {
+        self.fetch(false)?;
+        self.take_notice();
+        Ok(())
+    }
+
+    /// Looks everywhere over and over instead of sleeping; tells whether there is something to do.
+    fn spin(&self, limit: Option<Instant>) -> io::Result<bool> {
+        let began = Instant::now();
+        loop {
+            self.each_hooked(|source, budget| source.poll(self, budget));
+            let found = self.fetch(false)?;
+            self.take_notice();
+            let now = Instant::now();
+            self.turn_began.set(now);
+            let deadline = earlier(limit, self.registry.borrow().nearest_deadline());
+            if found.any || self.has_work() || self.shared.is_stopped() || deadline.is_some_and(|at| at <= now) {
+                return Ok(true);
+            }
+            if now.saturating_duration_since(began) >= self.spin.get() {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn fetch(&self, wait: bool) -> io::Result<Fetched> {
+        self.kicked.set(false);
+        let mut kernel = self.kernel.borrow_mut();
+        // A source may have dropped the loop while spinning.
+        let Some(kernel) = &mut *kernel else { return Ok(Fetched { any: true, full: false }) };
+        let mut registry = self.registry.borrow_mut();
+        let found = kernel.fetch(wait, |watch, ready| registry.fetched(watch, ready))?;
+        if found.full {
+            self.scheduled.set(true);
+        }
+        Ok(found)
+    }
+
+    fn take_notice(&self) {
+        if self.shared.take_notice() {
+            self.noticed.set(true);
+        }
+    }
+
+    /// Everything of a turn but waiting.
+    fn work(&self) {
+        let began = Instant::now();
+        self.turn_began.set(began);
+        self.counters.turns.add(1);
+        self.read_inbox();
+        let sources = self.registry.borrow().ready_sources();
+        for _ in 0..sources {
+            self.deliver_to_next();
+        }
+        self.run_posts();
+        self.run_timeouts();
+        self.ask_sources();
+        self.counters.longest_turn_ns.raise(began.elapsed().as_nanos() as u64);
+    }
+
+    fn read_inbox(&self) {
+        if !self.noticed.replace(false) {
+            return;
+        }
+        let inbox = self.shared.take_inbox();
+        self.posts.borrow_mut().extend(inbox.jobs.into_iter().map(Post::Remote));
+        let mut registry = self.registry.borrow_mut();
+        for signal in inbox.fired {
+            registry.redeliver(signal, 0, netio3_core::Ready::NONE);
+        }
+    }
+
+    /// Delivers to the next source what is due to it now, within its budget.
+    fn deliver_to_next(&self) {
+        let next = self.registry.borrow_mut().pop_ready();
+        let Some((key, mut left)) = next else { return };
+        self.with_source(key, |source| {
+            let mut budget = self.budget.get();
+            loop {
+                let due = self.registry.borrow_mut().pop_due(key, &mut left);
+                let Some(due) = due else { break };
+                self.counters.events.add(1);
+                if source.ready(self, due.number, due.ready, &mut budget) == Next::Again {
+                    self.registry.borrow_mut().again(key, due);
+                }
+                if budget.is_spent() {
+                    self.counters.budget_hits.add(1);
+                    break;
+                }
+            }
+        });
+        self.registry.borrow_mut().relist(key);
+    }
+
+    fn run_posts(&self) {
+        // What a post posts waits for the next turn, and so do posts beyond the budget.
+        let count = self.posts.borrow().len().min(self.budget.get().messages.max(1));
+        for _ in 0..count {
+            let post = self.posts.borrow_mut().pop_front();
+            match post {
+                Some(Post::Local(job)) => job(&self.local()),
+                Some(Post::Remote(job)) => job(self),
+                None => break,
+            }
+        }
+    }
+
+    fn run_timeouts(&self) {
+        let now = self.turn_began.get();
+        // Counted before, so that a source whose next deadline has passed already gets one call a turn.
+        let count = self.registry.borrow().passed(now);
+        for _ in 0..count {
+            let passed = self.registry.borrow_mut().pop_passed(now);
+            let Some((at, key)) = passed else { break };
+            self.passed_deadline.set(at);
+            self.with_source(key, |source| source.timeout(self));
+        }
+    }
+
+    fn ask_sources(&self) {
+        self.again.set(false);
+        self.scheduled.set(false);
+        self.each_hooked(|source, budget| source.before_sleep(self, budget));
+    }
+
+    /// Calls every hooked source there is now with a budget of its own: one spent on reading must not
+    /// keep a source from sending.
+    fn each_hooked(&self, call: impl Fn(&mut dyn Source, &mut Budget) -> Next) {
+        let mut keys: Vec<Key> = self.scratch.take();
+        self.registry.borrow().copy_hooked(&mut keys);
+        for key in &keys {
+            self.with_source(*key, |source| {
+                let mut budget = self.budget.get();
+                if call(source, &mut budget) == Next::Again {
+                    self.again.set(true);
+                }
+                if budget.is_spent() {
+                    self.counters.budget_hits.add(1);
+                }
+            });
+        }
+        self.scratch.replace(keys);
+    }
+
+    fn run_inits(&self) {
+        loop {
+            let init = self.inits.borrow_mut().pop_front();
+            let Some(init) = init else { break };
+            init(&self.local());
+        }
+    }
+}
+
+/// Proof that the loop runs; dropping it ends that, also by a panic.
+struct Running<'a>(&'a Inner);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let Self(inner) = self;
+        inner.phase.set(Phase::Idle);
+        if thread::panicking() {
+            // The turn was cut short: the next one comes without sleeping.
+            inner.scheduled.set(true);
+        }
+        // From here on the first wake-up writes the descriptor; one that came before is a notice, which
+        // the next run finds, and a foreign loop by what `settle` does.
+        inner.shared.try_sleep();
+        inner.settle();
+    }
+}
+
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// How many turns, none of which sleeps, `stop` grants to what is pending.
+const STOP_TURNS: usize = 5;
