@@ -1,2 +1,89 @@
-//! bench
-fn main() {}
+//! `netio3-bench`: measures netio3 on a testbed, beside bare sockets, and checks that every message arrived.
+//!
+//! Exit status: 0 when everything was delivered and verified, 1 when not, 2 for bad arguments or no
+//! connection.
+#![forbid(unsafe_code)]
+
+mod args;
+mod control;
+mod failure;
+mod ledger;
+mod pattern;
+mod plan;
+mod raw;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::args::{Backend, Cli, Command, Common};
+use crate::failure::Failure;
+use crate::report::Report;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return fail(&Failure::NoConnection(one_line(&error.to_string()))),
+    };
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => fail(&failure),
+    }
+}
+
+fn fail(failure: &Failure) -> ExitCode {
+    eprintln!("netio3-bench: {failure}");
+    ExitCode::from(failure.status())
+}
+
+/// What is wrong, without the usage that clap prints below.
+fn one_line(message: &str) -> String {
+    let first = message.split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = first.trim_start_matches("error: ").split_whitespace().collect();
+    format!("{} (--help tells more)", words.join(" "))
+}
+
+fn run(cli: &Cli) -> Result<(), Failure> {
+    let common = &cli.common;
+    pin(common)?;
+    let report = match &cli.command {
+        Some(Command::Recv(args)) => match common.backend() {
+            Backend::Raw => raw::recv(common, args)?,
+            _ => return Err(Failure::NoConnection("not there yet".into())),
+        },
+        Some(Command::Send(args)) => match common.backend() {
+            Backend::Raw => raw::send(common, args)?,
+            _ => return Err(Failure::NoConnection("not there yet".into())),
+        },
+        Some(Command::Echo(args)) => match common.backend() {
+            Backend::Raw => raw::echo(common, args)?,
+            _ => return Err(Failure::NoConnection("not there yet".into())),
+        },
+        Some(Command::Ping(args)) => match common.backend() {
+            Backend::Raw => raw::ping(common, args)?,
+            _ => return Err(Failure::NoConnection("not there yet".into())),
+        },
+        _ => return Err(Failure::NoConnection("not there yet".into())),
+    };
+    finish(common, &report)
+}
+
+fn finish(common: &Common, report: &Report) -> Result<(), Failure> {
+    report.print(common.json);
+    report.verdict()
+}
+
+/// Pins this thread, and those it will start, to a processor.
+fn pin(common: &Common) -> Result<(), Failure> {
+    let Some(cpu) = common.cpu else { return Ok(()) };
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu)
+        .and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set))
+        .map_err(|error| Failure::NoConnection(format!("cannot pin to processor {cpu}: {error}; `nproc` tells how many there are")))
+}

@@ -1,1 +1,2 @@
 //! netio3
+pub use netio3_core::*;

@@ -1,0 +1,249 @@
+//! The command line.
+
+use std::fmt;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+/// Measures netio3 between two processes and checks that every message arrived.
+///
+/// Without a command: a tour of this machine in under 30 seconds.
+#[derive(Parser, Debug)]
+#[command(name = "netio3-bench", version, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do; nothing is the tour.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Receive and verify what `send` sends; prints `listening on ADDR` when ready
+    Recv(RecvArgs),
+    /// Send messages as fast as the receiver takes them
+    Send(SendArgs),
+    /// Send back what `ping` sends; prints `listening on ADDR` when ready
+    Echo(EchoArgs),
+    /// Measure round trips to an `echo`
+    Ping(PingArgs),
+    /// Tell which backends can be used here, and what is missing
+    Info,
+}
+
+/// What every command takes.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    /// Through what to send; `raw` and `raw-fabric` are baselines without any library [default: tcp]
+    #[arg(long, value_enum, global = true, value_name = "NAME")]
+    pub backend: Option<Backend>,
+    /// The libfabric provider
+    #[arg(long, global = true, value_name = "NAME")]
+    pub provider: Option<String>,
+    /// Poll for this long before sleeping
+    #[arg(long, global = true, value_name = "MICROSECONDS", default_value_t = 0)]
+    pub spin: u64,
+    /// Pin to this processor
+    #[arg(long, global = true, value_name = "N")]
+    pub cpu: Option<usize>,
+    /// Check every byte, not just order and count
+    #[arg(long, global = true)]
+    pub verify: bool,
+    /// Print one JSON object as the last line
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+impl Common {
+    /// The backend to use.
+    pub fn backend(&self) -> Backend {
+        self.backend.unwrap_or(Backend::Tcp)
+    }
+
+    /// How long to poll before sleeping.
+    pub fn spin(&self) -> Duration {
+        Duration::from_micros(self.spin)
+    }
+}
+
+/// Options of `recv`.
+#[derive(Args, Clone, Debug)]
+pub struct RecvArgs {
+    /// Where to listen; port 0 picks one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub listen: String,
+    /// End when this many senders said goodbye
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub senders: u64,
+    /// Stay after the senders' goodbyes
+    #[arg(long)]
+    pub forever: bool,
+}
+
+/// Options of `send`.
+#[derive(Args, Clone, Debug)]
+pub struct SendArgs {
+    /// Where a `recv` listens
+    #[arg(long, value_name = "ADDR")]
+    pub connect: Option<String>,
+    /// Bytes of each message, header included (K, M, KiB, MiB … may follow)
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub size: usize,
+    #[command(flatten)]
+    pub amount: Amount,
+    /// Which family of calls to send with [default: zero-copy; of raw: the faster one at this size]
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
+    /// Connections to send over, in turns
+    #[arg(long, value_name = "C", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub connections: u32,
+    /// How much of each message goes as its header [default: 8, where the sequence number is]
+    #[arg(long, value_name = "BYTES")]
+    pub header: Option<usize>,
+    /// Pieces that the rest of each message is handed over in
+    #[arg(long, value_name = "PIECES", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    pub iov: u64,
+}
+
+/// How much to send.
+#[derive(Args, Clone, Copy, Debug)]
+#[group(required = true, multiple = false)]
+pub struct Amount {
+    /// Messages to send in all
+    #[arg(long, value_name = "N")]
+    pub messages: Option<u64>,
+    /// Time to send for
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub duration: Option<Duration>,
+}
+
+/// Options of `echo`.
+#[derive(Args, Clone, Debug)]
+pub struct EchoArgs {
+    /// Where to listen; port 0 picks one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub listen: String,
+    /// Stay after the client's goodbye
+    #[arg(long)]
+    pub forever: bool,
+}
+
+/// Options of `ping`.
+#[derive(Args, Clone, Debug)]
+pub struct PingArgs {
+    /// Where an `echo` listens
+    #[arg(long, value_name = "ADDR")]
+    pub connect: Option<String>,
+    /// Bytes of each message (K, M, KiB, MiB … may follow)
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub size: usize,
+    /// Round trips
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: u64,
+    /// Messages in flight
+    #[arg(long, value_name = "W", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub window: u64,
+}
+
+/// Through what messages go.
+#[derive(ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// netio3 over TCP
+    Tcp,
+    /// netio3 over RDMA
+    Rdma,
+    /// netio3 within one process
+    Loopback,
+    /// Bare sockets
+    Raw,
+    /// Bare libfabric calls
+    RawFabric,
+}
+
+impl Backend {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Rdma => "rdma",
+            Self::Loopback => "loopback",
+            Self::Raw => "raw",
+            Self::RawFabric => "raw-fabric",
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Which family of calls to send with.
+#[derive(ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// From the caller's memory (`send_data`); raw: gathered writes
+    ZeroCopy,
+    /// Taken before the call returns (`send_data_copy`); raw: copied into batches
+    Copy,
+    /// In the connection's buffers (`send_buffer`); raw: as `copy`
+    Buffered,
+}
+
+/// The largest message that the program deals with.
+pub const MAX_SIZE: usize = 1 << 30;
+
+fn parse_size(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text[digits.len()..].trim() {
+        "" | "B" => 1,
+        "K" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        "KB" | "kB" => 1_000,
+        "MB" => 1_000_000,
+        _ => return Err("not a number of bytes".into()),
+    };
+    let count: usize = digits.parse().map_err(|_| "not a number of bytes")?;
+    count.checked_mul(unit).filter(|size| *size <= MAX_SIZE).ok_or_else(|| "at most 1 GiB".into())
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds")?;
+    let duration = Duration::try_from_secs_f64(seconds).ok().filter(|time| *time > Duration::ZERO);
+    duration.filter(|time| *time < Duration::from_secs(1 << 31)).ok_or_else(|| "must be a time above 0".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("0"), Ok(0));
+        assert_eq!(parse_size("64KiB"), Ok(65_536));
+        assert_eq!(parse_size("1M"), Ok(1 << 20));
+        for text in ["", "x", "-1", "1.5K", "2G", "99999999999999999999", "1 furlong"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_are_positive() {
+        assert_eq!(parse_seconds("0.25"), Ok(Duration::from_millis(250)));
+        for text in ["0", "-1", "nan", "inf", "", "1e300"] {
+            assert!(parse_seconds(text).is_err(), "{text}");
+        }
+    }
+}

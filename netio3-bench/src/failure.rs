@@ -1,0 +1,36 @@
+//! Why a run failed, and with which exit status.
+
+use std::fmt;
+use std::io;
+
+/// One line for the user, and the exit status that goes with it.
+#[derive(Debug)]
+pub enum Failure {
+    /// Not everything was delivered, or not as it was sent: exit status 1.
+    NotDelivered(String),
+    /// Bad arguments, or no connection came about: exit status 2.
+    NoConnection(String),
+}
+
+impl Failure {
+    /// No connection came about, with the operating system's reason.
+    pub fn connecting(what: impl fmt::Display, cause: &io::Error) -> Self {
+        Self::NoConnection(format!("{what}: {cause}"))
+    }
+
+    /// The exit status.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::NotDelivered(_) => 1,
+            Self::NoConnection(_) => 2,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotDelivered(why) | Self::NoConnection(why) => f.write_str(why),
+        }
+    }
+}

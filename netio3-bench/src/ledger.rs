@@ -1,0 +1,269 @@
+//! The receiving side's book: which processes send, over which connections, and what came.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::args::{Backend, MAX_SIZE, Mode};
+use crate::control::{Control, Purpose, Start, Tally, VERSION};
+use crate::pattern::StreamCheck;
+use crate::report::Report;
+
+/// What came from all senders.
+pub struct Ledger {
+    purpose: Purpose,
+    sessions: HashMap<u64, Session>,
+    /// Senders that ended.
+    pub ended: u64,
+    /// Connections that ended without the sender's goodbye.
+    pub failed: u64,
+    /// Connections that took part.
+    pub connections: u32,
+    /// What came over connections that ended or said `Done`.
+    pub total: Tally,
+    /// Bytes of each message, as announced last.
+    pub size: usize,
+    /// How they are sent, as announced last.
+    pub mode: Option<Mode>,
+    first: Option<Instant>,
+    last: Option<Instant>,
+}
+
+/// A process that sends.
+struct Session {
+    connections: u32,
+    open: u32,
+    ended: u32,
+    failed: bool,
+}
+
+/// One connection of the receiving side.
+#[derive(Default)]
+pub struct Incoming {
+    check: Option<StreamCheck>,
+    start: Option<Start>,
+    done: bool,
+}
+
+/// What to do after a message that was not a measured one.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Send this.
+    Send(Vec<u8>),
+    /// Send this, then close the connection.
+    Refuse(Vec<u8>),
+    /// It was none of ours, or the conversation makes no sense: close the connection.
+    HangUp,
+}
+
+impl Ledger {
+    /// An empty book for connections of one purpose.
+    pub fn new(purpose: Purpose) -> Self {
+        Self {
+            purpose,
+            sessions: HashMap::new(),
+            ended: 0,
+            failed: 0,
+            connections: 0,
+            total: Tally::default(),
+            size: 0,
+            mode: None,
+            first: None,
+            last: None,
+        }
+    }
+
+    /// Whether a sender is at work.
+    pub fn is_busy(&self) -> bool {
+        !self.sessions.is_empty()
+    }
+
+    /// From the first message to the last acknowledgement.
+    pub fn time(&self) -> Duration {
+        match (self.first, self.last) {
+            (Some(first), Some(last)) => last.saturating_duration_since(first),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// The report of a `recv` or `echo`.
+    pub fn report(&self, role: &'static str, backend: Backend, error: Option<String>) -> Report {
+        let mut report = Report::new(role, backend, &self.total, self.time());
+        report.mode = self.mode;
+        report.size = self.size;
+        report.connections = self.connections;
+        report.error = match (self.failed, error) {
+            (0, error) => error,
+            (failed, None) => Some(format!("{failed} connections ended without a goodbye")),
+            (failed, Some(error)) => Some(format!("{failed} connections ended without a goodbye: {error}")),
+        };
+        report
+    }
+
+    fn account(&mut self, check: &StreamCheck, sent: Option<u64>) -> Tally {
+        let tally = check.tally(sent);
+        self.total.add(&tally);
+        self.first = self.first.into_iter().chain(check.first()).min();
+        self.last = Some(Instant::now());
+        tally
+    }
+}
+
+impl Incoming {
+    /// Counts a message if it is a measured one; all others go to [`control`](Self::control).
+    #[inline]
+    pub fn observe(&mut self, message: &[u8]) -> bool {
+        match &mut self.check {
+            Some(check) if check.size() == message.len() => {
+                check.observe(message);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// What was announced.
+    pub fn start(&self) -> Option<&Start> {
+        self.start.as_ref()
+    }
+
+    /// Whether the sender said goodbye.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Understands a message that is not a measured one.
+    pub fn control(&mut self, ledger: &mut Ledger, message: &[u8]) -> Answer {
+        match (Control::decode(message), &mut self.check) {
+            (Some(Control::Start(start)), None) => self.begin(ledger, start),
+            (Some(Control::Done { sent }), Some(check)) if !self.done => {
+                self.done = true;
+                let size = check.size();
+                Answer::Send(Control::Tally(ledger.account(check, Some(sent))).encode(size))
+            }
+            _ => Answer::HangUp,
+        }
+    }
+
+    fn begin(&mut self, ledger: &mut Ledger, start: Start) -> Answer {
+        let refuse = |why: String| Answer::Refuse(Control::Refused { why }.encode(start.size));
+        if start.version != VERSION {
+            return refuse(format!("this side has version {VERSION} of the conversation, the other {}", start.version));
+        }
+        if start.purpose != ledger.purpose {
+            let (here, there) = match ledger.purpose {
+                Purpose::Stream => ("recv", "send"),
+                Purpose::RoundTrips => ("echo", "ping"),
+            };
+            return refuse(format!("what listens there is `{here}`, made for `{there}`"));
+        }
+        if start.size > MAX_SIZE || start.connections == 0 {
+            return refuse("the announcement makes no sense".into());
+        }
+        let fresh = || Session { connections: start.connections, open: 0, ended: 0, failed: false };
+        ledger.sessions.entry(start.session).or_insert_with(fresh).open += 1;
+        ledger.connections += 1;
+        ledger.size = start.size;
+        ledger.mode = start.mode;
+        self.check = Some(StreamCheck::new(start.size, start.stream, start.verify));
+        let welcome = Control::Welcome.encode(start.size);
+        self.start = Some(start);
+        Answer::Send(welcome)
+    }
+
+    /// The connection has ended.
+    pub fn close(self, ledger: &mut Ledger) {
+        let (Some(check), Some(start)) = (self.check, self.start) else {
+            return;
+        };
+        if !self.done {
+            ledger.failed += 1;
+            ledger.account(&check, start.count);
+        }
+        let Some(session) = ledger.sessions.get_mut(&start.session) else {
+            return;
+        };
+        session.open -= 1;
+        session.ended += 1;
+        session.failed |= !self.done;
+        if session.ended >= session.connections || session.failed && session.open == 0 {
+            ledger.sessions.remove(&start.session);
+            ledger.ended += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pattern::{Content, Layout};
+
+    fn start(stream: u16, connections: u32) -> Start {
+        Start {
+            version: VERSION,
+            purpose: Purpose::Stream,
+            session: 7,
+            connections,
+            stream,
+            size: 8,
+            count: Some(3),
+            mode: None,
+            verify: true,
+        }
+    }
+
+    fn connection(ledger: &mut Ledger, start: Start) -> Incoming {
+        let mut incoming = Incoming::default();
+        let hello = Control::Start(start).encode(8);
+        assert!(!incoming.observe(&hello));
+        assert_eq!(incoming.control(ledger, &hello), Answer::Send(Control::Welcome.encode(8)));
+        incoming
+    }
+
+    fn send_three(incoming: &mut Incoming, stream: u16) {
+        let layout = Layout { size: 8, header: None, pieces: 1 };
+        let content = Content::new(&layout).of_stream(stream);
+        for sequence in 0..3 {
+            let mut message = [0; 8];
+            content.write_head(sequence, &mut message);
+            assert!(incoming.observe(&message));
+        }
+    }
+
+    #[test]
+    fn a_sender_ends_with_the_last_of_its_connections() {
+        let mut ledger = Ledger::new(Purpose::Stream);
+        let mut both = [0, 1].map(|stream| connection(&mut ledger, start(stream, 2)));
+        for (stream, incoming) in both.iter_mut().enumerate() {
+            send_three(incoming, stream as u16);
+            let Answer::Send(reply) = incoming.control(&mut ledger, &Control::Done { sent: 3 }.encode(8)) else { panic!() };
+            let tally = Tally { messages: 3, bytes: 24, ..Default::default() };
+            assert_eq!(Control::decode(&reply), Some(Control::Tally(tally)));
+        }
+        let [one, two] = both;
+        one.close(&mut ledger);
+        assert_eq!((ledger.ended, ledger.is_busy()), (0, true));
+        two.close(&mut ledger);
+        assert_eq!((ledger.ended, ledger.failed, ledger.total.messages, ledger.connections), (1, 0, 6, 2));
+    }
+
+    #[test]
+    fn a_sender_that_dies_has_failed_and_lost() {
+        let mut ledger = Ledger::new(Purpose::Stream);
+        let mut incoming = connection(&mut ledger, start(0, 2));
+        incoming.observe(&[0; 8]);
+        incoming.close(&mut ledger);
+        assert_eq!((ledger.ended, ledger.failed, ledger.total.lost, ledger.is_busy()), (1, 1, 2, false));
+    }
+
+    #[test]
+    fn strangers_and_wrong_purposes_are_turned_away() {
+        let mut ledger = Ledger::new(Purpose::Stream);
+        assert_eq!(Incoming::default().control(&mut ledger, b"GET / HTTP/1.1"), Answer::HangUp);
+        let ping = Start { purpose: Purpose::RoundTrips, ..start(0, 1) };
+        let answer = Incoming::default().control(&mut ledger, &Control::Start(ping).encode(8));
+        let Answer::Refuse(reply) = answer else { panic!("{answer:?}") };
+        assert!(String::from_utf8(reply).unwrap().contains("made for `send`"));
+        Incoming::default().close(&mut ledger);
+        assert_eq!((ledger.ended, ledger.connections), (0, 0));
+    }
+}

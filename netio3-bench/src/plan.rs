@@ -1,0 +1,177 @@
+//! What a run is going to do, worked out from the arguments.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use netio3::EndPointAddress;
+
+use crate::args::{Common, Mode, PingArgs, SendArgs};
+use crate::control::{Purpose, Start, VERSION};
+use crate::failure::Failure;
+use crate::pattern::Layout;
+
+/// What a sending process is going to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How messages are handed over.
+    pub layout: Layout,
+    /// How many connections.
+    pub connections: u32,
+    /// How long, if not until a number of messages.
+    pub duration: Option<Duration>,
+    purpose: Purpose,
+    mode: Mode,
+    messages: Option<u64>,
+    verify: bool,
+    session: u64,
+}
+
+impl Plan {
+    /// The plan of `send`.
+    pub fn new(common: &Common, args: &SendArgs, mode: Mode) -> Result<Self, Failure> {
+        if let Some(header) = args.header.filter(|header| *header > args.size) {
+            return Err(Failure::NoConnection(format!("a header of {header} bytes does not fit in messages of {}", args.size)));
+        }
+        Ok(Self {
+            layout: Layout { size: args.size, header: args.header, pieces: args.iov as usize },
+            connections: args.connections,
+            duration: args.amount.duration,
+            purpose: Purpose::Stream,
+            mode,
+            messages: args.amount.messages,
+            verify: common.verify,
+            session: session(),
+        })
+    }
+
+    /// The plan of `ping`.
+    pub fn of_ping(common: &Common, args: &PingArgs, mode: Mode) -> Self {
+        Self {
+            layout: Layout { size: args.size, header: None, pieces: 1 },
+            connections: 1,
+            duration: None,
+            purpose: Purpose::RoundTrips,
+            mode,
+            messages: Some(args.count),
+            verify: common.verify,
+            session: session(),
+        }
+    }
+
+    /// How many of the messages go over a certain connection, if that is known.
+    pub fn count(&self, stream: usize) -> Option<u64> {
+        let connections = u64::from(self.connections);
+        self.messages.map(|messages| messages / connections + u64::from((stream as u64) < messages % connections))
+    }
+
+    /// The announcement on a certain connection.
+    pub fn start(&self, stream: usize) -> Start {
+        Start {
+            version: VERSION,
+            purpose: self.purpose,
+            session: self.session,
+            connections: self.connections,
+            stream: stream as u16,
+            size: self.layout.size,
+            count: self.count(stream),
+            mode: Some(self.mode),
+            verify: self.verify,
+        }
+    }
+}
+
+/// A number that no other sender has.
+fn session() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
+    now << 22 ^ u64::from(std::process::id())
+}
+
+/// The addresses that a `--connect` means; host names are looked up.
+pub fn dial(connect: Option<&str>) -> Result<Vec<SocketAddr>, Failure> {
+    let text = connect.ok_or_else(|| Failure::NoConnection("--connect ADDR is missing".into()))?;
+    let found = netio3::lookup(text).map_err(|error| Failure::NoConnection(format!("{error}")))?;
+    let check = |address: &EndPointAddress| {
+        address.check_dialable().map_err(|why| Failure::NoConnection(format!("cannot connect to {address}: {why}")))
+    };
+    found.iter().try_for_each(check)?;
+    Ok(found.into_iter().map(SocketAddr::from).collect())
+}
+
+/// The address that a `--listen` means.
+pub fn parse_listen(text: &str) -> Result<EndPointAddress, Failure> {
+    let found = netio3::lookup(text).map_err(|error| Failure::NoConnection(format!("{error}")))?;
+    let address = *found.first().ok_or_else(|| Failure::NoConnection(format!("{text} has no address")))?;
+    address.check_listenable().map_err(|why| Failure::NoConnection(format!("cannot listen on {address}: {why}")))?;
+    Ok(address)
+}
+
+/// Tells where this process listens, by an address that can be dialled.
+pub fn announce(bound: SocketAddr) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    // Whoever reads this may have gone; the run is not worse for it.
+    let _ = writeln!(out, "listening on {}", dialable(bound)).and_then(|()| out.flush());
+}
+
+/// A wildcard address says nothing about where to connect to: names the address of the default route instead.
+fn dialable(bound: SocketAddr) -> SocketAddr {
+    if !bound.ip().is_unspecified() {
+        return bound;
+    }
+    let v4 = bound.is_ipv4();
+    let own = |target: IpAddr, any: IpAddr| {
+        // Connecting a datagram socket sends nothing; it only asks for the route.
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect((target, 9)).ok()?;
+        Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_unspecified())
+    };
+    let ip = if v4 {
+        // Addresses reserved for documentation: never a neighbour.
+        own(Ipv4Addr::new(192, 0, 2, 1).into(), Ipv4Addr::UNSPECIFIED.into()).unwrap_or(Ipv4Addr::LOCALHOST.into())
+    } else {
+        own(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(), Ipv6Addr::UNSPECIFIED.into()).unwrap_or(Ipv6Addr::LOCALHOST.into())
+    };
+    SocketAddr::new(ip, bound.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_shared_out_and_none_is_lost() {
+        let plan = Plan { messages: Some(10), connections: 4, ..example() };
+        assert_eq!((0..4).map(|stream| plan.count(stream).unwrap()).collect::<Vec<_>>(), [3, 3, 2, 2]);
+    }
+
+    #[test]
+    fn what_listens_everywhere_is_told_with_an_address() {
+        let told = dialable("0.0.0.0:7".parse().unwrap());
+        assert!(!told.ip().is_unspecified() && told.port() == 7);
+        assert!(!dialable("[::]:7".parse().unwrap()).ip().is_unspecified());
+        assert_eq!(dialable("127.0.0.1:7".parse().unwrap()).to_string(), "127.0.0.1:7");
+    }
+
+    #[test]
+    fn addresses_are_checked() {
+        for text in ["127.0.0.1:0", "0.0.0.0:5", "nonsense", "224.0.0.1:1"] {
+            assert!(dial(Some(text)).is_err(), "{text}");
+        }
+        assert!(dial(None).is_err());
+        assert!(parse_listen("0.0.0.0:0").is_ok());
+        assert!(parse_listen("224.0.0.1:0").is_err());
+    }
+
+    fn example() -> Plan {
+        Plan {
+            layout: Layout { size: 1, header: None, pieces: 1 },
+            connections: 1,
+            duration: None,
+            purpose: Purpose::Stream,
+            mode: Mode::Copy,
+            messages: None,
+            verify: false,
+            session: 1,
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! `echo` over bare sockets.
+
+use std::io::{self, Write};
+use std::net::TcpStream;
+
+use crate::args::{Backend, Common, EchoArgs};
+use crate::control::Purpose;
+use crate::failure::Failure;
+use crate::ledger::{Answer, Incoming, Ledger};
+use crate::plan::{announce, parse_listen};
+use crate::raw::frame::{Inbox, frame};
+use crate::raw::socket::{Spinning, explain, listen, prepare, receive_first};
+use crate::report::Report;
+
+/// Sends everything back until the client said goodbye; with `--forever`, each client on a thread of its own.
+pub fn echo(common: &Common, args: &EchoArgs) -> Result<Report, Failure> {
+    let listener = listen(parse_listen(&args.listen)?.socket_addr())?;
+    let failed = |cause: io::Error| Failure::NotDelivered(explain(&cause));
+    announce(listener.local_addr().map_err(failed)?);
+    loop {
+        let (socket, _) = listener.accept().map_err(failed)?;
+        if args.forever {
+            let common = common.clone();
+            std::thread::spawn(move || {
+                if let Some(report) = serve(&common, socket) {
+                    report.print(common.json);
+                }
+            });
+        } else if let Some(report) = serve(common, socket) {
+            return Ok(report);
+        }
+    }
+}
+
+/// Serves one client; `None` when it was none of ours.
+fn serve(common: &Common, socket: TcpStream) -> Option<Report> {
+    let mut ledger = Ledger::new(Purpose::RoundTrips);
+    let mut incoming = Incoming::default();
+    let error = converse(common, socket, &mut ledger, &mut incoming).err();
+    incoming.start()?;
+    incoming.close(&mut ledger);
+    Some(ledger.report("echo", Backend::Raw, error.as_ref().map(explain)))
+}
+
+fn converse(common: &Common, socket: TcpStream, ledger: &mut Ledger, incoming: &mut Incoming) -> io::Result<()> {
+    prepare(&socket)?;
+    let mut inbox = Inbox::new();
+    let first = receive_first(&socket, &mut inbox)?;
+    let mut socket = Spinning::new(socket, common.spin())?;
+    let mut answer = incoming.control(ledger, &first);
+    loop {
+        match answer {
+            Answer::Send(message) => socket.write_all(&frame(&message))?,
+            Answer::Refuse(message) => return socket.write_all(&frame(&message)),
+            Answer::HangUp => return Ok(()),
+        }
+        answer = loop {
+            // What arrived is sent back from where it lies, all whole messages at once.
+            let from = inbox.position();
+            let mut to = from;
+            let mut other = None;
+            while let Some(message) = inbox.next()? {
+                if !incoming.observe(message) {
+                    other = Some(incoming.control(ledger, message));
+                    break;
+                }
+                to = inbox.position();
+            }
+            if to > from {
+                socket.write_all(inbox.range(from, to))?;
+            }
+            if let Some(answer) = other {
+                break answer;
+            }
+            match inbox.read(&mut socket) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(_) if incoming.is_done() => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        };
+    }
+}
+

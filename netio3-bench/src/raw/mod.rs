@@ -1,0 +1,17 @@
+//! The baseline: the same work over bare sockets, without any library.
+//!
+//! Small messages are copied into batches of 64 KiB, large ones are gathered from where they lie; both go
+//! out with one call for many. What arrives is read 256 KiB at a time and parsed in place.
+
+mod echo;
+mod frame;
+mod outbox;
+mod ping;
+mod recv;
+mod send;
+mod socket;
+
+pub use echo::echo;
+pub use ping::ping;
+pub use recv::recv;
+pub use send::send;

@@ -1,0 +1,174 @@
+//! `ping` over bare sockets.
+
+use std::io::{self, Write};
+use std::net::TcpStream;
+use std::time::Instant;
+
+use nix::poll::PollFlags;
+
+use crate::args::{Backend, Common, Mode, PingArgs};
+use crate::control::{Control, Tally};
+use crate::failure::Failure;
+use crate::pattern::{Content, StreamCheck};
+use crate::plan::{Plan, dial};
+use crate::raw::frame::{Inbox, head};
+use crate::raw::socket::{Spinning, connect_any, explain, receive_first, receive_one, send_one, wait};
+use crate::report::{Report, RttHistogram};
+
+/// Measures round trips.
+pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
+    let (socket, address) = connect_any(&dial(args.connect.as_deref())?)?;
+    let plan = Plan::of_ping(common, args, Mode::Copy);
+    let mut inbox = Inbox::new();
+    let silent = |_| Failure::NoConnection(format!("what listens on {address} does not answer as `netio3-bench echo --backend raw` does"));
+    send_one(&socket, &Control::Start(plan.start(0)).encode(args.size)).map_err(silent)?;
+    match Control::decode(&receive_first(&socket, &mut inbox).map_err(silent)?) {
+        Some(Control::Welcome) => {}
+        Some(Control::Refused { why }) => return Err(Failure::NoConnection(format!("{address} refused: {why}"))),
+        _ => return Err(silent(io::ErrorKind::InvalidData.into())),
+    }
+
+    let mut run = Run {
+        content: Content::new(&plan.layout),
+        check: StreamCheck::new(args.size, 0, common.verify),
+        times: RttHistogram::new(),
+        sent_at: vec![Instant::now(); args.window.min(args.count) as usize],
+        requests: Vec::new(),
+        next: 0,
+        answered: 0,
+        count: args.count,
+        size: args.size,
+    };
+    let began = Instant::now();
+    let result = if run.sent_at.len() == 1 {
+        run.one_at_a_time(common, &socket, &mut inbox)
+    } else {
+        run.many_at_a_time(common, &socket, &mut inbox)
+    };
+    let result = result.and_then(|()| {
+        socket.set_nonblocking(false)?;
+        send_one(&socket, &Control::Done { sent: run.next }.encode(args.size))?;
+        receive_one(&mut &socket, &mut inbox)
+    });
+    let (reply, error) = match result {
+        Ok(reply) => (Control::decode(&reply), None),
+        Err(error) => (None, Some(error)),
+    };
+    let mut total = run.check.tally(Some(args.count));
+    if let Some(Control::Tally(Tally { duplicated, reordered, corrupted, .. })) = reply {
+        total.duplicated += duplicated;
+        total.reordered += reordered;
+        total.corrupted += corrupted;
+    }
+    let mut report = Report::new("ping", Backend::Raw, &total, began.elapsed());
+    report.mode = Some(Mode::Copy);
+    report.size = args.size;
+    report.rtt_us = run.times.summary();
+    report.error = error.map(|cause| format!("{}: {} messages were not answered", explain(&cause), total.lost));
+    Ok(report)
+}
+
+struct Run {
+    content: Content,
+    check: StreamCheck,
+    times: RttHistogram,
+    /// When the messages in flight were sent, by sequence number modulo the window.
+    sent_at: Vec<Instant>,
+    /// Frames to be written.
+    requests: Vec<u8>,
+    next: u64,
+    answered: u64,
+    count: u64,
+    size: usize,
+}
+
+impl Run {
+    /// Appends the next message to `requests`.
+    fn request(&mut self) {
+        let window = self.sent_at.len() as u64;
+        self.sent_at[(self.next % window) as usize] = Instant::now();
+        self.requests.extend_from_slice(&head(self.size));
+        let at = self.requests.len();
+        self.requests.resize(at + self.content.head_len(), 0);
+        self.content.write_head(self.next, &mut self.requests[at..]);
+        self.content.pieces(self.next).iter().for_each(|piece| self.requests.extend_from_slice(piece));
+        self.next += 1;
+    }
+
+    /// Counts the answers that have come.
+    fn collect(&mut self, inbox: &mut Inbox) -> io::Result<()> {
+        while let Some(message) = inbox.next()? {
+            if message.len() != self.size || self.answered == self.next {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            self.check.observe(message);
+            let window = self.sent_at.len() as u64;
+            self.times.record(self.sent_at[(self.answered % window) as usize].elapsed());
+            self.answered += 1;
+        }
+        Ok(())
+    }
+
+    /// A blocking socket, or one that is polled for a while.
+    fn one_at_a_time(&mut self, common: &Common, socket: &TcpStream, inbox: &mut Inbox) -> io::Result<()> {
+        let mut socket = Spinning::new(socket.try_clone()?, common.spin())?;
+        while self.answered < self.count {
+            self.requests.clear();
+            self.request();
+            socket.write_all(&self.requests)?;
+            while self.answered < self.next {
+                if inbox.read(&mut socket)? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                self.collect(inbox)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes and reads as either is possible, so that neither side waits for the other to read.
+    fn many_at_a_time(&mut self, common: &Common, mut socket: &TcpStream, inbox: &mut Inbox) -> io::Result<()> {
+        socket.set_nonblocking(true)?;
+        let mut written = 0;
+        let mut idle_since = None;
+        while self.answered < self.count {
+            if written == self.requests.len() {
+                self.requests.clear();
+                written = 0;
+                while self.next < self.count && self.next - self.answered < self.sent_at.len() as u64 {
+                    self.request();
+                }
+            }
+            let mut progress = false;
+            if written < self.requests.len() {
+                if let Some(n) = unless_blocked(socket.write(&self.requests[written..]))? {
+                    written += n;
+                    progress = true;
+                }
+            }
+            match unless_blocked(inbox.read(&mut socket))? {
+                Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(_) => {
+                    self.collect(inbox)?;
+                    progress = true;
+                }
+                None => {}
+            }
+            if progress {
+                idle_since = None;
+            } else if idle_since.get_or_insert_with(Instant::now).elapsed() >= common.spin() {
+                let write = if written < self.requests.len() { PollFlags::POLLOUT } else { PollFlags::empty() };
+                wait(socket, PollFlags::POLLIN | write)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unless_blocked(result: io::Result<usize>) -> io::Result<Option<usize>> {
+    match result {
+        Ok(n) => Ok(Some(n)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

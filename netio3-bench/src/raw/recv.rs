@@ -1,0 +1,211 @@
+//! `recv` over bare sockets.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::net::{TcpListener, TcpStream};
+
+use mio::{Events, Interest, Poll, Token};
+
+use crate::args::{Backend, Common, RecvArgs};
+use crate::control::Purpose;
+use crate::failure::Failure;
+use crate::ledger::{Answer, Incoming, Ledger};
+use crate::plan::{announce, parse_listen};
+use crate::raw::frame::{Inbox, frame};
+use crate::raw::socket::{Spinning, explain, listen, prepare, receive_first};
+use crate::report::Report;
+
+/// Receives, and prints a report for every round of senders with `--forever`.
+pub fn recv(common: &Common, args: &RecvArgs) -> Result<Report, Failure> {
+    let listener = listen(parse_listen(&args.listen)?.socket_addr())?;
+    announce(listener.local_addr().map_err(failed)?);
+    loop {
+        let report = receive_round(common, args, &listener).map_err(failed)?;
+        if !args.forever {
+            return Ok(report);
+        }
+        report.print(common.json);
+    }
+}
+
+fn failed(cause: io::Error) -> Failure {
+    Failure::NotDelivered(explain(&cause))
+}
+
+/// Receives from as many senders as asked for.
+fn receive_round(common: &Common, args: &RecvArgs, listener: &TcpListener) -> io::Result<Report> {
+    let mut ledger = Ledger::new(Purpose::Stream);
+    let mut first = accept(&mut ledger, listener)?;
+    let alone = first.incoming.start().is_some_and(|start| start.connections == 1) && args.senders == 1;
+    let error = if alone {
+        let error = receive_alone(common, &mut ledger, &mut first).err();
+        first.incoming.close(&mut ledger);
+        error
+    } else {
+        receive_many(args, &mut ledger, listener, first)?;
+        None
+    };
+    Ok(ledger.report("recv", Backend::Raw, error.as_ref().map(explain)))
+}
+
+struct Peer {
+    socket: TcpStream,
+    inbox: Inbox,
+    incoming: Incoming,
+}
+
+/// Waits for a connection that announces itself properly.
+fn accept(ledger: &mut Ledger, listener: &TcpListener) -> io::Result<Peer> {
+    listener.set_nonblocking(false)?;
+    loop {
+        let (socket, _) = listener.accept()?;
+        let (mut inbox, mut incoming) = (Inbox::new(), Incoming::default());
+        let begin = || -> io::Result<bool> {
+            prepare(&socket)?;
+            let message = receive_first(&socket, &mut inbox)?;
+            answer(&mut &socket, incoming.control(ledger, &message))
+        };
+        // A stranger, or one that died at once: the next one.
+        if let Ok(true) = { begin }() {
+            return Ok(Peer { socket, inbox, incoming });
+        }
+    }
+}
+
+/// Sends an answer; tells whether the connection goes on.
+fn answer(socket: &mut impl Write, answer: Answer) -> io::Result<bool> {
+    match answer {
+        Answer::Send(message) => socket.write_all(&frame(&message)).map(|()| true),
+        Answer::Refuse(message) => socket.write_all(&frame(&message)).map(|()| false),
+        Answer::HangUp => Ok(false),
+    }
+}
+
+/// One connection: a blocking socket, or one that is polled for a while.
+fn receive_alone(common: &Common, ledger: &mut Ledger, peer: &mut Peer) -> io::Result<()> {
+    let mut socket = Spinning::new(peer.socket.try_clone()?, common.spin())?;
+    loop {
+        while let Some(message) = peer.inbox.next()? {
+            if !peer.incoming.observe(message) && !answer(&mut socket, peer.incoming.control(ledger, message))? {
+                return Ok(());
+            }
+        }
+        match peer.inbox.read(&mut socket) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            // After the goodbye it does not matter how the other side leaves.
+            Err(_) if peer.incoming.is_done() => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Reads of one connection before the others have their turn.
+const READS_PER_TURN: usize = 8;
+/// What a connection keeps in a buffer of its own size; beyond, it keeps the whole inbox.
+const SMALL_REST: usize = 64 << 10;
+
+/// A connection among many.
+struct Member {
+    socket: mio::net::TcpStream,
+    incoming: Incoming,
+    rest: Rest,
+}
+
+/// What a connection holds between two turns: all share one inbox as long as little is left over.
+enum Rest {
+    Small(Vec<u8>),
+    Whole(Inbox),
+}
+
+const LISTENER: Token = Token(usize::MAX);
+
+/// Many connections: edge-triggered readiness.
+fn receive_many(args: &RecvArgs, ledger: &mut Ledger, listener: &TcpListener, first: Peer) -> io::Result<()> {
+    let mut poll = Poll::new()?;
+    let mut events = Events::with_capacity(1_024);
+    listener.set_nonblocking(true)?;
+    let mut listener = mio::net::TcpListener::from_std(listener.try_clone()?);
+    poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+    let mut members = HashMap::new();
+    let mut names = 0..;
+    let mut join = |poll: &Poll, members: &mut HashMap<usize, Member>, mut socket: mio::net::TcpStream, incoming, rest| {
+        let name = names.next().expect("the range has no end");
+        poll.registry().register(&mut socket, Token(name), Interest::READABLE)?;
+        members.insert(name, Member { socket, incoming, rest });
+        io::Result::Ok(())
+    };
+    first.socket.set_nonblocking(true)?;
+    join(&poll, &mut members, mio::net::TcpStream::from_std(first.socket), first.incoming, Rest::Whole(first.inbox))?;
+
+    let mut shared = Inbox::new();
+    let mut again: Vec<usize> = Vec::new();
+    while args.senders > ledger.ended {
+        poll.poll(&mut events, (!again.is_empty()).then_some(std::time::Duration::ZERO))?;
+        let mut ready = std::mem::take(&mut again);
+        for event in &events {
+            if event.token() == LISTENER {
+                while let Ok((socket, _)) = listener.accept() {
+                    prepare(&socket)?;
+                    join(&poll, &mut members, socket, Incoming::default(), Rest::Small(Vec::new()))?;
+                }
+            } else if !ready.contains(&event.token().0) {
+                ready.push(event.token().0);
+            }
+        }
+        for name in ready {
+            let Some(member) = members.get_mut(&name) else { continue };
+            match member.turn(&mut shared, ledger) {
+                Ok(Turn::Empty) => {}
+                Ok(Turn::MoreToCome) => again.push(name),
+                Ok(Turn::Over) | Err(_) => members.remove(&name).into_iter().for_each(|member| member.incoming.close(ledger)),
+            }
+        }
+    }
+    Ok(())
+}
+
+enum Turn {
+    Empty,
+    MoreToCome,
+    Over,
+}
+
+impl Member {
+    fn turn(&mut self, shared: &mut Inbox, ledger: &mut Ledger) -> io::Result<Turn> {
+        let mut own = None;
+        let inbox = match std::mem::replace(&mut self.rest, Rest::Small(Vec::new())) {
+            Rest::Small(rest) => {
+                shared.begin_with(&rest);
+                &mut *shared
+            }
+            Rest::Whole(inbox) => own.insert(inbox),
+        };
+        let turn = Self::read(&mut self.socket, &mut self.incoming, inbox, ledger)?;
+        self.rest = match own {
+            Some(inbox) if inbox.rest().len() > SMALL_REST => Rest::Whole(inbox),
+            Some(inbox) => Rest::Small(inbox.rest().to_vec()),
+            None if shared.rest().len() > SMALL_REST => Rest::Whole(std::mem::replace(shared, Inbox::new())),
+            None => Rest::Small(shared.rest().to_vec()),
+        };
+        Ok(turn)
+    }
+
+    fn read(socket: &mut mio::net::TcpStream, incoming: &mut Incoming, inbox: &mut Inbox, ledger: &mut Ledger) -> io::Result<Turn> {
+        for _ in 0..READS_PER_TURN {
+            match inbox.read(socket) {
+                Ok(0) => return Ok(Turn::Over),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Empty),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            while let Some(message) = inbox.next()? {
+                if !incoming.observe(message) && !answer(socket, incoming.control(ledger, message))? {
+                    return Ok(Turn::Over);
+                }
+            }
+        }
+        Ok(Turn::MoreToCome)
+    }
+}

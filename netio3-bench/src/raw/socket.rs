@@ -1,0 +1,157 @@
+//! Bare sockets, set up as well as a careful user would.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::failure::Failure;
+use crate::raw::frame::{Inbox, frame};
+
+/// The time for a connection to come about, and for the other side to answer.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// The time without any progress after which the other side counts as gone.
+pub const STALL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Listens; port 0 picks one.
+pub fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    let open = || -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(1_024)?;
+        Ok(socket)
+    };
+    open().map(Into::into).map_err(|cause| Failure::connecting(format_args!("cannot listen on {address}"), &cause))
+}
+
+/// Connects.
+pub fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
+    let failed = |cause| Failure::connecting(format_args!("cannot connect to {address}"), &cause);
+    let socket = TcpStream::connect_timeout(&address, CONNECT_DEADLINE).map_err(failed)?;
+    prepare(&socket).map_err(failed)?;
+    Ok(socket)
+}
+
+/// Connects to the first of several addresses that answers.
+pub fn connect_any(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), Failure> {
+    let mut outcome = Err(Failure::NoConnection("no address to connect to".into()));
+    for address in addresses {
+        outcome = connect(*address).map(|socket| (socket, *address));
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
+}
+
+/// Sets the options that every connection has: no delay, and a dead peer is noticed.
+pub fn prepare(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_read_timeout(Some(STALL_DEADLINE))?;
+    socket.set_write_timeout(Some(STALL_DEADLINE))?;
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(10)))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(2)).with_interval(Duration::from_secs(2)).with_retries(4))
+}
+
+/// Sends one message that is not a measured one, on a blocking socket.
+pub fn send_one(mut socket: &TcpStream, message: &[u8]) -> io::Result<()> {
+    socket.write_all(&frame(message))
+}
+
+/// Receives one message that is not a measured one.
+pub fn receive_one(socket: &mut impl Read, inbox: &mut Inbox) -> io::Result<Vec<u8>> {
+    loop {
+        if let Some(message) = inbox.next()? {
+            return Ok(message.to_vec());
+        }
+        if inbox.read(socket)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// A first message. It has a deadline of its own, as the other side may not speak our language.
+pub fn receive_first(socket: &TcpStream, inbox: &mut Inbox) -> io::Result<Vec<u8>> {
+    socket.set_read_timeout(Some(CONNECT_DEADLINE))?;
+    let answer = receive_one(&mut &*socket, inbox);
+    socket.set_read_timeout(Some(STALL_DEADLINE))?;
+    answer
+}
+
+/// A socket that is polled for a while before sleeping.
+///
+/// With no time to spin it is a plain blocking socket.
+pub struct Spinning {
+    socket: TcpStream,
+    spin: Duration,
+}
+
+impl Spinning {
+    /// Makes the socket nonblocking if it is to be polled.
+    pub fn new(socket: TcpStream, spin: Duration) -> io::Result<Self> {
+        socket.set_nonblocking(!spin.is_zero())?;
+        Ok(Self { socket, spin })
+    }
+
+    /// The socket.
+    pub fn get(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    fn until_done(&self, events: PollFlags, mut job: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+        let mut since = None;
+        loop {
+            match job() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !self.spin.is_zero() => {
+                    if since.get_or_insert_with(Instant::now).elapsed() >= self.spin {
+                        wait(&self.socket, events)?;
+                        since = None;
+                    }
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Read for Spinning {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.until_done(PollFlags::POLLIN, || (&self.socket).read(buffer))
+    }
+}
+
+impl Write for Spinning {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.until_done(PollFlags::POLLOUT, || (&self.socket).write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Sleeps until the socket is ready for one of the events.
+pub fn wait(socket: &TcpStream, events: PollFlags) -> io::Result<()> {
+    let timeout = PollTimeout::try_from(STALL_DEADLINE).expect("half a minute is within poll's range");
+    match poll(&mut [PollFd::new(socket.as_fd(), events)], timeout) {
+        Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+        Err(nix::errno::Errno::EINTR) | Ok(_) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What an error in the middle of a run means.
+pub fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("no progress for {} s", STALL_DEADLINE.as_secs()),
+        io::ErrorKind::UnexpectedEof => "the peer hung up".into(),
+        io::ErrorKind::InvalidData => "what came was no frame of ours".into(),
+        _ => error.to_string(),
+    }
+}

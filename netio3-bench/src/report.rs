@@ -1,0 +1,238 @@
+//! What a run tells in the end: one JSON object, or a few lines.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+use serde::Serialize;
+
+use crate::args::{Backend, Mode};
+use crate::control::Tally;
+use crate::failure::Failure;
+
+/// The result of one run; the field names are those of the JSON object.
+#[derive(Serialize, Clone, Debug)]
+pub struct Report {
+    /// `recv`, `send`, `echo` or `ping`.
+    pub role: &'static str,
+    pub backend: Backend,
+    /// The libfabric provider, if one is at work.
+    pub provider: Option<String>,
+    /// How messages were sent; `null` where this side does not know.
+    pub mode: Option<Mode>,
+    /// Bytes of each message.
+    pub size: usize,
+    pub connections: u32,
+    /// Messages; of `ping` and `echo`, round trips.
+    pub messages: u64,
+    /// Their bytes, framing excluded.
+    pub bytes: u64,
+    /// From the first message to the receiver's acknowledgement of the last.
+    pub seconds: f64,
+    pub msgs_per_s: f64,
+    /// In 10^9 bytes.
+    pub gbytes_per_s: f64,
+    /// Of `ping`; otherwise `null`.
+    pub rtt_us: Option<RoundTrips>,
+    pub cpu_s: CpuTime,
+    pub max_rss_kib: i64,
+    pub lost: u64,
+    pub duplicated: u64,
+    pub reordered: u64,
+    pub corrupted: u64,
+    /// Sends that were refused for want of room, and repeated.
+    pub refused_sends: u64,
+    /// Why the run failed; `null` when everything was delivered.
+    pub error: Option<String>,
+}
+
+/// Round-trip times in microseconds.
+#[derive(Serialize, Clone, Copy, Debug)]
+pub struct RoundTrips {
+    pub min: f64,
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+    pub p999: f64,
+    pub max: f64,
+}
+
+/// Processor time of the process, in seconds.
+#[derive(Serialize, Clone, Copy, Debug, Default)]
+pub struct CpuTime {
+    pub user: f64,
+    pub sys: f64,
+}
+
+impl Report {
+    /// A report from the counts; processor time and memory are those of the process until now.
+    pub fn new(role: &'static str, backend: Backend, tally: &Tally, time: Duration) -> Self {
+        let seconds = time.as_secs_f64();
+        let rate = |amount: u64| if seconds > 0.0 { amount as f64 / seconds } else { 0.0 };
+        let usage = getrusage(UsageWho::RUSAGE_SELF).ok();
+        let in_seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+        Self {
+            role,
+            backend,
+            provider: None,
+            mode: None,
+            size: 0,
+            connections: 1,
+            messages: tally.messages,
+            bytes: tally.bytes,
+            seconds,
+            msgs_per_s: rate(tally.messages),
+            gbytes_per_s: rate(tally.bytes) / 1e9,
+            rtt_us: None,
+            cpu_s: usage.map_or_else(CpuTime::default, |usage| CpuTime {
+                user: in_seconds(usage.user_time()),
+                sys: in_seconds(usage.system_time()),
+            }),
+            max_rss_kib: usage.map_or(0, |usage| usage.max_rss()),
+            lost: tally.lost,
+            duplicated: tally.duplicated,
+            reordered: tally.reordered,
+            corrupted: tally.corrupted,
+            refused_sends: 0,
+            error: None,
+        }
+    }
+
+    /// Whether the counts are as they should be; the first that is not, as a failure.
+    pub fn verdict(&self) -> Result<(), Failure> {
+        if let Some(error) = &self.error {
+            return Err(Failure::NotDelivered(error.clone()));
+        }
+        let Self { lost, duplicated, reordered, corrupted, .. } = self;
+        if lost + duplicated + reordered + corrupted > 0 {
+            let line = format!("{lost} messages lost, {duplicated} duplicated, {reordered} reordered, {corrupted} corrupted");
+            return Err(Failure::NotDelivered(line));
+        }
+        Ok(())
+    }
+
+    /// Prints the report to standard output: as the last line one JSON object, or as text.
+    pub fn print(&self, json: bool) {
+        if json {
+            println!("{}", serde_json::to_string(self).expect("the report has a JSON form"));
+        } else {
+            print!("{}", self.text());
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let mode = self.mode.map(|mode| format!(" ({})", mode.name())).unwrap_or_default();
+        let _ = writeln!(text, "{} over {}{mode}: {}", self.role, self.backend, plural(self.messages, "message"));
+        let _ = writeln!(text, "  {} each, {}, {:.3} s", bytes(self.size as u64), plural(self.connections.into(), "connection"), self.seconds);
+        let _ = writeln!(text, "  {} messages/s, {:.3} GB/s", metric(self.msgs_per_s), self.gbytes_per_s);
+        if let Some(RoundTrips { min, p50, p90, p99, p999, max }) = self.rtt_us {
+            let _ = writeln!(text, "  round trips: min {min:.1}, p50 {p50:.1}, p90 {p90:.1}, p99 {p99:.1}, p99.9 {p999:.1}, max {max:.1} us");
+        }
+        let CpuTime { user, sys } = self.cpu_s;
+        let _ = writeln!(text, "  processor {user:.2} s user, {sys:.2} s system; memory {} at most", bytes(self.max_rss_kib as u64 * 1024));
+        let Self { lost, duplicated, reordered, corrupted, .. } = self;
+        let _ = writeln!(text, "  lost {lost}, duplicated {duplicated}, reordered {reordered}, corrupted {corrupted}");
+        text
+    }
+}
+
+impl Mode {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ZeroCopy => "zero-copy",
+            Self::Copy => "copy",
+            Self::Buffered => "buffered",
+        }
+    }
+}
+
+/// Collects round-trip times.
+pub struct RttHistogram(Histogram<u64>);
+
+impl RttHistogram {
+    /// Up to a minute, to a thousandth.
+    pub fn new() -> Self {
+        Self(Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are fixed and make sense"))
+    }
+
+    /// Counts a round trip.
+    #[inline]
+    pub fn record(&mut self, time: Duration) {
+        self.0.saturating_record(time.as_nanos() as u64);
+    }
+
+    /// The summary, if there was any.
+    pub fn summary(&self) -> Option<RoundTrips> {
+        let us = |nanoseconds: u64| nanoseconds as f64 / 1e3;
+        let at = |quantile| us(self.0.value_at_quantile(quantile));
+        (!self.0.is_empty()).then(|| RoundTrips {
+            min: us(self.0.min()),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: us(self.0.max()),
+        })
+    }
+}
+
+/// A count with its noun.
+fn plural(count: u64, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+/// A number of bytes with a binary unit where it is a round one.
+pub fn bytes(count: u64) -> String {
+    match count {
+        c if c >= 1 << 30 && c % (1 << 30) == 0 => format!("{} GiB", c >> 30),
+        c if c >= 1 << 20 && c % (1 << 20) == 0 => format!("{} MiB", c >> 20),
+        c if c >= 1 << 10 && c % (1 << 10) == 0 => format!("{} KiB", c >> 10),
+        c => format!("{c} B"),
+    }
+}
+
+/// A rate with a metric prefix.
+pub fn metric(rate: f64) -> String {
+    match rate {
+        r if r >= 1e6 => format!("{:.2} M", r / 1e6),
+        r if r >= 1e3 => format!("{:.1} k", r / 1e3),
+        r => format!("{r:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_object_has_the_promised_names() {
+        let tally = Tally { messages: 10, bytes: 640, ..Default::default() };
+        let mut report = Report::new("ping", Backend::RawFabric, &tally, Duration::from_millis(500));
+        let mut times = RttHistogram::new();
+        times.record(Duration::from_micros(10));
+        report.rtt_us = times.summary();
+        report.mode = Some(Mode::ZeroCopy);
+        let object = serde_json::to_value(&report).unwrap();
+        for name in [
+            "role", "backend", "provider", "mode", "size", "connections", "messages", "bytes", "seconds", "msgs_per_s", "gbytes_per_s",
+            "rtt_us", "cpu_s", "max_rss_kib", "lost", "duplicated", "reordered", "corrupted", "refused_sends",
+        ] {
+            assert!(object.get(name).is_some(), "{name}");
+        }
+        for name in ["min", "p50", "p90", "p99", "p999", "max"] {
+            assert!((object["rtt_us"][name].as_f64().unwrap() - 10.0).abs() < 0.1, "{name}");
+        }
+        assert_eq!((&object["backend"], &object["mode"]), (&"raw-fabric".into(), &"zero-copy".into()));
+        assert_eq!(object["msgs_per_s"], 20.0);
+    }
+
+    #[test]
+    fn any_wrong_count_fails_the_run() {
+        let report = Report::new("recv", Backend::Raw, &Tally { reordered: 1, ..Default::default() }, Duration::ZERO);
+        assert_eq!(report.verdict().unwrap_err().status(), 1);
+    }
+}
