@@ -11,7 +11,7 @@ use crate::inner::Inner;
 /// An event loop on epoll, by way of mio.
 ///
 /// It belongs to the thread that made it: it is neither `Send` nor `Sync`, and all its callbacks run there,
-/// inside [`run`](netio3_core::EventLoop::run) and its siblings or inside [`process`](Self::process). What can be
+/// inside [`run`](netio3_core::EventLoop::run) and its siblings or inside [`process`](Handle::process). What can be
 /// put on it is documented at [`Handle`], to which it dereferences, and at
 /// [`EventLoop`](netio3_core::EventLoop), which both implement.
 ///
@@ -23,9 +23,10 @@ use crate::inner::Inner;
 /// # In another event loop
 /// Its descriptor is readable while there is something to do: an event, a deadline that has passed, a wake-up from
 /// another thread, or work that was left over. The foreign loop watches it for reading, by level or by
-/// edge, and calls [`process`](Self::process) whenever it is readable. The loop keeps the descriptor so
+/// edge, and calls [`process`](Handle::process) whenever it is readable. The loop keeps the descriptor so
 /// from the first [`as_fd`](AsFd::as_fd), [`as_raw_fd`](AsRawFd::as_raw_fd) or `process` on; before, it
 /// spares the system calls.
+#[derive(Debug)]
 pub struct EpollEventLoop {
     handle: Handle,
     /// A second name of the epoll descriptor, to be lent out.

@@ -1,5 +1,6 @@
 //! A loop as its own callbacks hold it.
 
+use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -62,6 +63,12 @@ impl Handle {
     /// most as many posts run in a turn as there are messages in it.
     pub fn set_budget(&self, budget: Budget) {
         self.inner.budget.set(budget);
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").field("phase", &self.inner.phase.get()).finish_non_exhaustive()
     }
 }
 

@@ -97,16 +97,15 @@ impl Shared {
 
 // On any thread.
 impl Shared {
-    /// Redelivers the token of a signal; `false` when the loop is gone.
-    pub(crate) fn fire(&self, source: Key) -> bool {
+    /// Delivers to the source of a signal.
+    pub(crate) fn fire(&self, source: Key) {
         let mut inbox = self.inbox.lock();
         if inbox.closed {
-            return false;
+            return;
         }
         inbox.fired.push(source);
         drop(inbox);
         self.wake();
-        true
     }
 }
 
