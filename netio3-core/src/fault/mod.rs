@@ -1,7 +1,8 @@
 //! Faults on demand, the same ones for the same seed: short reads and writes, would-block, resets, stalls, delays.
 //!
-//! [`FaultStream`] stands before a byte stream, for instance one end of a [`pipe`]. Time is a [`Clock`] that
-//! only the test advances, so that nothing sleeps and thousands of schedules run in seconds:
+//! [`wrap`] puts them before a whole backend, which still keeps the contract, so that a program can be tried against
+//! what a bad network does. [`FaultStream`] stands before a byte stream, for instance one end of a [`pipe`]. Time is a
+//! [`Clock`] that only the test advances, so that nothing sleeps and thousands of schedules run in seconds:
 //!
 //! ```
 //! use std::io::{Read, Write};
@@ -20,12 +21,14 @@
 //! assert_eq!(arrived, b"arrives in pieces, but whole");
 //! ```
 
+mod backend;
 mod clock;
 mod config;
 mod pipe;
 mod rng;
 mod stream;
 
+pub use backend::{FaultBackend, wrap};
 pub use clock::Clock;
 pub use config::{FaultConfig, FaultCounts};
 pub use pipe::{PipeEnd, pipe};

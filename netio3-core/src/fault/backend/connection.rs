@@ -1,0 +1,239 @@
+//! What is remembered of one connection.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use super::message::Held;
+use crate::address::EndPointAddress;
+use crate::callbacks::ConnectionInfo;
+use crate::config::Limits;
+use crate::error::SendError;
+use crate::status::{Completion, NetioStatus};
+
+/// A connection: what was accepted and has not come back, and the faults it is under.
+#[derive(Default)]
+pub(super) struct Connection {
+    established: Option<Established>,
+    /// The user closes or aborts it.
+    closing: bool,
+    /// The lengths of the messages that were sent on and have not completed.
+    sent_on: VecDeque<usize>,
+    /// Accepted messages to be sent on later, all after those.
+    held: VecDeque<Held>,
+    /// The bytes of both.
+    bytes: usize,
+    debt: Debt,
+    /// The user has paused it.
+    paused: bool,
+    stalled_until: Option<Instant>,
+    doom: Doom,
+    /// The backend behind takes nothing more, so *closed* is on its way.
+    ending: bool,
+}
+
+struct Established {
+    address: EndPointAddress,
+    listener: Option<EndPointAddress>,
+    limits: Limits,
+}
+
+/// Who is to be told *writable*.
+#[derive(Default)]
+struct Debt {
+    /// The user had a refusal.
+    to_user: bool,
+    /// The longest message that was refused here, without the backend behind knowing.
+    refused_here: Option<usize>,
+    /// The backend behind refused something, so it will say when there is room.
+    by_inner: bool,
+}
+
+#[derive(Default, PartialEq)]
+enum Doom {
+    #[default]
+    None,
+    /// A reset was drawn and is carried out by the loop.
+    Drawn,
+    Reset,
+}
+
+impl Connection {
+    pub(super) fn establish(&mut self, info: &ConnectionInfo) {
+        self.established = Some(Established { address: info.address, listener: info.listener, limits: info.limits });
+    }
+
+    /// Notes that the user ends it; `true` when reading has to go on, for it was stalled.
+    pub(super) fn close(&mut self) -> bool {
+        self.closing = true;
+        self.stalled_until.take().is_some() && !self.paused
+    }
+
+    pub(super) fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    // ----- faults -----
+
+    pub(super) fn doom(&mut self) {
+        if self.doom == Doom::None {
+            self.doom = Doom::Drawn;
+        }
+    }
+
+    /// Whether it is to be reset now.
+    pub(super) fn take_doom(&mut self) -> bool {
+        let due = self.doom == Doom::Drawn && self.is_open();
+        if due {
+            self.doom = Doom::Reset;
+        }
+        due
+    }
+
+    pub(super) fn stall(&mut self, until: Instant) {
+        self.stalled_until = Some(until);
+    }
+
+    /// Whether a stall ends now and reading goes on.
+    pub(super) fn end_stall(&mut self, now: Instant) -> bool {
+        self.stalled_until.take_if(|until| *until <= now).is_some() && !self.paused
+    }
+
+    // ----- messages -----
+
+    /// Whether a message of this length fits in the queue; an empty one takes any one message.
+    pub(super) fn fits(&self, len: usize) -> bool {
+        self.is_idle()
+            || self.established.as_ref().is_some_and(|Established { limits, .. }| {
+                self.sent_on.len() + self.held.len() < limits.queue_messages && self.bytes + len <= limits.queue_bytes
+            })
+    }
+
+    pub(super) fn push_sent_on(&mut self, len: usize) {
+        self.bytes += len;
+        self.sent_on.push_back(len);
+    }
+
+    pub(super) fn push_held(&mut self, held: Held) {
+        self.bytes += held.len();
+        self.held.push_back(held);
+    }
+
+    /// The first held message, if it is due by `now`.
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<Held> {
+        let is_due = self.held.front().is_some_and(|held| held.due <= now);
+        if is_due && !self.debt.by_inner && !self.is_stalled() { self.pop_held() } else { None }
+    }
+
+    /// The first held message, due or not.
+    pub(super) fn pop_held(&mut self) -> Option<Held> {
+        if self.ending { None } else { self.held.pop_front() }
+    }
+
+    /// The popped message was sent on.
+    pub(super) fn sent_on(&mut self, len: usize) {
+        self.sent_on.push_back(len);
+    }
+
+    /// The popped message was not accepted; *closed* will have it, unless it was only a matter of room.
+    /// `true` when the connection has to be reset for that.
+    pub(super) fn put_back(&mut self, held: Held, outcome: Result<NetioStatus, SendError>) -> bool {
+        self.held.push_front(held);
+        match outcome {
+            Ok(NetioStatus::NoResources) => self.debt.by_inner = true,
+            Ok(NetioStatus::NotConnected) | Err(_) => self.ending = true,
+            Ok(_) => {
+                self.doom();
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The first `n` of the messages sent on have completed.
+    pub(super) fn complete(&mut self, n: usize) {
+        self.bytes -= self.sent_on.drain(..n.min(self.sent_on.len())).sum::<usize>();
+    }
+
+    /// At the end: what was never sent on, in send order.
+    pub(super) fn into_held(self) -> VecDeque<Held> {
+        self.held
+    }
+
+    pub(super) fn held_completions(&self) -> impl Iterator<Item = Completion> {
+        self.held.iter().map(Held::completion)
+    }
+
+    // ----- refusals and writable -----
+
+    /// The user was refused here.
+    pub(super) fn refuse(&mut self, len: usize) {
+        self.debt.to_user = true;
+        self.debt.refused_here = Some(self.debt.refused_here.unwrap_or(0).max(len));
+    }
+
+    /// The user was refused by the backend behind.
+    pub(super) fn refused_by_inner(&mut self) {
+        self.debt.to_user = true;
+        self.debt.by_inner = true;
+    }
+
+    /// The backend behind says *writable*.
+    pub(super) fn writable_by_inner(&mut self) {
+        self.debt.by_inner = false;
+    }
+
+    /// Whether the user is to be told *writable* now, and at what address; he will not be told again.
+    pub(super) fn take_writable(&mut self) -> Option<EndPointAddress> {
+        let due = self.debt.to_user && !self.debt.by_inner && self.is_open() && self.debt.refused_here.is_none_or(|len| self.fits(len));
+        if !due {
+            return None;
+        }
+        self.debt = Debt::default();
+        self.established.as_ref().map(|established| established.address)
+    }
+
+    pub(super) fn is_writable_owed(&self) -> bool {
+        self.debt.to_user
+    }
+
+    // ----- what it is like -----
+
+    /// Whether messages go both ways.
+    pub(super) fn is_open(&self) -> bool {
+        self.established.is_some() && !self.closing && !self.ending && self.doom != Doom::Reset
+    }
+
+    /// Whether no accepted message is waiting to come back.
+    pub(super) fn is_idle(&self) -> bool {
+        self.sent_on.is_empty() && self.held.is_empty()
+    }
+
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled_until.is_some()
+    }
+
+    /// Whether a reset ended it, and not the user.
+    pub(super) fn was_reset(&self) -> bool {
+        self.doom == Doom::Reset && !self.closing
+    }
+
+    pub(super) fn is_accepted_by(&self, listener: &EndPointAddress) -> bool {
+        self.established.as_ref().is_some_and(|established| established.listener.as_ref() == Some(listener))
+    }
+
+    /// Whether the backend behind will call such a message too big.
+    pub(super) fn is_too_big(&self, header_len: usize, len: usize) -> bool {
+        self.established
+            .as_ref()
+            .is_some_and(|Established { limits, .. }| header_len > limits.max_header_len || len > limits.max_message_len)
+    }
+
+    /// Before when nothing more can be sent on.
+    pub(super) fn held_until(&self) -> Option<Instant> {
+        self.stalled_until.max(self.held.back().map(|held| held.due))
+    }
+
+    pub(super) fn holds(&self, region: (usize, usize)) -> bool {
+        self.held.iter().any(|held| held.uses(region))
+    }
+}
