@@ -91,6 +91,9 @@ pub trait EventLoop {
     fn stop(&self);
 }
 
+/// Something to be run on a loop's thread.
+pub type Job = Box<dyn FnOnce(&dyn EventLoop) + Send>;
+
 /// The part of a loop that other threads may use. When the loop is gone, its calls do nothing.
 pub trait Remote: Send + Sync {
     /// Makes the loop run a turn soon; any number of calls before that turn are one.
@@ -98,7 +101,7 @@ pub trait Remote: Send + Sync {
     fn wake(&self);
 
     /// Runs `job` on the loop's thread; `false` when the loop is gone (the job is dropped).
-    fn post(&self, job: Box<dyn FnOnce(&dyn EventLoop) + Send>) -> bool;
+    fn post(&self, job: Job) -> bool;
 
     /// [`EventLoop::stop`] from any thread.
     fn stop(&self);

@@ -109,6 +109,11 @@ impl<L> Connection<L> {
         !self.is_over() && !self.paused.get() && !self.meter.is_full()
     }
 
+    /// Whether the peer asked for it.
+    pub fn is_incoming(&self) -> bool {
+        self.direction == Direction::Incoming
+    }
+
     /// Whether the user paused it.
     pub fn is_paused(&self) -> bool {
         self.paused.get()

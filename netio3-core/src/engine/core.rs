@@ -40,6 +40,7 @@ pub struct Listener<L> {
 pub(super) const LISTENER: usize = 1 << 40;
 
 type Rcc<T> = Rc<Connection<<T as Transport>::Link>>;
+type Rcl<T> = Rc<Listener<<T as Transport>::Listener>>;
 
 /// The state of a backend: connections, listeners, and what waits for the end of the turn.
 pub struct Engine<T: Transport> {
@@ -54,7 +55,7 @@ pub struct Engine<T: Transport> {
     pub(crate) ids: EndpointIds,
     pub(super) table: RefCell<Vec<Option<Rcc<T>>>>,
     pub(super) by_address: RefCell<HashMap<EndPointAddress, Endpoint>>,
-    pub(super) listeners: RefCell<Vec<Option<Rc<Listener<T::Listener>>>>>,
+    pub(super) listeners: RefCell<Vec<Option<Rcl<T>>>>,
     pub(super) regions: RefCell<RegionTable>,
     /// Whether zero-copy sends have to be looked up in the table of regions.
     pub(super) look_up_regions: Cell<bool>,
@@ -480,7 +481,8 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    pub(super) fn read_again(&self, connection: &Connection<T::Link>) {
+    /// Has the transport called as readable again for this connection, in the next turn.
+    pub fn read_again(&self, connection: &Connection<T::Link>) {
         self.ev.redeliver(self.source(), connection.endpoint.slot(), Ready::READABLE);
     }
 

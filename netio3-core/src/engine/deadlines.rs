@@ -45,6 +45,14 @@ impl<T: Transport> Engine<T> {
         }
     }
 
+    /// Has [`Transport::trim`] called once the connection has been idle for a while.
+    pub fn trim_later(&self, connection: &Connection<T::Link>) {
+        if !connection.listed.untrimmed.replace(true) {
+            connection.progress.set(self.ev.now());
+            self.update_deadline(connection);
+        }
+    }
+
     pub(super) fn set_deadline(&self, connection: &Connection<T::Link>, at: Option<Instant>) {
         let before = connection.deadline.replace(at);
         if before == at {
@@ -132,7 +140,9 @@ impl<T: Transport> Engine<T> {
             }
             State::Closing(reason) => {
                 if passed(connection.params.close_deadline) || self.shutdown_at.get().is_some_and(|at| at <= now) {
-                    self.finish(connection, reason, Release::Reset);
+                    // With everything gone from here, what the system holds may still arrive.
+                    let all_left = connection.ledger.borrow().messages() == 0;
+                    self.finish(connection, reason, if all_left { Release::Orderly } else { Release::Reset });
                 }
             }
             State::Established => self.look_after(up, connection, now),
@@ -149,7 +159,7 @@ impl<T: Transport> Engine<T> {
         }
         if !queued && idle_for >= TRIM_AFTER && connection.listed.untrimmed.replace(false) {
             connection.ledger.borrow_mut().trim();
-            self.transport.trim(connection);
+            self.transport.trim(self, connection);
         } else if queued && connection.listed.untrimmed.get() {
             // Looked at again after a further while; the stall limit counts from `progress` only if there is one.
             if connection.params.stall_timeout.is_none() && idle_for >= TRIM_AFTER {

@@ -99,8 +99,8 @@ pub trait Transport: Sized + 'static {
     fn release_listener(&self, engine: &Engine<Self>, listener: &Listener<Self::Listener>);
 
     /// Gives memory back that an idle connection does not need.
-    fn trim(&self, connection: &Connection<Self::Link>) {
-        let _ = connection;
+    fn trim(&self, engine: &Engine<Self>, connection: &Connection<Self::Link>) {
+        let _ = (engine, connection);
     }
 
     /// The turn ends; for transports that are not driven by watched descriptors alone.

@@ -1,0 +1,173 @@
+//! What arrives from a socket, cut into hello and frames.
+
+use crate::frame::{BadHead, Frame, HEAD_LEN};
+use crate::hello::{Hello, NotAHello};
+
+/// Cuts a byte stream into a hello and frames.
+///
+/// It does no I/O. Bytes are fed as one slice at a time; a message that lies in the slice whole is handed
+/// out in place. One that does not is assembled in memory of its own, into which the caller reads the rest
+/// directly: [`assembly_room`](Self::assembly_room), then [`assembled`](Self::assembled).
+#[derive(Debug)]
+pub(crate) struct Inbound {
+    max_len: usize,
+    hello_done: bool,
+    /// A beginning of a head or of the hello, to which further bytes are needed.
+    partial: Vec<u8>,
+    /// The message being assembled: its length, and how much of it is here.
+    assembling: Option<(usize, usize)>,
+    /// Initialized memory for assembling; kept for the next message.
+    memory: Vec<u8>,
+}
+
+/// What came next in the stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Incoming<'a> {
+    Hello(Hello),
+    Message(&'a [u8]),
+    Heartbeat,
+    Goodbye,
+}
+
+/// The stream is not one of this protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    Hello,
+    Head(BadHead),
+}
+
+/// Assembly memory begins with this much and doubles as bytes arrive, so that nothing is allocated on a
+/// length's word.
+const FIRST_STEP: usize = 64 << 10;
+
+impl Inbound {
+    pub(crate) fn new(max_len: usize) -> Self {
+        Self { max_len, hello_done: false, partial: Vec::new(), assembling: None, memory: Vec::new() }
+    }
+
+    /// Whether the stream is inside a frame, so that its end now would cut a message off.
+    pub(crate) fn is_inside_frame(&self) -> bool {
+        self.assembling.is_some() || !self.partial.is_empty()
+    }
+
+    /// Bytes kept from earlier slices that the next slice must begin with; they are taken out.
+    pub(crate) fn take_partial(&mut self, into: &mut [u8]) -> usize {
+        let n = self.partial.len();
+        into[..n].copy_from_slice(&self.partial);
+        self.partial.clear();
+        n
+    }
+
+    /// How many bytes [`take_partial`](Self::take_partial) gives.
+    pub(crate) fn partial_len(&self) -> usize {
+        self.partial.len()
+    }
+
+    /// Takes the next thing from the front of `bytes`, which shrinks accordingly. `None`: all that is left
+    /// was kept, and more is needed.
+    #[inline]
+    pub(crate) fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Incoming<'a>>, Broken> {
+        debug_assert!(self.assembling.is_none() && self.partial.is_empty());
+        if !self.hello_done {
+            return self.next_hello(bytes);
+        }
+        let Some((head, rest)) = bytes.split_first_chunk::<HEAD_LEN>() else {
+            self.keep(bytes);
+            return Ok(None);
+        };
+        match Frame::parse(*head, self.max_len).map_err(Broken::Head)? {
+            Frame::Data(len) => {
+                if let Some((message, rest)) = rest.split_at_checked(len) {
+                    *bytes = rest;
+                    return Ok(Some(Incoming::Message(message)));
+                }
+                self.start_assembly(len, rest);
+                *bytes = &[];
+                Ok(None)
+            }
+            Frame::Heartbeat => {
+                *bytes = rest;
+                Ok(Some(Incoming::Heartbeat))
+            }
+            Frame::Goodbye => {
+                *bytes = rest;
+                Ok(Some(Incoming::Goodbye))
+            }
+        }
+    }
+
+    fn next_hello<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Incoming<'a>>, Broken> {
+        match Hello::decode(bytes).map_err(|NotAHello| Broken::Hello)? {
+            Some((hello, len)) => {
+                self.hello_done = true;
+                *bytes = &bytes[len..];
+                Ok(Some(Incoming::Hello(hello)))
+            }
+            None => {
+                self.keep(bytes);
+                Ok(None)
+            }
+        }
+    }
+
+    fn keep(&mut self, bytes: &mut &[u8]) {
+        self.partial.extend_from_slice(bytes);
+        *bytes = &[];
+    }
+
+    fn start_assembly(&mut self, len: usize, first: &[u8]) {
+        if self.memory.len() < first.len() {
+            self.grow_to(len.min(first.len().max(FIRST_STEP)));
+        }
+        self.memory[..first.len()].copy_from_slice(first);
+        self.assembling = Some((len, first.len()));
+    }
+
+    fn grow_to(&mut self, len: usize) {
+        self.memory.reserve_exact(len - self.memory.len());
+        self.memory.resize(len, 0);
+    }
+
+    /// The memory into which the rest of the message being assembled is to be read, never empty; and whether
+    /// it is all that the message needs. `None` when no message is being assembled.
+    pub(crate) fn assembly_room(&mut self) -> Option<(&mut [u8], bool)> {
+        let (len, have) = self.assembling?;
+        if have == self.memory.len() {
+            self.grow_to(len.min((2 * have).max(FIRST_STEP)));
+        }
+        let end = len.min(self.memory.len());
+        Some((&mut self.memory[have..end], end == len))
+    }
+
+    /// `n` bytes were read into the room; gives the length of the message when that completes it.
+    pub(crate) fn assembled(&mut self, n: usize) -> Option<usize> {
+        let (len, have) = self.assembling.as_mut()?;
+        *have += n;
+        let done = (have == len).then_some(*len);
+        if done.is_some() {
+            self.assembling = None;
+        }
+        done
+    }
+
+    /// The memory that the assembled message lies at the beginning of. What the user leaves of it is used
+    /// for the next one.
+    pub(crate) fn memory(&mut self) -> &mut Vec<u8> {
+        &mut self.memory
+    }
+
+    /// Memory held, in bytes.
+    pub(crate) fn held(&self) -> usize {
+        self.memory.capacity()
+    }
+
+    /// Gives memory back that is not in use.
+    pub(crate) fn trim(&mut self) {
+        if self.assembling.is_none() {
+            self.memory = Vec::new();
+        }
+        if self.partial.is_empty() {
+            self.partial = Vec::new();
+        }
+    }
+}

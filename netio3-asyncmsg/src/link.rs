@@ -1,0 +1,72 @@
+//! What the TCP backend keeps for each connection.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+
+use netio3_core::WatchId;
+
+use crate::inbound::Inbound;
+use crate::net::Stream;
+use crate::outbound::Outbound;
+use crate::session::Session;
+
+/// A connection's socket and the bytes on their way to and from it.
+pub(crate) struct Link<S> {
+    socket: RefCell<Option<Watched<S>>>,
+    /// The peer or the network refused when the connection was started.
+    pub(crate) refused: Cell<Option<io::Error>>,
+    pub(crate) session: Cell<Session>,
+    pub(crate) inbound: RefCell<Inbound>,
+    pub(crate) outbound: RefCell<Outbound>,
+    /// Bytes that were read and may not be delivered yet.
+    pub(crate) stash: RefCell<Vec<u8>>,
+    /// The socket takes nothing more until it is writable again.
+    pub(crate) blocked: Cell<bool>,
+    /// Writing failed; what is left to read is still delivered.
+    pub(crate) broken: Cell<bool>,
+    /// The system told that the stream ends.
+    pub(crate) read_closed: Cell<bool>,
+    /// What this link contributes to the backend's count of assembly memory, in bytes.
+    pub(crate) counted_memory: Cell<usize>,
+}
+
+struct Watched<S> {
+    socket: Rc<S>,
+    watch: WatchId,
+}
+
+impl<S: Stream> Link<S> {
+    pub(crate) fn new(socket: S, watch: WatchId, session: Session, max_len: usize) -> Self {
+        Self {
+            socket: RefCell::new(Some(Watched { socket: Rc::new(socket), watch })),
+            refused: Cell::new(None),
+            session: Cell::new(session),
+            inbound: RefCell::new(Inbound::new(max_len)),
+            outbound: RefCell::default(),
+            stash: RefCell::default(),
+            blocked: Cell::new(false),
+            broken: Cell::new(false),
+            read_closed: Cell::new(false),
+            counted_memory: Cell::new(0),
+        }
+    }
+
+    /// The socket, until it is taken.
+    pub(crate) fn socket(&self) -> Option<Rc<S>> {
+        self.socket.borrow().as_ref().map(|watched| watched.socket.clone())
+    }
+
+    /// Takes the socket out, to be unwatched and closed.
+    pub(crate) fn take_socket(&self) -> Option<(Rc<S>, WatchId)> {
+        self.socket.take().map(|Watched { socket, watch }| (socket, watch))
+    }
+
+    /// Changes the session; gives what the change gives.
+    pub(crate) fn with_session<R>(&self, change: impl FnOnce(&mut Session) -> R) -> R {
+        let mut session = self.session.get();
+        let result = change(&mut session);
+        self.session.set(session);
+        result
+    }
+}

@@ -1,0 +1,199 @@
+//! The sockets below the protocol: the system's, or a simulation's.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use netio3_core::engine::Opener;
+use netio3_core::{ConnectionParameters, ConnectionParametersRecv, EndPointAddress, EventLoop, Interest, SourceId, WatchId};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+/// Where the sockets come from.
+pub(crate) trait Net: 'static {
+    type Stream: Stream;
+    type Listener: Listen<Stream = Self::Stream> + Send;
+    type Opener: Opener<Dialing = Dialing<Self::Stream>, Listening = Self::Listener>;
+}
+
+/// A non-blocking byte stream.
+pub(crate) trait Stream: Sized + Send + 'static {
+    fn read(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize>;
+    fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+    /// Whether connecting has succeeded, or an error when it failed.
+    fn is_connected(&self) -> io::Result<bool>;
+    fn local_address(&self) -> io::Result<EndPointAddress>;
+    fn shutdown_write(&self) -> io::Result<()>;
+    /// Closing is to reset the connection, whatever the system still holds.
+    fn reset_on_close(&self);
+    fn watch(&self, ev: &dyn EventLoop, source: SourceId, token: usize) -> io::Result<WatchId>;
+    fn unwatch(&self, ev: &dyn EventLoop, watch: WatchId);
+}
+
+/// A non-blocking listener.
+pub(crate) trait Listen: 'static {
+    type Stream: Stream;
+    fn accept(&self, params: &ConnectionParameters) -> io::Result<(Self::Stream, EndPointAddress)>;
+    fn watch(&self, ev: &dyn EventLoop, source: SourceId, token: usize) -> io::Result<WatchId>;
+    fn unwatch(&self, ev: &dyn EventLoop, watch: WatchId);
+}
+
+/// A connection that was started.
+pub(crate) struct Dialing<S> {
+    pub(crate) stream: S,
+    /// The peer or the network refused at once; told by the loop like a later refusal.
+    pub(crate) refused: Option<io::Error>,
+}
+
+/// The system's TCP sockets.
+pub(crate) struct SystemNet;
+
+/// Starts connections and listeners of the system.
+pub(crate) struct SystemOpener;
+
+impl Net for SystemNet {
+    type Stream = TcpStream;
+    type Listener = TcpListener;
+    type Opener = SystemOpener;
+}
+
+impl Opener for SystemOpener {
+    type Dialing = Dialing<TcpStream>;
+    type Listening = TcpListener;
+
+    fn dial(&self, address: &EndPointAddress, params: &ConnectionParameters) -> io::Result<Self::Dialing> {
+        let socket = socket_for(address)?;
+        configure(&socket, address, params)?;
+        if let Some(interface) = &params.interface {
+            socket.bind_device(Some(interface.as_bytes()))?;
+        }
+        if let Some(local) = params.local_address {
+            socket.bind(&SocketAddr::new(local, 0).into())?;
+        }
+        let refused = match socket.connect(&address.socket_addr().into()) {
+            Ok(()) => None,
+            Err(error) if error.raw_os_error() == Some(EINPROGRESS) => None,
+            Err(error) if crate::refusal::is_refusal(&error) => Some(error),
+            Err(error) => return Err(error),
+        };
+        Ok(Dialing { stream: socket.into(), refused })
+    }
+
+    fn listen(&self, address: &EndPointAddress, params: &ConnectionParametersRecv) -> io::Result<(TcpListener, EndPointAddress)> {
+        let socket = socket_for(address)?;
+        // So that a listener can be reopened while connections of its predecessor linger in the kernel.
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(params.reuse_port)?;
+        if let Some(interface) = &params.connection.interface {
+            socket.bind_device(Some(interface.as_bytes()))?;
+        }
+        // The kernel derives the window scale of accepted connections from the listener's buffer.
+        if let Some(bytes) = params.connection.receive_buffer {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        socket.bind(&address.socket_addr().into())?;
+        socket.listen(i32::try_from(params.backlog).unwrap_or(i32::MAX))?;
+        let listener = TcpListener::from(socket);
+        let bound = listener.local_addr()?.into();
+        Ok((listener, bound))
+    }
+}
+
+/// The errno of a connection attempt that goes on.
+const EINPROGRESS: i32 = 115;
+
+fn socket_for(address: &EndPointAddress) -> io::Result<Socket> {
+    let domain = Domain::for_address(address.socket_addr());
+    // `Socket::new` sets close-on-exec; the type flag makes it non-blocking in the same call.
+    let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+fn configure(socket: &Socket, address: &EndPointAddress, params: &ConnectionParameters) -> io::Result<()> {
+    // Batching is this library's affair: the kernel is to send what it is given.
+    socket.set_tcp_nodelay(true)?;
+    if let Some(bytes) = params.send_buffer {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    if let Some(bytes) = params.receive_buffer {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    match params.traffic_class {
+        Some(class) if address.ip().is_ipv6() => socket.set_tclass_v6(u32::from(class)),
+        Some(class) => socket.set_tos_v4(u32::from(class)),
+        None => Ok(()),
+    }
+}
+
+impl Stream for TcpStream {
+    fn read(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let mut socket = self;
+        match slices {
+            [one] => Read::read(&mut socket, one),
+            many => socket.read_vectored(many),
+        }
+    }
+
+    fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut socket = self;
+        match slices {
+            [one] => Write::write(&mut socket, one),
+            many => socket.write_vectored(many),
+        }
+    }
+
+    fn is_connected(&self) -> io::Result<bool> {
+        if let Some(error) = self.take_error()? {
+            return Err(error);
+        }
+        match self.peer_addr() {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn local_address(&self) -> io::Result<EndPointAddress> {
+        self.local_addr().map(EndPointAddress::from)
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        self.shutdown(Shutdown::Write)
+    }
+
+    fn reset_on_close(&self) {
+        // Where it fails the close is merely less abrupt.
+        _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+
+    fn watch(&self, ev: &dyn EventLoop, source: SourceId, token: usize) -> io::Result<WatchId> {
+        ev.watch(source, self.as_fd(), token, Interest::Both)
+    }
+
+    fn unwatch(&self, ev: &dyn EventLoop, watch: WatchId) {
+        ev.unwatch(watch, self.as_fd());
+    }
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    fn accept(&self, params: &ConnectionParameters) -> io::Result<(TcpStream, EndPointAddress)> {
+        let (socket, peer) = SockRef::from(self).accept()?;
+        let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidInput)?.into();
+        socket.set_nonblocking(true)?;
+        configure(&socket, &peer, params)?;
+        Ok((socket.into(), peer))
+    }
+
+    fn watch(&self, ev: &dyn EventLoop, source: SourceId, token: usize) -> io::Result<WatchId> {
+        ev.watch(source, self.as_fd(), token, Interest::Readable)
+    }
+
+    fn unwatch(&self, ev: &dyn EventLoop, watch: WatchId) {
+        ev.unwatch(watch, self.as_fd());
+    }
+}

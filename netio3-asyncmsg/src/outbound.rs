@@ -1,0 +1,213 @@
+//! What waits to be written to a socket.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::Bytes;
+use netio3_core::engine::{Outgoing, Payload, Retired};
+use netio3_core::{HeldSlice, NetworkBuffer};
+
+use crate::frame::Frame;
+
+/// The bytes to be written, in order: those that were copied here, and pieces of the user's memory.
+///
+/// It does no I/O: [`slices`](Self::slices) says what to write, [`written`](Self::written) how far that went.
+#[derive(Debug, Default)]
+pub(crate) struct Outbound {
+    segments: VecDeque<Segment>,
+    /// Bytes of the first segment that are written already.
+    offset: usize,
+    /// The copied bytes, from `copied_start` on.
+    copied: Vec<u8>,
+    copied_start: usize,
+    len: usize,
+    /// Bytes at the front that belong to the hello, not to a frame.
+    hello: usize,
+    retired: Vec<Retired>,
+}
+
+#[derive(Debug)]
+enum Segment {
+    /// The next so many copied bytes.
+    Copied(usize),
+    Shared(Bytes),
+    Raw(HeldSlice),
+    Buffer(NetworkBuffer),
+}
+
+/// Pieces below this many bytes are copied, whatever the message's size: an entry in a gathered write costs
+/// about as much as copying some hundred bytes.
+const MIN_GATHERED: usize = 256;
+
+impl Outbound {
+    /// Bytes that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds the hello; nothing else has been added before.
+    pub(crate) fn push_hello(&mut self, hello: &[u8]) {
+        self.hello = hello.len();
+        self.copy(hello);
+    }
+
+    /// Adds a frame that carries no message.
+    pub(crate) fn push_control(&mut self, frame: Frame) {
+        self.copy(&frame.head());
+    }
+
+    /// Adds a message; up to `copy_below` bytes it is copied, whatever its payload is.
+    pub(crate) fn push(&mut self, message: Outgoing<'_>, copy_below: usize) {
+        self.copy(&Frame::Data(message.len).head());
+        self.copy(message.header);
+        let gathered_from = if message.len <= copy_below { usize::MAX } else { MIN_GATHERED };
+        match message.payload {
+            Payload::Copied(pieces) => pieces.iter().for_each(|piece| self.copy(piece)),
+            Payload::Shared(pieces) => {
+                for piece in pieces {
+                    if piece.len() < gathered_from { self.copy(piece) } else { self.gather(piece.len(), Segment::Shared(piece.clone())) }
+                }
+            }
+            Payload::Raw(pieces) => {
+                for piece in pieces.held() {
+                    let len = piece.as_slice().len();
+                    if len < gathered_from { self.copy(piece.as_slice()) } else { self.gather(len, Segment::Raw(piece)) }
+                }
+            }
+            // Never copied, so that it returns to its pool only after completion.
+            Payload::Buffer(buffer) => self.gather(buffer.len(), Segment::Buffer(buffer)),
+        }
+    }
+
+    /// Fills `slices` with what is to be written next, at most `max_bytes` (but at least one piece); gives
+    /// their number and their bytes.
+    pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>], max_bytes: usize) -> (usize, usize) {
+        let (mut count, mut bytes) = (0, 0);
+        let mut copied = self.copied_start;
+        let mut skip = self.offset;
+        for segment in &self.segments {
+            if count == slices.len() || bytes >= max_bytes {
+                break;
+            }
+            let whole = match segment {
+                Segment::Copied(n) => {
+                    let from = copied;
+                    // The bytes that `offset` counts are gone from `copied` already.
+                    copied += n - skip;
+                    skip = 0;
+                    &self.copied[from..copied]
+                }
+                Segment::Shared(piece) => piece,
+                Segment::Raw(piece) => piece.as_slice(),
+                Segment::Buffer(buffer) => buffer.as_slice(),
+            };
+            let rest = &whole[skip..];
+            skip = 0;
+            slices[count] = IoSlice::new(rest);
+            count += 1;
+            bytes += rest.len();
+        }
+        (count, bytes)
+    }
+
+    /// `n` bytes were written; gives how many of them belong to frames.
+    pub(crate) fn written(&mut self, n: usize) -> usize {
+        debug_assert!(n <= self.len);
+        self.len -= n;
+        let mut rest = self.offset + n;
+        let mut front_before = self.offset;
+        while let Some(front) = self.segments.front() {
+            let len = front.len();
+            let done = rest.min(len);
+            if let Segment::Copied(_) = front {
+                self.copied_start += done - front_before;
+            }
+            front_before = 0;
+            if rest < len {
+                break;
+            }
+            rest -= len;
+            match self.segments.pop_front() {
+                Some(Segment::Shared(piece)) => self.retired.push(Retired::Shared(piece)),
+                Some(Segment::Buffer(buffer)) => self.retired.push(Retired::Buffer(buffer)),
+                Some(Segment::Copied(_) | Segment::Raw(_)) | None => {}
+            }
+        }
+        self.offset = rest;
+        self.compact();
+        let hello = n.min(self.hello);
+        self.hello -= hello;
+        n - hello
+    }
+
+    /// Moves user memory that is no longer needed into `retired`.
+    pub(crate) fn retire(&mut self, retired: &mut Vec<Retired>) {
+        retired.append(&mut self.retired);
+    }
+
+    /// Forgets everything that waits; its memory is to be retired.
+    pub(crate) fn abandon(&mut self) {
+        for segment in self.segments.drain(..) {
+            match segment {
+                Segment::Shared(piece) => self.retired.push(Retired::Shared(piece)),
+                Segment::Buffer(buffer) => self.retired.push(Retired::Buffer(buffer)),
+                Segment::Copied(_) | Segment::Raw(_) => {}
+            }
+        }
+        *self = Self { retired: std::mem::take(&mut self.retired), ..Self::default() };
+    }
+
+    /// Gives memory back that is not in use.
+    pub(crate) fn trim(&mut self) {
+        if self.is_empty() && self.retired.is_empty() {
+            *self = Self { hello: self.hello, ..Self::default() };
+        }
+    }
+
+    #[inline]
+    fn copy(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.copied.extend_from_slice(bytes);
+        self.len += bytes.len();
+        match self.segments.back_mut() {
+            Some(Segment::Copied(n)) => *n += bytes.len(),
+            _ => self.segments.push_back(Segment::Copied(bytes.len())),
+        }
+    }
+
+    fn gather(&mut self, len: usize, segment: Segment) {
+        self.len += len;
+        self.segments.push_back(segment);
+    }
+
+    /// Keeps the copied bytes from wandering off: they move to the front when more room is lost there than
+    /// they take, so that each byte is moved at most once on average.
+    fn compact(&mut self) {
+        let left = self.copied.len() - self.copied_start;
+        if left == 0 {
+            self.copied.clear();
+            self.copied_start = 0;
+        } else if self.copied_start > left {
+            self.copied.copy_within(self.copied_start.., 0);
+            self.copied.truncate(left);
+            self.copied_start = 0;
+        }
+    }
+}
+
+impl Segment {
+    fn len(&self) -> usize {
+        match self {
+            Self::Copied(n) => *n,
+            Self::Shared(piece) => piece.len(),
+            Self::Raw(piece) => piece.as_slice().len(),
+            Self::Buffer(buffer) => buffer.len(),
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! The way of arriving bytes from a socket to the user's callback.
+
+use std::io::{self, IoSliceMut};
+
+use bytes::Bytes;
+use netio3_core::engine::{Engine, Release, State, Upcalls};
+use netio3_core::{Budget, ClosedReason, Message, Meter, Next, Take};
+
+use crate::hello::{Hello, VERSIONS};
+use crate::inbound::{Broken, Incoming};
+use crate::net::{Net, Stream};
+use crate::session::{OnGoodbye, Stage};
+use crate::transport::{Conn, Tcp};
+
+/// The memory that all connections of a backend read into, one after the other.
+#[derive(Default)]
+pub(crate) struct ReadBuffer(Box<[u8]>);
+
+/// Bytes read at once, at most.
+const READ_LEN: usize = 256 << 10;
+/// Room in front for the beginning of a head or hello that an earlier read brought; hellos are shorter.
+const PREFIX_LEN: usize = 1 << 10;
+
+/// What to do with messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Deliver,
+    /// Paused, or at the cap on what the user took over: keep what was read, read no more.
+    Hold,
+    /// Closing, and paused: the user does not want them, but the goodbye behind them is needed.
+    Discard,
+    /// The connection is over.
+    Stop,
+}
+
+/// What a piece of the stream brought.
+#[derive(Default)]
+struct Brought {
+    messages: usize,
+    bytes: usize,
+    discarded: u64,
+}
+
+impl<N: Net> Tcp<N> {
+    /// Reads until the socket is empty, the budget spent, or the connection does not receive.
+    pub(crate) fn read(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn<N>, budget: &mut Budget) -> Next {
+        let link = &connection.link;
+        let stash = link.stash.take();
+        if !stash.is_empty() {
+            self.feed(up, engine, connection, &stash, budget);
+        }
+        let mut buffer = self.read_buffer.take();
+        if buffer.0.is_empty() {
+            buffer.0 = vec![0; PREFIX_LEN + READ_LEN].into_boxed_slice();
+        }
+        let next = loop {
+            if matches!(self.mode(connection), Mode::Hold | Mode::Stop) || link.session.get().has_heard_goodbye() {
+                break Next::Wait;
+            }
+            if budget.is_spent() {
+                break Next::Again;
+            }
+            match self.read_once(up, engine, connection, &mut buffer, budget) {
+                Ok(true) => {}
+                Ok(false) => break Next::Wait,
+                Err(error) => {
+                    self.lost(engine, connection, &error);
+                    break Next::Wait;
+                }
+            }
+        };
+        self.read_buffer.replace(buffer);
+        next
+    }
+
+    /// One read and what it brought; whether there may be more.
+    fn read_once(
+        &self,
+        up: &mut Upcalls<'_, Self>,
+        engine: &Engine<Self>,
+        connection: &Conn<N>,
+        ReadBuffer(buffer): &mut ReadBuffer,
+        budget: &mut Budget,
+    ) -> io::Result<bool> {
+        let link = &connection.link;
+        let Some(socket) = link.socket() else { return Ok(false) };
+        let mut inbound = link.inbound.borrow_mut();
+        let (prefix, shared) = buffer.split_at_mut(PREFIX_LEN);
+        let (room_len, wanted, read) = match inbound.assembly_room() {
+            Some((room, true)) => {
+                let (room_len, wanted) = (room.len(), room.len() + shared.len());
+                (room_len, wanted, socket.read(&mut [IoSliceMut::new(room), IoSliceMut::new(shared)]))
+            }
+            Some((room, false)) => (room.len(), room.len(), socket.read(&mut [IoSliceMut::new(room)])),
+            None => (0, shared.len(), socket.read(&mut [IoSliceMut::new(shared)])),
+        };
+        let n = match read {
+            Ok(0) => {
+                drop(inbound);
+                self.end_of_stream(engine, connection);
+                return Ok(false);
+            }
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        connection.counters.reads.add(1);
+        engine.totals.reads.add(1);
+        engine.heard(connection);
+        // After a short read the socket is empty, and the next byte will be told; but an end of stream that
+        // was told already will not be told again.
+        let more = n == wanted || link.read_closed.get();
+
+        let assembled = n.min(room_len);
+        let complete = if assembled > 0 { inbound.assembled(assembled) } else { None };
+        let held = inbound.held();
+        let partial = inbound.partial_len();
+        inbound.take_partial(&mut prefix[PREFIX_LEN - partial..]);
+        drop(inbound);
+        if !self.count_memory(engine, connection, held) {
+            engine.finish(connection, ClosedReason::Limit, Release::Reset);
+            return Ok(false);
+        }
+        if let Some(len) = complete {
+            self.deliver_assembled(up, engine, connection, len, budget);
+        }
+        let from = PREFIX_LEN - partial;
+        let fresh = n - assembled;
+        if fresh > 0 {
+            self.feed(up, engine, connection, &buffer[from..PREFIX_LEN + fresh], budget);
+        }
+        Ok(more)
+    }
+
+    /// Cuts bytes into frames and handles each. What may not be handled yet is stashed.
+    fn feed(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn<N>, mut bytes: &[u8], budget: &mut Budget) {
+        let link = &connection.link;
+        let fed = bytes.len();
+        let mut brought = Brought::default();
+        let mut inbound = link.inbound.borrow_mut();
+        let mut mode = self.mode(connection);
+        while !bytes.is_empty() {
+            match mode {
+                Mode::Deliver | Mode::Discard => {}
+                Mode::Hold => {
+                    link.stash.borrow_mut().extend_from_slice(bytes);
+                    break;
+                }
+                Mode::Stop => break,
+            }
+            match inbound.next(&mut bytes) {
+                Ok(Some(Incoming::Message(message))) if mode == Mode::Deliver => {
+                    brought.messages += 1;
+                    brought.bytes += message.len();
+                    if !up.data(connection, Message::borrowed(message, &connection.meter)) {
+                        mode = self.mode(connection);
+                    }
+                }
+                Ok(Some(Incoming::Message(_))) => brought.discarded += 1,
+                Ok(Some(Incoming::Heartbeat)) => connection.counters.heartbeats_received.add(1),
+                Ok(Some(Incoming::Goodbye)) => {
+                    self.goodbye(engine, connection);
+                    break;
+                }
+                Ok(Some(Incoming::Hello(hello))) => {
+                    self.greeted(up, engine, connection, &hello);
+                    mode = self.mode(connection);
+                }
+                Ok(None) => {}
+                Err(broken) => {
+                    self.broken(engine, connection, broken);
+                    break;
+                }
+            }
+        }
+        let held = inbound.held();
+        drop(inbound);
+        self.count(engine, connection, &brought);
+        budget.spend(brought.messages, fed);
+        if !connection.is_over() && !self.count_memory(engine, connection, held) {
+            engine.finish(connection, ClosedReason::Limit, Release::Reset);
+        }
+    }
+
+    /// Hands out the message that lies in the assembly memory.
+    fn deliver_assembled(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn<N>, len: usize, budget: &mut Budget) {
+        let mut brought = Brought::default();
+        // In mode `Hold` nothing is read, so that it can only have begun with this very read: one message.
+        if matches!(self.mode(connection), Mode::Deliver | Mode::Hold) {
+            let mut inbound = connection.link.inbound.borrow_mut();
+            let mut message = Assembled { memory: inbound.memory(), len, meter: &connection.meter };
+            up.data(connection, Message::whole(&mut message));
+            brought = Brought { messages: 1, bytes: len, discarded: 0 };
+        } else {
+            brought.discarded = 1;
+        }
+        self.count(engine, connection, &brought);
+        budget.spend(1, len);
+        if connection.link.inbound.borrow().held() > 0 {
+            engine.trim_later(connection);
+        }
+    }
+
+    fn count(&self, engine: &Engine<Self>, connection: &Conn<N>, brought: &Brought) {
+        engine.count_received(connection, brought.messages, brought.bytes);
+        if brought.discarded > 0 {
+            engine.count_discarded(connection, brought.discarded);
+        }
+    }
+
+    fn mode(&self, connection: &Conn<N>) -> Mode {
+        match connection.state() {
+            State::Closed(_) | State::Refused(_) => Mode::Stop,
+            State::Opening => Mode::Deliver,
+            State::Closing(_) if connection.is_paused() => Mode::Discard,
+            _ if connection.is_receiving() => Mode::Deliver,
+            _ => Mode::Hold,
+        }
+    }
+
+    /// The peer's hello arrived.
+    fn greeted(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn<N>, hello: &Hello) {
+        let link = &connection.link;
+        if connection.is_incoming() {
+            let mut answer = self.hello(engine).answer(hello);
+            match answer.verdict {
+                Err(_) => _ = connection.listener_counters().inspect(|counters| counters.refused_version.add(1)),
+                Ok(()) => answer.verdict = engine.admit(connection),
+            }
+            link.outbound.borrow_mut().push_hello(&answer.encode());
+            if answer.verdict.is_err() {
+                use netio3_core::engine::Transport as _;
+                self.flush(engine, connection);
+                return engine.drop_stranger(connection);
+            }
+            engine.flush_later(connection);
+        } else if let Err(reason) = hello.verdict {
+            return engine.refuse(connection, reason);
+        } else if hello.versions.0 != hello.versions.1 || !(VERSIONS.0..=VERSIONS.1).contains(&hello.versions.0) {
+            return engine.refuse(connection, netio3_core::RefusedReason::Version);
+        }
+        let Some(socket) = link.socket() else { return };
+        link.with_session(|session| session.stage = Stage::Open);
+        let local = socket.local_address().unwrap_or(netio3_core::EndPointAddress::localhost(0));
+        let max_len = usize::try_from(hello.max_message_len).unwrap_or(usize::MAX);
+        up.established(connection, local, max_len, hello.heartbeat_interval);
+    }
+
+    /// The peer said goodbye.
+    fn goodbye(&self, engine: &Engine<Self>, connection: &Conn<N>) {
+        match connection.link.with_session(|session| session.hear_goodbye()) {
+            OnGoodbye::Answer => engine.start_closing(connection, ClosedReason::PeerClosed),
+            OnGoodbye::Agreed if connection.link.outbound.borrow().is_empty() => {
+                engine.finish(connection, ClosedReason::Local, Release::Orderly);
+            }
+            // The last write ends it.
+            OnGoodbye::Agreed => {}
+        }
+    }
+
+    /// The stream ended in order of the system's, which is not this protocol's: no goodbye came.
+    fn end_of_stream(&self, engine: &Engine<Self>, connection: &Conn<N>) {
+        let session = connection.link.session.get();
+        if connection.link.inbound.borrow().is_inside_frame() && session.stage == Stage::Open {
+            engine.count_discarded(connection, 1);
+        }
+        match connection.state() {
+            State::Closing(reason) if session.has_said_goodbye() && connection.link.outbound.borrow().is_empty() => {
+                engine.finish(connection, reason, Release::Orderly);
+            }
+            _ => self.lost(engine, connection, &io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// What arrives is not this protocol.
+    fn broken(&self, engine: &Engine<Self>, connection: &Conn<N>, broken: Broken) {
+        tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, ?broken, "the peer broke the protocol");
+        match connection.state() {
+            State::Opening if connection.is_incoming() => {
+                connection.listener_counters().inspect(|counters| counters.failed_hello.add(1));
+                engine.totals.failed_hello.add(1);
+                engine.drop_stranger(connection);
+            }
+            State::Opening => engine.refuse(connection, netio3_core::RefusedReason::Protocol),
+            _ => engine.finish(connection, ClosedReason::Protocol, Release::Reset),
+        }
+    }
+}
+
+/// A message in assembly memory.
+struct Assembled<'a> {
+    memory: &'a mut Vec<u8>,
+    len: usize,
+    meter: &'a Meter,
+}
+
+impl Take for Assembled<'_> {
+    fn as_slice(&self) -> &[u8] {
+        &self.memory[..self.len]
+    }
+
+    fn take(&mut self) -> Bytes {
+        // Memory much larger than the message, kept from a larger one, is better kept.
+        if self.memory.len() > 2 * self.len {
+            return self.meter.own(self.as_slice().to_vec());
+        }
+        let mut memory = std::mem::take(self.memory);
+        memory.truncate(std::mem::take(&mut self.len));
+        self.meter.own(memory)
+    }
+}
+
+impl<N: Net> Tcp<N> {
+    /// Brings the backend's count of assembly memory up to date; `false` when it exceeds the limit.
+    pub(crate) fn count_memory(
+        &self,
+        engine: &Engine<Self>,
+        connection: &netio3_core::engine::Connection<crate::link::Link<N::Stream>>,
+        held: usize,
+    ) -> bool {
+        let before = connection.link.counted_memory.replace(held);
+        if before == held {
+            return true;
+        }
+        let total = &engine.totals.assembly_bytes;
+        total.set(total.get() + held as u64 - before as u64);
+        held < before || total.get() <= engine.config.total_assembly_bytes as u64
+    }
+}

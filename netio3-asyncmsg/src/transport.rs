@@ -1,0 +1,285 @@
+//! The TCP backend as the engine drives it.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::marker::PhantomData;
+use std::rc::Rc;
+
+use netio3_core::engine::{Connection, Engine, Listener, Opener, Outgoing, Release, Retired, State, Transport, Upcalls};
+use netio3_core::{Budget, ClosedReason, ConnectionParameters, Next, Ready, WatchId};
+
+use crate::frame::{Frame, HEAD_LEN};
+use crate::hello::Hello;
+use crate::link::Link;
+use crate::net::{Dialing, Listen, Net, Stream};
+use crate::reading::ReadBuffer;
+use crate::refusal;
+use crate::session::{Session, Stage};
+
+/// Framed messages over the byte streams of `N`.
+pub(crate) struct Tcp<N> {
+    pub(crate) read_buffer: RefCell<ReadBuffer>,
+    net: PhantomData<N>,
+}
+
+/// A listener and its watch.
+pub(crate) struct Listening<L> {
+    listener: L,
+    watch: WatchId,
+}
+
+pub(crate) type Conn<N> = Rc<Connection<Link<<N as Net>::Stream>>>;
+
+/// The most pieces in one gathered write; the kernel takes 1,024.
+const MAX_SLICES: usize = 256;
+/// Bytes in one gathered write, as soon as they are reached.
+const WRITE_BATCH: usize = 1 << 20;
+/// Peers accepted in one go, before other descriptors get their turn.
+const ACCEPT_BATCH: usize = 128;
+
+impl<N: Net> Tcp<N> {
+    pub(crate) fn new() -> Self {
+        Self { read_buffer: RefCell::new(ReadBuffer::default()), net: PhantomData }
+    }
+
+    /// What this side says of itself.
+    pub(crate) fn hello(&self, engine: &Engine<Self>) -> Hello {
+        Hello::new(engine.config.max_message_len, engine.config.heartbeat_interval)
+    }
+
+    /// The system may have connected: says hello, or tells the refusal.
+    fn connected(&self, engine: &Engine<Self>, connection: &Conn<N>) {
+        let link = &connection.link;
+        let Some(socket) = link.socket() else { return };
+        match link.refused.take().map_or_else(|| socket.is_connected(), Err) {
+            Ok(false) => {}
+            Ok(true) => {
+                link.with_session(|session| session.stage = Stage::Greeting);
+                link.outbound.borrow_mut().push_hello(&self.hello(engine).encode());
+                self.flush(engine, connection);
+            }
+            Err(error) => {
+                tracing::debug!(peer = %connection.address, %error, "cannot connect");
+                engine.refuse(connection, refusal::reason(&error));
+            }
+        }
+    }
+
+    /// Writing failed. What the peer sent before is still delivered; its end is then found by reading.
+    fn write_failed(&self, engine: &Engine<Self>, connection: &Conn<N>, error: &io::Error) {
+        tracing::debug!(endpoint = %connection.endpoint, %error, "cannot write");
+        connection.link.broken.set(true);
+        connection.link.read_closed.set(true);
+        if connection.is_receiving() {
+            engine.read_again(connection);
+        } else {
+            self.lost(engine, connection, error);
+        }
+    }
+
+    /// The stream ended by an error.
+    pub(crate) fn lost(&self, engine: &Engine<Self>, connection: &Conn<N>, error: &io::Error) {
+        match connection.state() {
+            State::Opening if connection.link.session.get().stage == Stage::Greeting && connection.is_incoming() => {
+                connection.listener_counters().inspect(|counters| counters.failed_hello.add(1));
+                engine.totals.failed_hello.add(1);
+                engine.drop_stranger(connection);
+            }
+            State::Opening => engine.refuse(connection, refusal::reason(error)),
+            _ => engine.finish(connection, ClosedReason::PeerLost, Release::Reset),
+        }
+    }
+}
+
+impl<N: Net> Transport for Tcp<N> {
+    const NAME: &'static str = "tcp";
+    type Opener = N::Opener;
+    type Link = Link<N::Stream>;
+    type Listener = Listening<N::Listener>;
+
+    fn adopt(
+        &self,
+        engine: &Engine<Self>,
+        token: usize,
+        dialing: Dialing<N::Stream>,
+        _params: &ConnectionParameters,
+    ) -> io::Result<Link<N::Stream>> {
+        let Dialing { stream, refused } = dialing;
+        let watch = stream.watch(engine.event_loop(), engine.source(), token)?;
+        if refused.is_some() {
+            engine.event_loop().redeliver(engine.source(), token, Ready::ERROR);
+        }
+        let link = Link::new(stream, watch, Session::dialing(), engine.config.max_message_len);
+        link.refused.set(refused);
+        Ok(link)
+    }
+
+    fn adopt_listener(
+        &self,
+        engine: &Engine<Self>,
+        token: usize,
+        listening: <N::Opener as Opener>::Listening,
+    ) -> io::Result<Listening<N::Listener>> {
+        let watch = listening.watch(engine.event_loop(), engine.source(), token)?;
+        Ok(Listening { listener: listening, watch })
+    }
+
+    fn ready(&self, up: &mut Upcalls<'_, Self>, connection: &Conn<N>, ready: Ready, budget: &mut Budget) -> Next {
+        let engine = up.engine().clone();
+        let link = &connection.link;
+        if ready.contains(Ready::READ_CLOSED) || ready.contains(Ready::ERROR) {
+            link.read_closed.set(true);
+        }
+        if link.session.get().stage == Stage::Connecting {
+            self.connected(&engine, connection);
+            if link.session.get().stage == Stage::Connecting {
+                return Next::Wait;
+            }
+        }
+        if ready.contains(Ready::WRITABLE) && link.blocked.replace(false) {
+            self.flush(&engine, connection);
+        }
+        if connection.is_over() || ready.without(Ready::WRITABLE).is_none() {
+            return Next::Wait;
+        }
+        self.read(up, &engine, connection, budget)
+    }
+
+    fn listener_ready(&self, engine: &Rc<Engine<Self>>, listener: &Rc<Listener<Self::Listener>>, budget: &mut Budget) -> Next {
+        for _ in 0..ACCEPT_BATCH {
+            if engine.is_gone() {
+                return Next::Wait;
+            }
+            match listener.link.listener.accept(&listener.params.connection) {
+                Ok((stream, peer)) => {
+                    budget.spend(1, 0);
+                    let max_len = engine.config.max_message_len;
+                    _ = engine.stranger(listener, peer, |token| {
+                        let watch = stream.watch(engine.event_loop(), engine.source(), token)?;
+                        Ok(Link::new(stream, watch, Session::accepted(), max_len))
+                    });
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Wait,
+                Err(error) if refusal::is_shortage(&error) => {
+                    listener.counters.accept_failures.add(1);
+                    engine.totals.accept_failures.add(1);
+                    tracing::warn!(listener = %listener.address, %error, "cannot accept; raise the limit of open files (ulimit -n)");
+                    if !engine.evict_stranger() {
+                        engine.accept_later(listener);
+                        return Next::Wait;
+                    }
+                }
+                // The peer gave up before it was accepted, or a signal came: the next one may be fine.
+                Err(error) => tracing::debug!(listener = %listener.address, %error, "a peer was gone before it was accepted"),
+            }
+        }
+        Next::Again
+    }
+
+    #[inline]
+    fn enqueue(&self, connection: &Connection<Self::Link>, message: Outgoing<'_>) {
+        connection.link.outbound.borrow_mut().push(message, connection.params.copy_below);
+    }
+
+    #[inline]
+    fn unsent(&self, connection: &Connection<Self::Link>) -> usize {
+        // A blocked socket is flushed when it is writable, not for more bytes.
+        if connection.link.blocked.get() { 0 } else { connection.link.outbound.borrow().len() }
+    }
+
+    fn flush(&self, engine: &Engine<Self>, connection: &Conn<N>) {
+        let link = &connection.link;
+        let Some(socket) = link.socket() else { return };
+        if link.blocked.get() || link.broken.get() || link.session.get().stage == Stage::Connecting {
+            return;
+        }
+        let mut left = 0;
+        let failure = loop {
+            let mut outbound = link.outbound.borrow_mut();
+            if outbound.is_empty() {
+                break None;
+            }
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let (count, offered) = outbound.slices(&mut slices, WRITE_BATCH);
+            match socket.write(&slices[..count]) {
+                Ok(0) => break Some(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    connection.counters.writes.add(1);
+                    engine.totals.writes.add(1);
+                    left += outbound.written(n);
+                    if n < offered {
+                        // The socket is full; asking again would only say so.
+                        link.blocked.set(true);
+                        break None;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    link.blocked.set(true);
+                    break None;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Some(error),
+            }
+        };
+        if left > 0 {
+            engine.left_bytes(connection, left, HEAD_LEN);
+        }
+        if let Some(error) = failure {
+            return self.write_failed(engine, connection, &error);
+        }
+        let session = link.session.get();
+        if session.has_said_goodbye() && link.outbound.borrow().is_empty() {
+            // Where it fails the stream has ended already, which reading tells.
+            _ = socket.shutdown_write();
+            if session.is_agreed() {
+                engine.finish(connection, ClosedReason::Local, Release::Orderly);
+            }
+        }
+    }
+
+    fn retire(&self, connection: &Connection<Self::Link>, retired: &mut Vec<Retired>) {
+        connection.link.outbound.borrow_mut().retire(retired);
+    }
+
+    fn close(&self, _engine: &Engine<Self>, connection: &Conn<N>) {
+        if connection.link.with_session(Session::say_goodbye) {
+            connection.push_control();
+            connection.link.outbound.borrow_mut().push_control(Frame::Goodbye);
+        }
+    }
+
+    fn heartbeat(&self, engine: &Engine<Self>, connection: &Conn<N>) {
+        let link = &connection.link;
+        // Bytes that wait to be written tell the peer as much.
+        if link.session.get().has_said_goodbye() || !link.outbound.borrow().is_empty() {
+            return;
+        }
+        connection.push_control();
+        connection.counters.heartbeats_sent.add(1);
+        link.outbound.borrow_mut().push_control(Frame::Heartbeat);
+        self.flush(engine, connection);
+    }
+
+    fn release(&self, engine: &Engine<Self>, connection: &Connection<Self::Link>, how: Release) {
+        let link = &connection.link;
+        if let Some((socket, watch)) = link.take_socket() {
+            socket.unwatch(engine.event_loop(), watch);
+            if how == Release::Reset {
+                socket.reset_on_close();
+            }
+        }
+        link.outbound.borrow_mut().abandon();
+        self.count_memory(engine, connection, 0);
+    }
+
+    fn release_listener(&self, engine: &Engine<Self>, listener: &Listener<Self::Listener>) {
+        listener.link.listener.unwatch(engine.event_loop(), listener.link.watch);
+    }
+
+    fn trim(&self, engine: &Engine<Self>, connection: &Connection<Self::Link>) {
+        let mut inbound = connection.link.inbound.borrow_mut();
+        inbound.trim();
+        self.count_memory(engine, connection, inbound.held());
+        connection.link.outbound.borrow_mut().trim();
+    }
+}
