@@ -237,3 +237,59 @@ impl Connection {
         self.held.iter().any(|held| held.uses(region))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::Direction;
+
+    fn established() -> Connection {
+        let address = EndPointAddress::localhost(1);
+        let limits = Limits { max_message_len: 1_000, max_header_len: 256, queue_messages: 3, queue_bytes: 100 };
+        let endpoint = crate::endpoint::EndpointIds::default().allocate(1).unwrap();
+        let mut connection = Connection::default();
+        connection.establish(&ConnectionInfo::new(endpoint, address, Direction::Outgoing, None, address, limits));
+        connection
+    }
+
+    #[test]
+    fn the_queue_has_the_limits_of_the_one_behind() {
+        let mut connection = established();
+        assert!(connection.fits(1_000), "an empty queue takes any one message");
+        connection.push_sent_on(98);
+        connection.push_sent_on(1);
+        assert!(connection.fits(1) && !connection.fits(2));
+        connection.push_sent_on(0);
+        assert!(!connection.fits(0));
+        connection.complete(1);
+        assert!(connection.fits(99));
+    }
+
+    #[test]
+    fn writable_waits_for_both_who_refused() {
+        let mut connection = established();
+        assert_eq!(connection.take_writable(), None);
+        connection.push_sent_on(60);
+        connection.push_sent_on(20);
+        connection.refuse(70);
+        connection.refused_by_inner();
+        connection.writable_by_inner();
+        assert_eq!(connection.take_writable(), None, "70 bytes do not fit");
+        connection.refused_by_inner();
+        connection.complete(1);
+        assert_eq!(connection.take_writable(), None, "not yet told by the one behind");
+        connection.writable_by_inner();
+        assert!(connection.take_writable().is_some());
+        assert_eq!(connection.take_writable(), None);
+    }
+
+    #[test]
+    fn no_fault_and_no_writable_after_a_close() {
+        let mut connection = established();
+        connection.refuse(1);
+        connection.doom();
+        connection.close();
+        assert!(!connection.take_doom() && !connection.was_reset());
+        assert_eq!(connection.take_writable(), None);
+    }
+}
