@@ -55,8 +55,7 @@ impl FaultBackend {
         let core = &self.core;
         let config = core.config.get();
         self.draw_trouble(to);
-        let to_be_judged_behind = core.with(to, |connection| !connection.is_open() || connection.is_too_big(header_len, len));
-        if to_be_judged_behind {
+        if !core.with(to, |connection| connection.is_open() && !connection.is_too_big(header_len, len)) {
             return Admission::SendOn;
         }
         let is_idle = core.with(to, |connection| connection.is_idle());
