@@ -1,0 +1,167 @@
+//! The rules of order and of exactly-once, checked on every journal at the end of its case.
+
+use std::collections::HashMap;
+
+use super::journal::{Journal, What};
+use super::pattern::Digest;
+use crate::address::EndPointAddress;
+use crate::endpoint::Endpoint;
+use crate::status::{ClosedReason, Completion};
+
+/// Every rule the journal breaks, as text.
+pub(super) fn broken_rules(journal: &Journal) -> Vec<String> {
+    let mut broken = journal.violations.clone();
+    let mut lives: HashMap<Endpoint, Life> = HashMap::new();
+    for entry in &journal.entries {
+        let Some(endpoint) = entry.endpoint else { continue };
+        let life = lives.entry(endpoint).or_insert_with(|| Life::new(entry.node));
+        let counts_itself = journal.nodes[entry.node].counts_itself;
+        if let Err(rule) = life.follow(entry.address, &entry.what, counts_itself) {
+            broken.push(format!("{} {entry}: {rule}", journal.nodes[entry.node].name));
+        }
+    }
+    streams_arrive_as_sent(journal, &lives, &mut broken);
+    broken
+}
+
+/// What the rules have to remember of one connection.
+struct Life {
+    node: usize,
+    address: Option<EndPointAddress>,
+    phase: Phase,
+    /// Accepted messages in send order; the first `returned` of them came back.
+    accepted: Vec<Completion>,
+    returned: usize,
+    /// Refusals since the last *writable*.
+    refusals: usize,
+    sent: Vec<Digest>,
+    received: Vec<Digest>,
+    closed: Option<ClosedReason>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    New,
+    Opening,
+    Established,
+    Ended,
+}
+
+impl Life {
+    fn new(node: usize) -> Self {
+        Self {
+            node,
+            address: None,
+            phase: Phase::New,
+            accepted: Vec::new(),
+            returned: 0,
+            refusals: 0,
+            sent: Vec::new(),
+            received: Vec::new(),
+            closed: None,
+        }
+    }
+
+    fn follow(&mut self, address: Option<EndPointAddress>, what: &What, counts_itself: bool) -> Result<(), String> {
+        if let Some(address) = address {
+            let known = *self.address.get_or_insert(address);
+            ensure(known == address, || format!("the connection's address was {known}, now it is {address}"))?;
+        }
+        match what {
+            What::Opened => {
+                self.step(&[Phase::New], Phase::Opening)?;
+            }
+            What::Established(info) => {
+                ensure(Some(info.address) == address, || format!("described with another address, {}", info.address))?;
+                self.step(&[Phase::New, Phase::Opening], Phase::Established)?;
+            }
+            What::Refused(_) => self.step(&[Phase::New, Phase::Opening], Phase::Ended)?,
+            What::Closed(pending, reason) => {
+                self.step(&[Phase::Established], Phase::Ended)?;
+                self.closed = Some(*reason);
+                let due = &self.accepted[self.returned.min(self.accepted.len())..];
+                ensure(counts_itself || due == pending.as_slice(), || {
+                    format!(
+                        "{} keys are due in the pending list, which has {}: {:?}",
+                        due.len(),
+                        pending.len(),
+                        first_difference(due, pending)
+                    )
+                })?;
+                self.returned = self.accepted.len();
+            }
+            What::Data(digest) => {
+                self.step(&[Phase::Established], Phase::Established)?;
+                self.received.push(*digest);
+            }
+            What::Completed(completions) => {
+                self.step(&[Phase::Established], Phase::Established)?;
+                ensure(!completions.is_empty(), || "no completion in the slice".to_owned())?;
+                self.complete(completions, counts_itself)?;
+            }
+            What::Writable => {
+                self.step(&[Phase::Established], Phase::Established)?;
+                ensure(counts_itself || self.refusals > 0, || "writable without a refusal since the last".to_owned())?;
+                self.refusals = 0;
+            }
+            What::Accepted(completion, digest) => {
+                ensure(self.phase == Phase::Established, || format!("accepted although {:?}", self.phase))?;
+                self.accepted.push(*completion);
+                self.sent.push(*digest);
+            }
+            What::Full => self.refusals += 1,
+            What::Closing(_) | What::Gone | What::Note(_) => {}
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, from: &[Phase], to: Phase) -> Result<(), String> {
+        let present = std::mem::replace(&mut self.phase, to);
+        ensure(from.contains(&present), || format!("comes in the phase {present:?}"))
+    }
+
+    fn complete(&mut self, completions: &[Completion], counts_itself: bool) -> Result<(), String> {
+        if counts_itself {
+            return Ok(());
+        }
+        let due = self.accepted.get(self.returned..self.returned + completions.len());
+        self.returned += completions.len();
+        ensure(due == Some(completions), || format!("not the next keys in send order, which are {:?}", due.unwrap_or_default()))
+    }
+}
+
+/// Each receiver's messages are the first ones of one sender's, in order and whole; all of them, when the
+/// sender said goodbye.
+fn streams_arrive_as_sent(journal: &Journal, lives: &HashMap<Endpoint, Life>, broken: &mut Vec<String>) {
+    for (endpoint, receiver) in lives {
+        let node = &journal.nodes[receiver.node];
+        if receiver.received.is_empty() || node.counts_itself {
+            continue;
+        }
+        let common = |sender: &Life| receiver.received.iter().zip(&sender.sent).take_while(|(got, sent)| got == sent).count();
+        // Streams of tiny messages look alike: of equals, the one that arrived whole.
+        let likeness = |sender: &Life| (common(sender), sender.sent.len() == receiver.received.len());
+        let best = lives.iter().filter(|(other, _)| *other != endpoint).max_by_key(|(_, sender)| likeness(sender));
+        let Some((from, sender)) = best else {
+            broken.push(format!("{} {endpoint} received what nobody sent", node.name));
+            continue;
+        };
+        let (matching, received) = (common(sender), receiver.received.len());
+        if matching < received {
+            let (got, sent) = (receiver.received[matching], sender.sent.get(matching));
+            broken.push(format!("{} {endpoint}: message {matching} of {received} is {got:?}; {from} sent {sent:?}", node.name));
+        } else if receiver.closed == Some(ClosedReason::PeerClosed) && received < sender.sent.len() {
+            let sent = sender.sent.len();
+            broken.push(format!("{} {endpoint}: PeerClosed after {received} of the {sent} messages of {from}", node.name));
+        }
+    }
+}
+
+fn first_difference(due: &[Completion], got: &[Completion]) -> Option<(Option<Completion>, Option<Completion>)> {
+    let at = due.iter().zip(got).take_while(|(a, b)| a == b).count();
+    (due.get(at) != got.get(at)).then(|| (due.get(at).copied(), got.get(at).copied()))
+}
+
+fn ensure(holds: bool, rule: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(rule()) }
+}

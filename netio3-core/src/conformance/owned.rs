@@ -1,0 +1,127 @@
+//! Messages that the user takes over.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::node::{Kind, Node, Plan};
+use super::pair::{Pair, Setup};
+use super::pattern::{content, digest};
+use super::world::{World, config};
+use crate::config::NetworkConfig;
+
+/// The messages that a node has taken over.
+type Kept = Rc<RefCell<Vec<Bytes>>>;
+
+fn keep_all(node: &Node) -> Kept {
+    let kept = Kept::default();
+    let keep = kept.clone();
+    node.on(Kind::Data, move |call| keep.borrow_mut().push(call.take_over()));
+    kept
+}
+
+/// `into_bytes` keeps a message of any size beyond its callback, its connection and its backend.
+pub(super) fn a_message_taken_over_outlives_everything(world: &World) {
+    let pair = Pair::new(world);
+    let kept = keep_all(&pair.listener);
+    let sizes = [0, 1, 100, 5_000, 200_000, 300_000, 5 << 20];
+    for len in sizes {
+        pair.dialer.sent(pair.out, Plan::zero_copy(len));
+        pair.dialer.sent(pair.out, Plan::copy(len));
+    }
+    pair.deliver(world);
+    pair.dialer.close(pair.out);
+    pair.until_closed(world);
+    pair.listener.drop_backend();
+    assert_eq!(kept.borrow().len(), sizes.len() * 2);
+    for (seq, bytes) in kept.borrow().iter().enumerate() {
+        assert_eq!(digest(bytes), digest(&content(pair.out, seq as u64, sizes[seq / 2])), "message {seq}");
+    }
+}
+
+/// At the cap on taken-over messages reading pauses; dropping some, on another thread, lets it go on.
+pub(super) fn at_the_cap_of_messages_reading_pauses(world: &World) {
+    let pair = Pair::with(world, Setup { listener: NetworkConfig { owned_messages: 4, ..config() }, ..Default::default() });
+    let kept = keep_all(&pair.listener);
+    (0..20).for_each(|i| pair.dialer.sent(pair.out, Plan::copy(10 + i * 100)));
+    let counters = pair.listener.backend().stats(pair.back).expect("it is there");
+    for round in 1..=5 {
+        world.until("four more are delivered", || pair.listener.received(pair.back) == round * 4);
+        world.watch();
+        assert_eq!(pair.listener.received(pair.back), round * 4, "the cap is kept");
+        assert_eq!(counters.owned_messages.get(), 4);
+        let taken = kept.take();
+        std::thread::spawn(move || drop(taken)).join().expect("dropping does not panic");
+    }
+    pair.deliver(world);
+    assert_eq!((counters.owned_messages.get(), counters.owned_bytes.get()), (0, 0));
+}
+
+/// At the cap on their bytes reading pauses likewise, and the sender is slowed down.
+pub(super) fn at_the_cap_of_bytes_reading_pauses(world: &World) {
+    let mut setup = Setup::tight();
+    setup.listener.owned_bytes = 1 << 20;
+    let pair = Pair::with(world, setup);
+    let kept = keep_all(&pair.listener);
+    let accepted = super::pair::fill(world, &pair.dialer, pair.out, Plan::zero_copy(100_000));
+    let counters = pair.listener.backend().stats(pair.back).expect("it is there");
+    let delivered = pair.listener.received(pair.back);
+    assert!(delivered < accepted && delivered >= 8, "{delivered} of {accepted} are delivered");
+    assert!(counters.owned_bytes.get() < 2 << 20, "{} bytes are held", counters.owned_bytes.get());
+    // From now on nothing is kept.
+    pair.listener.forget_hooks();
+    let taken = kept.take();
+    std::thread::spawn(move || drop(taken)).join().expect("dropping does not panic");
+    pair.deliver(world);
+}
+
+/// The cap on all connections together pauses all of them, and lets all go on.
+pub(super) fn at_the_cap_of_all_connections_reading_pauses(world: &World) {
+    let listener = NetworkConfig { total_owned_messages: 5, ..config() };
+    let pair = Pair::with(world, Setup { listener, ..Default::default() });
+    let kept = keep_all(&pair.listener);
+    let (second, second_back) = pair.another(world);
+    for _ in 0..10 {
+        pair.dialer.sent(pair.out, Plan::copy(50));
+        pair.dialer.sent(second, Plan::copy(60));
+    }
+    let received = || pair.listener.received(pair.back) + pair.listener.received(second_back);
+    for round in 1..=4 {
+        world.until("five more are delivered", || received() == round * 5);
+        world.watch();
+        assert_eq!(received(), round * 5, "the cap is kept");
+        assert_eq!(pair.listener.backend().totals().owned_messages.get(), 5);
+        kept.take();
+    }
+    pair.deliver(world);
+}
+
+/// Messages that are only looked at are never counted against the cap.
+pub(super) fn messages_only_looked_at_are_not_counted(world: &World) {
+    let pair = Pair::with(world, Setup { listener: NetworkConfig { owned_messages: 1, owned_bytes: 1, ..config() }, ..Default::default() });
+    for len in [10, 10_000, 400_000, 2 << 20] {
+        (0..3).for_each(|_| pair.dialer.sent(pair.out, Plan::zero_copy(len)));
+        pair.deliver(world);
+    }
+    assert_eq!(pair.listener.backend().totals().owned_bytes.get(), 0);
+}
+
+/// Both at the cap, a `pause` and a `resume` change nothing: reading goes on only when there is room.
+pub(super) fn resume_does_not_lift_the_cap(world: &World) {
+    let pair = Pair::with(world, Setup { listener: NetworkConfig { owned_messages: 2, ..config() }, ..Default::default() });
+    let kept = keep_all(&pair.listener);
+    (0..6).for_each(|_| pair.dialer.sent(pair.out, Plan::copy(1_000)));
+    world.until("the cap is reached", || pair.listener.received(pair.back) == 2);
+    pair.listener.backend().pause(pair.back).expect("it is there");
+    pair.listener.backend().resume(pair.back).expect("it is there");
+    world.watch();
+    assert_eq!(pair.listener.received(pair.back), 2);
+    pair.listener.backend().pause(pair.back).expect("it is there");
+    kept.take();
+    world.watch();
+    assert_eq!(pair.listener.received(pair.back), 2, "it is paused now");
+    pair.listener.forget_hooks();
+    pair.listener.backend().resume(pair.back).expect("it is there");
+    pair.deliver(world);
+}

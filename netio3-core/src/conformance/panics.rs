@@ -1,0 +1,150 @@
+//! Panics in callbacks and in the drop of the user's memory.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::inside::assert_unknown;
+use super::node::{Kind, Node, Plan};
+use super::pair::{Pair, Setup};
+use super::sending::tracked_with;
+use super::world::World;
+use crate::config::{ConnectionParameters, ConnectionParametersRecv};
+use crate::error::RegisterError;
+use crate::memory::MemoryRegion;
+use crate::status::{ClosedReason, NetioStatus};
+
+/// A panic inside *established* ends that backend alone.
+pub(super) fn a_panic_in_established_ends_that_backend_alone(world: &World) {
+    panic_inside(world, Kind::Established);
+}
+
+/// A panic inside *refused* ends that backend alone.
+pub(super) fn a_panic_in_refused_ends_that_backend_alone(world: &World) {
+    panic_inside(world, Kind::Refused);
+}
+
+/// A panic inside *closed* ends that backend alone.
+pub(super) fn a_panic_in_closed_ends_that_backend_alone(world: &World) {
+    panic_inside(world, Kind::Closed);
+}
+
+/// A panic inside *data* ends that backend alone.
+pub(super) fn a_panic_in_data_ends_that_backend_alone(world: &World) {
+    panic_inside(world, Kind::Data);
+}
+
+/// A panic inside *completed* ends that backend alone.
+pub(super) fn a_panic_in_completed_ends_that_backend_alone(world: &World) {
+    panic_inside(world, Kind::Completed);
+}
+
+/// A panic inside *writable* ends that backend alone.
+pub(super) fn a_panic_in_writable_ends_that_backend_alone(world: &World) {
+    panic_inside(world, Kind::Writable);
+}
+
+fn panic_inside(world: &World, kind: Kind) {
+    let bystanders = Pair::new(world);
+    let pair = Pair::with(world, Setup::queue(2));
+    pair.dialer.once(kind, move |call| {
+        call.node.expect_silence();
+        panic!("on purpose, inside {kind:?}");
+    });
+    match kind {
+        Kind::Established => {
+            pair.dialer.connect(pair.address, &ConnectionParameters::default());
+        }
+        Kind::Refused => {
+            pair.dialer.connect(world.harness.nobody_listens(), &ConnectionParameters::default());
+        }
+        Kind::Closed => {
+            let (_, back) = pair.another(world);
+            pair.listener.close(back);
+        }
+        Kind::Data => pair.listener.sent(pair.back, Plan::copy(10)),
+        Kind::Completed => pair.dialer.sent(pair.out, Plan::copy(10)),
+        Kind::Writable => while pair.dialer.send(pair.out, Plan::copy(10)) == NetioStatus::Ok {},
+    }
+    assert_eq!(world.until_panic(), format!("on purpose, inside {kind:?}"));
+    the_backend_is_gone(world, &pair);
+    bystanders.prove_alive(world);
+    pair.dialer.drop_backend();
+    bystanders.prove_alive(world);
+}
+
+/// No callback, unknown handles and addresses, nothing to be opened, and the peer sees the loss.
+fn the_backend_is_gone(world: &World, pair: &Pair) {
+    let backend = pair.dialer.backend();
+    assert_unknown(&*backend, pair.out);
+    assert_eq!(backend.endpoint(&pair.address), None);
+    assert!(backend.connections().is_empty() && backend.listeners().is_empty());
+    assert!(backend.connect(&pair.address, &ConnectionParameters::default()).is_err());
+    assert!(backend.open_send_endpoint(&pair.address, &ConnectionParameters::default()).is_err());
+    assert!(backend.open_listen_endpoint(&world.harness.listen_address(), &ConnectionParametersRecv::default()).is_err());
+    assert!(backend.close_listen_endpoint(&pair.address).is_err());
+    let region = MemoryRegion::new(4_096).expect("memory");
+    assert!(matches!(backend.register(&region), Err(RegisterError::BackendGone)));
+    backend.totals().snapshot();
+    backend.shutdown(std::time::Duration::ZERO);
+    drop(backend);
+    world.until("the peer sees the loss", || pair.listener.closing(pair.back).is_some());
+    assert_eq!(pair.listener.closing(pair.back), Some(ClosedReason::PeerLost));
+    world.watch();
+}
+
+/// A panic in the drop of the user's memory has the same effect as one in a callback.
+pub(super) fn a_panic_in_the_drop_of_memory_ends_that_backend_alone(world: &World) {
+    let bystanders = Pair::new(world);
+    let pair = Pair::new(world);
+    [&pair.dialer, &pair.listener].into_iter().for_each(Node::counts_itself);
+    let (bytes, _) = tracked_with(100_000, Some(Box::new(|| panic!("on purpose, while dropping"))));
+    assert_eq!(pair.dialer.backend().send(pair.out, &bytes, b"", 1), Ok(NetioStatus::Ok));
+    drop(bytes);
+    assert_eq!(world.until_panic(), "on purpose, while dropping");
+    pair.dialer.expect_silence();
+    the_backend_is_gone(world, &pair);
+    bystanders.prove_alive(world);
+}
+
+/// The memory of a backend that ended by a panic is released, at the latest when the backend is dropped.
+pub(super) fn a_panic_releases_the_memory_of_pending_messages(world: &World) {
+    let pair = Pair::with(world, Setup::tight());
+    [&pair.dialer, &pair.listener].into_iter().for_each(Node::counts_itself);
+    pair.listener.backend().pause(pair.back).expect("it is there");
+    let flags = Rc::new(RefCell::new(Vec::new()));
+    super::pair::fill_by(world, &pair.dialer, pair.out, || {
+        let (bytes, released) = super::sending::tracked(30_000);
+        let status = pair.dialer.backend().send(pair.out, &bytes, b"", 1).expect("it is there");
+        match status {
+            NetioStatus::Ok => flags.borrow_mut().push(released),
+            _ => pair.dialer.refused(pair.out),
+        }
+        status
+    });
+    pair.dialer.once(Kind::Data, |call| {
+        call.node.expect_silence();
+        panic!("on purpose");
+    });
+    assert_eq!(pair.listener.backend().send_copy(pair.back, b"go", b"", 1), Ok(NetioStatus::Ok));
+    world.until_panic();
+    pair.dialer.drop_backend();
+    assert!(flags.borrow().iter().all(|released| released.load(std::sync::atomic::Ordering::SeqCst)));
+}
+
+/// Two backends of one loop may panic one after the other; the loop serves the third.
+pub(super) fn a_loop_survives_many_panics(world: &World) {
+    let bystanders = Pair::new(world);
+    for _ in 0..5 {
+        let pair = Pair::new(world);
+        for node in [&pair.dialer, &pair.listener] {
+            node.once(Kind::Data, |call| {
+                call.node.expect_silence();
+                panic!("on purpose");
+            });
+        }
+        pair.dialer.sent(pair.out, Plan::copy(1));
+        pair.listener.sent(pair.back, Plan::copy(1));
+        world.until_panic();
+        bystanders.prove_alive(world);
+    }
+}

@@ -1,0 +1,412 @@
+//! Sending: families, headers, keys, sizes, and when a message's memory is the user's again.
+
+use std::cell::{Cell, RefCell};
+use std::io::IoSlice;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+use super::node::{Kind, Node, Plan};
+use super::pair::{Pair, Setup, connected};
+use super::pattern::Random;
+use super::world::{World, config};
+use crate::config::{ConnectionParameters, ConnectionParametersRecv, NetworkConfig};
+use crate::status::{Completion, CompletionKind, NetioStatus};
+
+/// Every family of calls carries messages both ways; each key comes back once, in send order, with its kind.
+pub(super) fn all_families_carry_both_ways(world: &World) {
+    let pair = Pair::with(world, Setup::buffers(8_192, 64));
+    let plans = [
+        Plan::zero_copy(3_000),
+        Plan::zero_copy(3_000).header(16),
+        Plan::zero_copy(40).pieces(5),
+        Plan::copy(2_000).header(256),
+        Plan::copy(30),
+        Plan::copy(9_000).pieces(7).header(7),
+        Plan::buffer(8_192),
+        Plan::buffer(1),
+        Plan::zero_copy(100_000).pieces(3),
+    ];
+    for _ in 0..4 {
+        for plan in plans {
+            pair.dialer.sent(pair.out, plan);
+            pair.listener.sent(pair.back, plan);
+        }
+    }
+    pair.deliver(world);
+}
+
+/// Keys are the caller's: any number comes back as it was, repeated ones as often as given.
+pub(super) fn keys_come_back_as_given(world: &World) {
+    let pair = Pair::new(world);
+    for key in [0, u64::MAX, 7, 7, 7, 1 << 63, 0] {
+        pair.dialer.sent(pair.out, Plan::zero_copy(2_000).key(key));
+        pair.dialer.sent(pair.out, Plan::copy(20).key(key));
+    }
+    pair.deliver(world);
+}
+
+/// Completions come from the loop, never from inside the send or `flush`.
+pub(super) fn completions_never_come_from_inside_the_send(world: &World) {
+    let pair = Pair::new(world);
+    for plan in [Plan::copy(1), Plan::zero_copy(200_000), Plan::copy(200_000)] {
+        pair.dialer.sent(pair.out, plan);
+        assert_eq!(pair.dialer.backend().flush(pair.out), Ok(()));
+    }
+    assert_eq!(pair.dialer.completed(pair.out), 0);
+    pair.deliver(world);
+}
+
+/// The receiver sees one slice: header, then payload.
+pub(super) fn the_header_is_prepended(world: &World) {
+    let pair = Pair::new(world);
+    [&pair.dialer, &pair.listener].into_iter().for_each(Node::counts_itself);
+    let got = Rc::new(RefCell::new(Vec::new()));
+    let seen = got.clone();
+    pair.listener.on(Kind::Data, move |call| seen.borrow_mut().push(call.with_message(<[u8]>::to_vec)));
+    let backend = pair.dialer.backend();
+    let payload = Bytes::from_static(b"payload");
+    let pieces = [IoSlice::new(b"pay"), IoSlice::new(b""), IoSlice::new(b"load")];
+    assert_eq!(backend.send(pair.out, &payload, b"header:", 1), Ok(NetioStatus::Ok));
+    assert_eq!(backend.send_iov(pair.out, &[payload.slice(..3), payload.slice(3..)], b"header:", 2), Ok(NetioStatus::Ok));
+    assert_eq!(backend.send_copy(pair.out, &payload, b"header:", 3), Ok(NetioStatus::Ok));
+    assert_eq!(backend.send_copy_iov(pair.out, &pieces, b"header:", 4), Ok(NetioStatus::Ok));
+    assert_eq!(backend.send_iov(pair.out, &[], b"header:payload", 5), Ok(NetioStatus::Ok));
+    drop(backend);
+    world.until("five messages", || got.borrow().len() == 5);
+    assert!(got.borrow().iter().all(|message| message == b"header:payload"));
+}
+
+/// Messages of no byte, of one byte and of a header alone are messages like any other.
+pub(super) fn empty_and_tiny_messages_are_messages(world: &World) {
+    let pair = Pair::new(world);
+    for _ in 0..3 {
+        for plan in [Plan::copy(0), Plan::zero_copy(0), Plan::copy(1), Plan::zero_copy(1), Plan::zero_copy(5).header(5)] {
+            pair.dialer.sent(pair.out, plan);
+            pair.dialer.sent(pair.out, plan.pieces(4));
+            pair.listener.sent(pair.back, plan);
+        }
+    }
+    pair.deliver(world);
+}
+
+/// Sizes around every power of two that an implementation may care about arrive whole, by either family.
+pub(super) fn sizes_around_internal_limits_arrive_whole(world: &World) {
+    let pair = Pair::with(world, Setup::both(ConnectionParameters { queue_bytes: 64 << 20, ..Default::default() }));
+    let around = |middle: usize, by: usize| middle.saturating_sub(by)..=middle + by;
+    let sizes = [8, 16, 64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192, 16_384, 32_768].into_iter().flat_map(|middle| around(middle, 2));
+    let sizes = sizes.chain(around(65_532, 6)).chain(around(131_072, 9)).chain(around(262_140, 6)).chain(around(1 << 20, 1));
+    for len in sizes {
+        for plan in [Plan::zero_copy(len), Plan::copy(len), Plan::zero_copy(len).header(5).pieces(3)] {
+            while pair.dialer.send(pair.out, plan) != NetioStatus::Ok {
+                let before = pair.dialer.writables(pair.out);
+                world.until("writable", || pair.dialer.writables(pair.out) > before);
+            }
+        }
+    }
+    pair.deliver(world);
+}
+
+/// A message may come in 1, 29, 64 or 1,100 pieces, empty ones among them.
+pub(super) fn a_message_may_have_any_number_of_pieces(world: &World) {
+    let pair = Pair::new(world);
+    for pieces in [1, 2, 29, 64, 1_100] {
+        for len in [pieces / 2, pieces * 3, 5_000, 300_000] {
+            for plan in [Plan::zero_copy(len), Plan::copy(len)] {
+                pair.dialer.sent(pair.out, plan.pieces(pieces));
+                pair.listener.sent(pair.back, plan.pieces(pieces).header(len.min(20)));
+            }
+            pair.deliver(world);
+        }
+    }
+}
+
+/// 64 MiB, the default maximum, arrives whole; one byte more is `TooBig`.
+pub(super) fn the_default_maximum_is_64_mib(world: &World) {
+    const MAX: usize = 64 << 20;
+    let pair = Pair::new(world);
+    for plan in [Plan::zero_copy(MAX), Plan::copy(MAX).header(256)] {
+        pair.dialer.sent(pair.out, plan);
+        pair.deliver(world);
+    }
+    for plan in [Plan::zero_copy(MAX + 1), Plan::copy(MAX + 1), Plan::zero_copy(MAX + 1).header(1).pieces(9)] {
+        assert_eq!(pair.dialer.send(pair.out, plan), NetioStatus::TooBig);
+    }
+    pair.prove_alive(world);
+}
+
+/// Random sizes and families in both directions at once arrive in order and whole.
+pub(super) fn a_mixed_stream_arrives_in_order(world: &World) {
+    let pair = Pair::with(world, Setup::buffers(2_000, 32));
+    let mut random = Random::new(1);
+    let mut left = [1_500, 1_500];
+    while left != [0, 0] {
+        let way = if left[0] == 0 { 1 } else { random.below(2).min(if left[1] == 0 { 0 } else { 1 }) };
+        let (sender, to, ..) = pair.directions()[way];
+        let len = match random.below(10) {
+            0 => random.below(300_000),
+            1..4 => random.below(20_000),
+            _ => random.below(300),
+        };
+        let plan = match random.below(3) {
+            0 => Plan::copy(len).header(random.below(len.min(200) + 1)),
+            1 if len <= 2_000 => Plan::buffer(len),
+            _ => Plan::zero_copy(len).pieces(1 + random.below(5)),
+        };
+        match sender.send(to, plan) {
+            NetioStatus::Ok => left[way] -= 1,
+            _ => world.turn(),
+        }
+        if random.below(50) == 0 {
+            world.turn();
+        }
+    }
+    pair.deliver(world);
+}
+
+/// A message over the smaller of both sides' maxima is `TooBig`, on both sides; at the maximum it arrives.
+pub(super) fn too_big_is_by_the_smaller_maximum(world: &World) {
+    let setup = Setup { listener: NetworkConfig { max_message_len: 10_000, ..config() }, ..Default::default() };
+    let pair = Pair::with(world, setup);
+    for (sender, to, ..) in pair.directions() {
+        for plan in [Plan::zero_copy(10_001), Plan::copy(10_001).header(100), Plan::zero_copy(10_001).pieces(4).header(1)] {
+            assert_eq!(sender.send(to, plan), NetioStatus::TooBig, "{plan:?}");
+        }
+        sender.sent(to, Plan::zero_copy(10_000));
+        sender.sent(to, Plan::copy(10_000).header(200));
+    }
+    pair.deliver(world);
+    assert_eq!(pair.dialer.writables(pair.out), 0, "too big is not a refusal for want of resources");
+}
+
+/// Headers go up to their limit, 256 bytes or what was asked for; beyond it they are `TooBig`.
+pub(super) fn headers_go_up_to_their_limit(world: &World) {
+    let setup = Setup { dial: ConnectionParameters { max_header_len: 5_000, ..Default::default() }, ..Default::default() };
+    let pair = Pair::with(world, setup);
+    for (sender, to, ..) in pair.directions() {
+        let limit = sender.backend().limits(to).expect("it is there").max_header_len;
+        assert!(limit >= 256);
+        for header in [1, 255, 256, limit] {
+            for plan in [Plan::copy(header), Plan::copy(header + 9), Plan::zero_copy(header + 9_000), Plan::zero_copy(header)] {
+                sender.sent(to, plan.header(header));
+            }
+        }
+        for plan in [Plan::copy(limit + 1), Plan::zero_copy(limit + 500)] {
+            assert_eq!(sender.send(to, plan.header(limit + 1)), NetioStatus::TooBig);
+        }
+    }
+    assert!(pair.dialer.backend().limits(pair.out).expect("it is there").max_header_len >= 5_000);
+    pair.deliver(world);
+}
+
+/// Memory that tells when it is released.
+struct Tracked {
+    bytes: Vec<u8>,
+    released: Arc<AtomicBool>,
+    when_released: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl AsRef<[u8]> for Tracked {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.released.store(true, Ordering::SeqCst);
+        if let Some(run) = self.when_released.take() {
+            run();
+        }
+    }
+}
+
+/// Shared memory with a flag that is set when the last reference is gone.
+pub(super) fn tracked(len: usize) -> (Bytes, Arc<AtomicBool>) {
+    tracked_with(len, None)
+}
+
+/// The same; `when_released` runs as the memory is dropped.
+pub(super) fn tracked_with(len: usize, when_released: Option<Box<dyn FnOnce() + Send>>) -> (Bytes, Arc<AtomicBool>) {
+    let released = Arc::new(AtomicBool::new(false));
+    (Bytes::from_owner(Tracked { bytes: vec![7; len], released: released.clone(), when_released }), released)
+}
+
+/// A completed message's memory is no longer referenced: it is released before its key is told.
+pub(super) fn memory_is_released_when_the_key_comes_back(world: &World) {
+    let pair = Pair::new(world);
+    [&pair.dialer, &pair.listener].into_iter().for_each(Node::counts_itself);
+    let flags = Rc::new(RefCell::new(Vec::new()));
+    let back = Rc::new(Cell::new(0));
+    let (seen, count) = (flags.clone(), back.clone());
+    pair.dialer.on(Kind::Completed, move |call| {
+        let super::journal::What::Completed(completions) = call.what else { return };
+        for completion in completions {
+            let flags: &Vec<Arc<AtomicBool>> = &seen.borrow();
+            assert!(flags[completion.key as usize].load(Ordering::SeqCst), "{completion:?} while its memory is still held");
+            count.set(count.get() + 1);
+        }
+    });
+    for (key, len) in [10, 1_000, 2_000, 70_000, 1_000_000, 0].into_iter().enumerate() {
+        let (bytes, released) = tracked(len);
+        flags.borrow_mut().push(released);
+        assert_eq!(pair.dialer.backend().send(pair.out, &bytes, b"", key as u64), Ok(NetioStatus::Ok));
+    }
+    world.until("all keys come back", || back.get() == 6);
+}
+
+/// A message that is not accepted is not held, whatever the status.
+pub(super) fn a_refused_message_is_not_held(world: &World) {
+    let setup = Setup {
+        dialer: NetworkConfig { max_message_len: 100_000, ..config() },
+        dial: ConnectionParameters { queue_messages: 1, ..Default::default() },
+        ..Default::default()
+    };
+    let pair = Pair::with(world, setup);
+    let refused = |len: usize, status: NetioStatus| {
+        let (bytes, released) = tracked(len);
+        assert_eq!(pair.dialer.backend().send_iov(pair.out, &[bytes.clone(), bytes], b"", 1), Ok(status));
+        assert!(released.load(Ordering::SeqCst), "still held after {status:?}");
+    };
+    refused(60_000, NetioStatus::TooBig);
+    pair.dialer.sent(pair.out, Plan::zero_copy(10));
+    refused(10_000, NetioStatus::NoResources);
+    pair.dialer.refused(pair.out);
+    world.until("writable", || pair.dialer.writables(pair.out) == 1);
+    pair.dialer.close(pair.out);
+    refused(10_000, NetioStatus::NotConnected);
+    pair.until_closed(world);
+    let (bytes, released) = tracked(10_000);
+    assert!(pair.dialer.backend().send(pair.out, &bytes, b"", 1).is_err());
+    drop(bytes);
+    assert!(released.load(Ordering::SeqCst), "still held after an error");
+}
+
+/// User memory is dropped with no lock or borrow held: its drop may call into the backend.
+pub(super) fn the_drop_of_memory_may_call_the_backend(world: &World) {
+    thread_local! {
+        static SENDER: RefCell<Option<(Node, crate::Endpoint)>> = const { RefCell::new(None) };
+        static CALLS: Cell<usize> = const { Cell::new(0) };
+    }
+    let pair = Pair::new(world);
+    SENDER.set(Some((pair.dialer.clone(), pair.out)));
+    for (i, len) in [100, 10_000, 100_000].into_iter().enumerate() {
+        let call_back = || {
+            // On whichever thread it is dropped, only the loop's has a node.
+            let Some((node, out)) = SENDER.take() else { return };
+            let backend = node.backend();
+            assert!(!backend.connections().is_empty());
+            backend.stats(out).expect("it is there");
+            backend.flush(out).expect("it is there");
+            drop(backend);
+            node.sent(out, Plan::copy(33));
+            SENDER.set(Some((node, out)));
+            CALLS.set(CALLS.get() + 1);
+        };
+        let (bytes, _) = tracked_with(len, Some(Box::new(call_back)));
+        let plain = bytes.to_vec();
+        assert_eq!(pair.dialer.backend().send(pair.out, &bytes, b"", 5), Ok(NetioStatus::Ok));
+        pair.dialer.accepted(pair.out, Completion { key: 5, kind: CompletionKind::ZeroCopy }, &plain);
+        drop(bytes);
+        world.until("the memory is dropped, and what it sent arrives", || {
+            CALLS.get() == i + 1 && pair.listener.received(pair.back) == 2 * (i + 1)
+        });
+    }
+    pair.deliver(world);
+    SENDER.set(None);
+}
+
+/// The copying calls have taken the bytes when they return: the caller may overwrite them.
+pub(super) fn copied_bytes_are_taken_before_the_call_returns(world: &World) {
+    let pair = Pair::new(world);
+    [&pair.dialer, &pair.listener].into_iter().for_each(Node::counts_itself);
+    let got = Rc::new(RefCell::new(Vec::new()));
+    let seen = got.clone();
+    pair.listener.on(Kind::Data, move |call| seen.borrow_mut().push(call.with_message(<[u8]>::to_vec)));
+    let mut memory = vec![0; 50_000];
+    let mut header = [0; 8];
+    for round in 1..=10 {
+        memory.fill(round);
+        header.fill(round);
+        let (front, tail) = memory.split_at(20_000);
+        let sent = match round % 2 {
+            0 => pair.dialer.backend().send_copy(pair.out, &memory, &header, 1),
+            _ => pair.dialer.backend().send_copy_iov(pair.out, &[IoSlice::new(front), IoSlice::new(tail)], &header, 1),
+        };
+        assert_eq!(sent, Ok(NetioStatus::Ok));
+        memory.fill(0);
+        header.fill(0);
+        let shared = Bytes::from_static(b"");
+        header.fill(round + 100);
+        assert_eq!(pair.dialer.backend().send(pair.out, &shared, &header, 2), Ok(NetioStatus::Ok), "the header is taken, too");
+        header.fill(0);
+    }
+    world.until("all arrive", || got.borrow().len() == 20);
+    for (i, message) in got.borrow().iter().enumerate() {
+        let (round, copied) = (i as u8 / 2 + 1, i % 2 == 0);
+        let expected = if copied { vec![round; 50_008] } else { vec![round + 100; 8] };
+        assert!(*message == expected, "message {i}");
+    }
+}
+
+/// An accepted message leaves at the latest at the end of the loop's turn, whatever follows or not.
+pub(super) fn an_accepted_message_leaves_with_the_turn(world: &World) {
+    let far = world.another_loop();
+    let listener = far.node("listener", config());
+    let dialer = world.node("dialer", config());
+    let address = listener.listen(world.harness.listen_address(), &ConnectionParametersRecv::default());
+    let out = dialer.open(address, &ConnectionParameters::default());
+    let both = || dialer.is_established(out) && !listener.accepted_peers().is_empty();
+    let started = std::time::Instant::now();
+    while !both() && started.elapsed() < super::world::WAIT {
+        world.turn();
+        far.turn();
+    }
+    assert!(both(), "not established in time");
+    let back = listener.accepted_peers()[0].endpoint;
+    for (round, plan) in [Plan::copy(1), Plan::copy(2_000), Plan::zero_copy(10), Plan::zero_copy(5_000)].into_iter().enumerate() {
+        dialer.sent(out, plan);
+        world.turn();
+        far.until("it has left after one turn", || listener.received(back) == 2 * round + 1);
+        // The same from inside a callback: the turn in which it runs is the one.
+        dialer.once(Kind::Data, move |call| assert_eq!(call.send(call.endpoint, plan), NetioStatus::Ok));
+        let before = dialer.received(out);
+        listener.sent(back, Plan::copy(8));
+        far.turn();
+        world.until("the callback runs", || dialer.received(out) > before);
+        far.until("it has left after that turn", || listener.received(back) == 2 * round + 2);
+    }
+}
+
+/// `flush` starts sending what is queued without ending the turn.
+pub(super) fn flush_is_harmless_at_any_time(world: &World) {
+    let pair = Pair::new(world);
+    let backend = pair.dialer.backend();
+    for _ in 0..3 {
+        assert_eq!(backend.flush(pair.out), Ok(()));
+        pair.dialer.sent(pair.out, Plan::copy(100));
+        assert_eq!(backend.flush(pair.out), Ok(()));
+        pair.dialer.sent(pair.out, Plan::zero_copy(100_000));
+        assert_eq!(backend.flush(pair.out), Ok(()));
+        assert_eq!(backend.flush(pair.out), Ok(()));
+    }
+    drop(backend);
+    pair.deliver(world);
+}
+
+/// The accepted side may be the first to send, from inside its *established*.
+pub(super) fn the_accepted_side_may_send_first(world: &World) {
+    let listener = world.node("listener", config());
+    let dialer = world.node("dialer", config());
+    let address = listener.listen(world.harness.listen_address(), &ConnectionParametersRecv::default());
+    listener.on(Kind::Established, |call| {
+        (0..3).for_each(|i| assert_eq!(call.send(call.endpoint, Plan::copy(i * 700)), NetioStatus::Ok));
+    });
+    dialer.on(Kind::Established, |call| assert_eq!(call.send(call.endpoint, Plan::zero_copy(44)), NetioStatus::Ok));
+    for _ in 0..20 {
+        let (out, back) = connected(world, &dialer, &listener, || dialer.connect(address, &ConnectionParameters::default()));
+        world.until("the greetings arrive", || dialer.received(out) == 3 && listener.received(back) == 1);
+    }
+}
