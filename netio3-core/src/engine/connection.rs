@@ -148,7 +148,7 @@ impl<L> Connection<L> {
     /// Whether the user waits for *writable* and it is due.
     pub(super) fn is_writable_due(&self, room: impl Fn(usize) -> bool) -> bool {
         let ledger = self.ledger.borrow();
-        let fits = ledger.refused().is_some_and(|len| ledger.messages() == 0 || (ledger.fits(len) && room(len)));
+        let fits = ledger.refused().is_some_and(|len| ledger.is_empty() || (ledger.fits(len) && room(len)));
         let buffer_free = || self.pool.borrow().as_ref().is_some_and(|pool| pool.available() > 0);
         match (ledger.refused().is_some(), self.starved.get()) {
             (false, false) => false,

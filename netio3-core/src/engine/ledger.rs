@@ -19,6 +19,8 @@ pub struct Ledger {
     /// The largest message refused since the last *writable*.
     refused: Option<usize>,
     completed: Vec<Completion>,
+    /// Bytes of the completions that were not told yet.
+    completed_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +50,7 @@ impl Ledger {
             credit: 0,
             refused: None,
             completed: Vec::new(),
+            completed_bytes: 0,
         }
     }
 
@@ -62,8 +65,18 @@ impl Ledger {
     }
 
     /// Whether a message of this length fits; an empty queue takes any one.
+    ///
+    /// A message counts until its completion is told, so that a callback which sends as long as it may comes
+    /// to an end even when everything leaves at once.
     pub(crate) fn fits(&self, len: usize) -> bool {
-        self.messages == 0 || (self.messages < self.max_messages && len <= self.max_bytes.saturating_sub(self.bytes))
+        let messages = self.messages + self.completed.len();
+        let bytes = self.bytes + self.completed_bytes;
+        messages == 0 || (messages < self.max_messages && len <= self.max_bytes.saturating_sub(bytes))
+    }
+
+    /// Whether nothing is queued, so that any one message fits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.messages == 0 && self.completed.is_empty()
     }
 
     /// Notes a refusal; `true` for the first since the last *writable*.
@@ -124,11 +137,13 @@ impl Ledger {
         if !front.held.is_none() {
             regions.release(front.held);
         }
+        self.completed_bytes += front.len as usize;
         self.completed.push(Completion { key: front.key, kind });
     }
 
     /// Completions that were not told yet; the given vector is taken in exchange, for its memory.
     pub(crate) fn take_completed(&mut self, spare: Vec<Completion>) -> Vec<Completion> {
+        self.completed_bytes = 0;
         std::mem::replace(&mut self.completed, spare)
     }
 

@@ -62,6 +62,11 @@ impl<T: Transport> LocalBackend<T> {
         Self { engine, owner: true }
     }
 
+    /// A handle that does not own the engine.
+    pub(super) fn view(engine: Rc<Engine<T>>) -> Self {
+        Self { engine, owner: false }
+    }
+
     pub(crate) fn engine(&self) -> &Rc<Engine<T>> {
         &self.engine
     }
@@ -110,7 +115,7 @@ impl<T: Transport> LocalBackend<T> {
         }
         let Some(held) = regions(engine) else { return Ok(NetioStatus::NotRegistered) };
         let mut ledger = connection.ledger.borrow_mut();
-        if !ledger.fits(len) || (ledger.messages() > 0 && !engine.has_room(len)) {
+        if !ledger.fits(len) || (!ledger.is_empty() && !engine.has_room(len)) {
             ledger.refuse(len);
             drop(ledger);
             engine.note_refusal(connection);
@@ -163,7 +168,7 @@ impl<T: Transport> LocalBackend<T> {
     }
 }
 
-fn too_many(limit: usize) -> io::Error {
+pub(super) fn too_many(limit: usize) -> io::Error {
     io::Error::other(format!("{limit} connections are open, which is the limit; raise `max_connections`"))
 }
 

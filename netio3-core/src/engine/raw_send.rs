@@ -14,6 +14,11 @@ impl<'a> RawPieces<'a> {
         Self(pieces)
     }
 
+    /// The pieces as they were given.
+    pub(super) fn slices(self) -> &'a [RawSlice] {
+        self.0
+    }
+
     /// The pieces that are not empty, to be held until the message is done.
     pub fn held(self) -> impl Iterator<Item = HeldSlice> + 'a {
         let filled = self.0.iter().filter(|piece| !piece.is_empty());
