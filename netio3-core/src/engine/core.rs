@@ -142,7 +142,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// The connection watched under a token.
-    pub(super) fn at(&self, token: usize) -> Option<Rcc<T>> {
+    pub fn at(&self, token: usize) -> Option<Rcc<T>> {
         self.table.borrow().get(token)?.clone()
     }
 
@@ -475,7 +475,7 @@ impl<T: Transport> Engine<T> {
 
     /// Calls the transport as readable again when the caps allow it; for connections that are not
     /// [receiving](Connection::is_receiving) but not paused.
-    pub(super) fn resume_below_cap(&self, connection: &Rcc<T>) {
+    pub fn resume_below_cap(&self, connection: &Rcc<T>) {
         if !connection.listed.capped.replace(true) {
             self.capped.borrow_mut().push(connection.clone());
         }
@@ -516,7 +516,11 @@ impl<T: Transport> Engine<T> {
         Ok(())
     }
 
-    pub(super) fn listener_at(&self, token: usize) -> Option<Rc<Listener<T::Listener>>> {
+    /// The listener watched under a token.
+    pub fn listener_at(&self, token: usize) -> Option<Rc<Listener<T::Listener>>> {
+        if token & LISTENER == 0 {
+            return None;
+        }
         self.listeners.borrow().get(token & !LISTENER)?.clone()
     }
 
