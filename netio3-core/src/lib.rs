@@ -18,6 +18,7 @@ mod event_loop;
 #[cfg(feature = "fault")]
 pub mod fault;
 mod liveness;
+pub mod loopback;
 mod memory;
 mod message;
 mod stats;
