@@ -1,7 +1,9 @@
 //! Buffers: taking, sending, returning, running out.
 
-use super::node::{Kind, Node, Plan};
+use super::node::Node;
 use super::pair::{Pair, Setup};
+use super::plan::Plan;
+use super::recorder::Kind;
 use super::world::{World, config};
 use crate::config::{Buffers, ConnectionParameters, NetworkConfig};
 use crate::endpoint::Endpoint;

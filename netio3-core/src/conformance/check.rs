@@ -133,20 +133,25 @@ impl Life {
 /// Each receiver's messages are the first ones of one sender's, in order and whole; all of them, when the
 /// sender said goodbye.
 fn streams_arrive_as_sent(journal: &Journal, lives: &HashMap<Endpoint, Life>, broken: &mut Vec<String>) {
+    let mut senders: HashMap<Digest, Vec<(&Endpoint, &Life)>> = HashMap::new();
+    for sender in lives {
+        if let Some(first) = sender.1.sent.first() {
+            senders.entry(*first).or_default().push(sender);
+        }
+    }
     for (endpoint, receiver) in lives {
         let node = &journal.nodes[receiver.node];
-        if receiver.received.is_empty() || node.counts_itself {
-            continue;
-        }
+        let Some(first) = receiver.received.first().filter(|_| !node.counts_itself) else { continue };
+        let received = receiver.received.len();
         let common = |sender: &Life| receiver.received.iter().zip(&sender.sent).take_while(|(got, sent)| got == sent).count();
         // Streams of tiny messages look alike: of equals, the one that arrived whole.
-        let likeness = |sender: &Life| (common(sender), sender.sent.len() == receiver.received.len());
-        let best = lives.iter().filter(|(other, _)| *other != endpoint).max_by_key(|(_, sender)| likeness(sender));
-        let Some((from, sender)) = best else {
-            broken.push(format!("{} {endpoint} received what nobody sent", node.name));
+        let likeness = |sender: &Life| (common(sender), sender.sent.len() == received);
+        let candidates = senders.get(first).into_iter().flatten().filter(|(from, _)| *from != endpoint);
+        let Some((from, sender)) = candidates.max_by_key(|(_, sender)| likeness(sender)) else {
+            broken.push(format!("{} {endpoint}: nobody's stream begins with the first message, {first:?}", node.name));
             continue;
         };
-        let (matching, received) = (common(sender), receiver.received.len());
+        let matching = common(sender);
         if matching < received {
             let (got, sent) = (receiver.received[matching], sender.sent.get(matching));
             broken.push(format!("{} {endpoint}: message {matching} of {received} is {got:?}; {from} sent {sent:?}", node.name));

@@ -4,8 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::node::{Kind, Node, Plan};
+use super::node::Node;
 use super::pair::{Pair, Setup, connected};
+use super::plan::Plan;
+use super::recorder::Kind;
 use super::world::{World, config};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::endpoint::Endpoint;

@@ -3,8 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::node::{Kind, Plan};
 use super::pair::{Pair, Setup};
+use super::plan::Plan;
+use super::recorder::Kind;
 use super::sending::tracked;
 use super::world::{World, config};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};

@@ -3,8 +3,9 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use super::node::{Kind, Plan};
 use super::pair::{Pair, Setup, connected, fill, tight};
+use super::plan::Plan;
+use super::recorder::Kind;
 use super::world::{WATCH, World, config};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, NetworkConfig};
 use crate::status::{ClosedReason, NetioStatus};
@@ -87,7 +88,7 @@ pub(super) fn a_stream_continued_in_writable_arrives_whole(world: &World) {
     const MESSAGES: usize = 5_000;
     let pair = Pair::with(world, Setup::queue(7));
     for (sender, to, ..) in pair.directions() {
-        let stream = move |call: &super::node::Call<'_, '_>| {
+        let stream = move |call: &super::recorder::Call<'_, '_>| {
             while call.node.tally(to).accepted < MESSAGES {
                 let len = call.node.tally(to).accepted % 600;
                 match call.send(to, if len % 3 == 0 { Plan::zero_copy(len * 9) } else { Plan::copy(len) }) {

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::node::{Call, Kind, Node, Plan};
+use super::node::Node;
 use super::pair::{Pair, Setup, connected};
+use super::plan::Plan;
+use super::recorder::{Call, Kind};
 use super::world::World;
 use crate::address::EndPointAddress;
 use crate::backend::NetworkBackend;

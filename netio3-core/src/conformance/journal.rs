@@ -102,10 +102,6 @@ impl Journal {
     pub(super) fn tally(&self, endpoint: Endpoint) -> Tally {
         self.tallies.get(&endpoint).cloned().unwrap_or_default()
     }
-
-    pub(super) fn accepted(&self, endpoint: Endpoint) -> usize {
-        self.tallies.get(&endpoint).map_or(0, |tally| tally.accepted)
-    }
 }
 
 impl What {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::node::Plan;
 use super::pair::{Pair, connected};
+use super::plan::Plan;
 use super::world::{World, config};
 use crate::address::EndPointAddress;
 use crate::config::{AcceptFilter, ConnectionParameters, ConnectionParametersRecv, NetworkConfig};

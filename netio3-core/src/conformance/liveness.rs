@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::node::{Node, Plan};
+use super::node::Node;
 use super::pair::{Pair, Setup};
+use super::plan::Plan;
 use super::world::{WAIT, World, config};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, NetworkConfig};
 use crate::endpoint::Endpoint;

@@ -6,8 +6,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::node::{Kind, Plan};
 use super::pair::{Pair, Setup, all_arrived, connected};
+use super::plan::Plan;
+use super::recorder::Kind;
 use super::world::{WAIT, World, config};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::memory::MemoryRegion;
@@ -174,11 +175,11 @@ pub(super) fn stopping_inside_callbacks_loses_nothing(world: &World) {
 
 /// A connection that floods does not starve the others.
 pub(super) fn a_flood_starves_nobody(world: &World) {
-    const ROUNDS: usize = 100;
+    const ROUNDS: usize = 40;
     let pair = Pair::with(world, Setup::queue(256));
     let (second, second_back) = pair.another(world);
     let flood = pair.out;
-    let refill = |call: &super::node::Call<'_, '_>| {
+    let refill = |call: &super::recorder::Call<'_, '_>| {
         if call.backend.endpoint(&call.address) == Some(call.endpoint) {
             while call.send(call.endpoint, Plan::copy(2_000)) == NetioStatus::Ok {}
         }

@@ -32,9 +32,12 @@ mod owned;
 mod pair;
 mod panics;
 mod pattern;
+mod plan;
 mod raw;
+mod recorder;
 mod regions;
 mod sending;
+mod sizes;
 mod threads;
 mod world;
 
@@ -95,13 +98,6 @@ macro_rules! conformance_suite {
                 keys_come_back_as_given
                 completions_never_come_from_inside_the_send
                 the_header_is_prepended
-                empty_and_tiny_messages_are_messages
-                sizes_around_internal_limits_arrive_whole
-                a_message_may_have_any_number_of_pieces
-                the_default_maximum_is_64_mib
-                a_mixed_stream_arrives_in_order
-                too_big_is_by_the_smaller_maximum
-                headers_go_up_to_their_limit
                 memory_is_released_when_the_key_comes_back
                 a_refused_message_is_not_held
                 the_drop_of_memory_may_call_the_backend
@@ -109,6 +105,15 @@ macro_rules! conformance_suite {
                 an_accepted_message_leaves_with_the_turn
                 flush_is_harmless_at_any_time
                 the_accepted_side_may_send_first
+            }
+            sizes {
+                empty_and_tiny_messages_are_messages
+                sizes_around_internal_limits_arrive_whole
+                a_message_may_have_any_number_of_pieces
+                the_default_maximum_is_64_mib
+                a_mixed_stream_arrives_in_order
+                too_big_is_by_the_smaller_maximum
+                headers_go_up_to_their_limit
             }
             flow {
                 a_full_queue_refuses_and_tells_once_when_it_has_room

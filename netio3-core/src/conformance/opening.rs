@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::node::{Kind, Plan};
 use super::pair::{Pair, Setup};
+use super::plan::Plan;
+use super::recorder::Kind;
 use super::world::{World, config};
 use crate::address::EndPointAddress;
 use crate::backend::Phase;

@@ -5,9 +5,11 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::node::{Kind, Node, Plan};
+use super::node::Node;
 use super::pair::{Pair, Setup};
 use super::pattern::{content, digest};
+use super::plan::Plan;
+use super::recorder::Kind;
 use super::world::{World, config};
 use crate::config::NetworkConfig;
 

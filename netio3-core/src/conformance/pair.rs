@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::node::{Node, Plan};
+use super::node::Node;
+use super::plan::Plan;
 use super::world::{World, config};
 use crate::address::EndPointAddress;
 use crate::config::{Buffers, ConnectionParameters, ConnectionParametersRecv, NetworkConfig};

@@ -4,8 +4,10 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::inside::assert_unknown;
-use super::node::{Kind, Node, Plan};
+use super::node::Node;
 use super::pair::{Pair, Setup};
+use super::plan::Plan;
+use super::recorder::Kind;
 use super::sending::tracked_with;
 use super::world::World;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
@@ -131,20 +133,20 @@ pub(super) fn a_panic_releases_the_memory_of_pending_messages(world: &World) {
     assert!(flags.borrow().iter().all(|released| released.load(std::sync::atomic::Ordering::SeqCst)));
 }
 
-/// Two backends of one loop may panic one after the other; the loop serves the third.
+/// Backends of one loop may panic one after the other; the loop serves the rest.
 pub(super) fn a_loop_survives_many_panics(world: &World) {
     let bystanders = Pair::new(world);
-    for _ in 0..5 {
+    for round in 0..6 {
         let pair = Pair::new(world);
-        for node in [&pair.dialer, &pair.listener] {
-            node.once(Kind::Data, |call| {
-                call.node.expect_silence();
-                panic!("on purpose");
-            });
-        }
-        pair.dialer.sent(pair.out, Plan::copy(1));
-        pair.listener.sent(pair.back, Plan::copy(1));
+        let (sender, to, receiver, at) = pair.directions()[round % 2];
+        receiver.once(Kind::Data, |call| {
+            call.node.expect_silence();
+            panic!("on purpose");
+        });
+        sender.sent(to, Plan::copy(1));
         world.until_panic();
         bystanders.prove_alive(world);
+        world.until("the peer sees the loss", || sender.closing(to) == Some(ClosedReason::PeerLost));
+        assert_unknown(&*receiver.backend(), at);
     }
 }

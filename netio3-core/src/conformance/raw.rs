@@ -3,8 +3,9 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::node::{Kind, Node};
+use super::node::Node;
 use super::pair::{Pair, Setup, fill_by};
+use super::recorder::Kind;
 use super::world::{World, config};
 use crate::backend::NetworkBackend;
 use crate::config::{ConnectionParameters, NetworkConfig};

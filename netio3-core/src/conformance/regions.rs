@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 
-use super::node::{Node, Plan};
+use super::node::Node;
 use super::pair::{Pair, Setup, fill_by};
+use super::plan::Plan;
 use super::world::{World, config};
 use crate::config::NetworkConfig;
 use crate::endpoint::Endpoint;

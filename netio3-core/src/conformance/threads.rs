@@ -14,8 +14,9 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use super::journal::What;
-use super::node::{Kind, Node};
+use super::node::Node;
 use super::pair::{Pair, Setup};
+use super::recorder::Kind;
 use super::world::{WAIT, World, config};
 use crate::backend::NetworkBackend;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
@@ -286,7 +287,7 @@ pub(super) fn pausing_from_another_thread_loses_nothing(world: &World) {
             backend.resume(back).expect("it is there");
         }
     });
-    let plan = super::node::Plan::copy(300);
+    let plan = super::plan::Plan::copy(300);
     pair.dialer.on(Kind::Writable, move |call| {
         while call.node.tally(call.endpoint).accepted < MESSAGES && call.send(call.endpoint, plan) == NetioStatus::Ok {}
     });
@@ -380,10 +381,10 @@ pub(super) fn the_loops_thread_may_call_as_well(world: &World) {
     for node in [&pair.dialer, &pair.listener] {
         node.on(Kind::Data, |call| {
             if call.node.received(call.endpoint) <= ROUNDS {
-                assert_eq!(call.send(call.endpoint, super::node::Plan::copy(64)), NetioStatus::Ok);
+                assert_eq!(call.send(call.endpoint, super::plan::Plan::copy(64)), NetioStatus::Ok);
             }
         });
     }
-    pair.dialer.sent(pair.out, super::node::Plan::copy(64));
+    pair.dialer.sent(pair.out, super::plan::Plan::copy(64));
     world.until("the message goes to and fro", || pair.dialer.received(pair.out) == ROUNDS);
 }
