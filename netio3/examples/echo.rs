@@ -151,14 +151,7 @@ impl Callbacks for Client {
         self.ending.tell(Err(format!("no connection to {address}: {reason}").into()));
     }
 
-    fn on_connection_closed(
-        &mut self,
-        _: &dyn NetworkBackend,
-        _: Endpoint,
-        _: &EndPointAddress,
-        _: &[Completion],
-        reason: ClosedReason,
-    ) {
+    fn on_connection_closed(&mut self, _: &dyn NetworkBackend, _: Endpoint, _: &EndPointAddress, _: &[Completion], reason: ClosedReason) {
         let unanswered = self.texts.len();
         self.ending.tell(if unanswered == 0 { Ok(()) } else { Err(format!("{reason}; {unanswered} unanswered").into()) });
     }
