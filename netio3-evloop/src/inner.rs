@@ -34,6 +34,8 @@ pub(crate) struct Inner {
     pub(crate) again: Cell<bool>,
     /// The sources are to be asked once more before sleeping.
     pub(crate) scheduled: Cell<bool>,
+    /// The last fetch had no room for all events.
+    pub(crate) full: Cell<bool>,
     /// A notice of another thread was taken and its inbox not yet read.
     pub(crate) noticed: Cell<bool>,
     /// Somebody waits on the loop's descriptor, so it must tell of work outside `run*`.
@@ -83,6 +85,7 @@ impl Inner {
             passed_deadline: Cell::new(now),
             again: Cell::new(false),
             scheduled: Cell::new(false),
+            full: Cell::new(false),
             noticed: Cell::new(false),
             nested: Cell::new(false),
             kicked: Cell::new(false),
@@ -172,6 +175,7 @@ impl Inner {
     pub(crate) fn has_work(&self) -> bool {
         self.again.get()
             || self.scheduled.get()
+            || self.full.get()
             || self.noticed.get()
             || self.registry.borrow().ready_sources() > 0
             || !self.posts.borrow().is_empty()

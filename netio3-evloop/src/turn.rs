@@ -72,7 +72,10 @@ impl Inner {
         self.phase.set(Phase::Turn);
         self.turn_began.set(Instant::now());
         self.run_inits();
-        self.ask_sources();
+        // With work at hand the first turn does not sleep, and asks at its end.
+        if !self.has_work() {
+            self.ask_sources();
+        }
         self.phase.set(Phase::Between);
     }
 
@@ -146,9 +149,7 @@ impl Inner {
         let Some(kernel) = &mut *kernel else { return Ok(Fetched { any: true, full: false }) };
         let mut registry = self.registry.borrow_mut();
         let found = kernel.fetch(wait, |watch, ready| registry.fetched(watch, ready))?;
-        if found.full {
-            self.scheduled.set(true);
-        }
+        self.full.set(found.full);
         Ok(found)
     }
 

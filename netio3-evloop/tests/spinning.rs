@@ -1,0 +1,82 @@
+//! Spinning before sleeping.
+
+mod util;
+
+use std::io::Write;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netio3_core::{EventLoop, Interest, Next};
+
+use util::{Count, Probe, drain, event_loop, ms, pair, run_until};
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn sources_are_polled_instead_of_sleeping() {
+    let event_loop = event_loop();
+    event_loop.set_spin(LONG);
+    let (polled, asked) = (Count::default(), Count::default());
+    let (count, turns) = (polled.clone(), asked.clone());
+    event_loop.add_source(Box::new(Probe {
+        poll: Box::new(move |_, _| if count.next() == 1000 { Next::Again } else { Next::Wait }),
+        before_sleep: Box::new(move |_, _| {
+            turns.add();
+            Next::Wait
+        }),
+        ..Probe::default()
+    }));
+    event_loop.run_once(None).unwrap();
+    let before = asked.get();
+    event_loop.run_once(None).unwrap();
+    assert_eq!(polled.get(), 1000);
+    assert!(asked.get() > before);
+    assert_eq!(event_loop.counters().snapshot().wakeups, 0);
+}
+
+#[test]
+fn timers_descriptors_and_other_threads_are_noticed_while_spinning() {
+    let event_loop = event_loop();
+    event_loop.set_spin(LONG);
+    let fired = Count::default();
+    let count = fired.clone();
+    let started = Instant::now();
+    event_loop.add_timer(ms(2), move |_| count.add());
+    run_until(&event_loop, || fired.get() == 1);
+    assert!(started.elapsed() >= ms(2));
+
+    let (a, mut b) = pair();
+    let bytes = Count::default();
+    let count = bytes.clone();
+    event_loop
+        .add_fd(a, Interest::Readable, move |_, socket, _| {
+            (0..drain(socket)).for_each(|_| count.add());
+            Next::Wait
+        })
+        .unwrap();
+    let writer = thread::spawn(move || b.write_all(b"x").map(|()| b));
+    run_until(&event_loop, || bytes.get() == 1);
+    let _open = writer.join().unwrap();
+
+    let remote = event_loop.remote();
+    let stopper = thread::spawn(move || remote.stop());
+    event_loop.run().unwrap();
+    stopper.join().unwrap();
+    event_loop.run_for(ms(2)).unwrap();
+    assert_eq!(event_loop.counters().snapshot().wakeups, 0);
+}
+
+#[test]
+fn after_spinning_it_sleeps() {
+    let event_loop = event_loop();
+    event_loop.set_spin(ms(1));
+    let polled = Count::default();
+    let count = polled.clone();
+    event_loop.add_poller(move |_| {
+        count.add();
+        Next::Wait
+    });
+    event_loop.run_for(ms(20)).unwrap();
+    assert!(polled.get() > 2);
+    assert!(event_loop.counters().snapshot().wakeups >= 1);
+}
