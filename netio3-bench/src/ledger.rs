@@ -72,11 +72,6 @@ impl Ledger {
         }
     }
 
-    /// Whether a sender is at work.
-    pub fn is_busy(&self) -> bool {
-        !self.sessions.is_empty()
-    }
-
     /// From the first message to the last acknowledgement.
     pub fn time(&self) -> Duration {
         match (self.first, self.last) {
@@ -97,6 +92,18 @@ impl Ledger {
             (failed, Some(error)) => Some(format!("{failed} connections ended without a goodbye: {error}")),
         };
         report
+    }
+
+    /// Prints a report once all senders have gone, and starts afresh.
+    pub fn print_round(&mut self, role: &'static str, backend: Backend, json: bool) {
+        if self.ended > 0 && self.sessions.is_empty() {
+            let report = self.report(role, backend, None);
+            report.print(json);
+            if let Err(failure) = report.verdict() {
+                eprintln!("netio3-bench: {failure}");
+            }
+            *self = Self::new(self.purpose);
+        }
     }
 
     fn account(&mut self, check: &StreamCheck, sent: Option<u64>) -> Tally {
@@ -241,7 +248,7 @@ mod tests {
         }
         let [one, two] = both;
         one.close(&mut ledger);
-        assert_eq!((ledger.ended, ledger.is_busy()), (0, true));
+        assert_eq!((ledger.ended, ledger.sessions.len()), (0, 1));
         two.close(&mut ledger);
         assert_eq!((ledger.ended, ledger.failed, ledger.total.messages, ledger.connections), (1, 0, 6, 2));
     }
@@ -252,7 +259,7 @@ mod tests {
         let mut incoming = connection(&mut ledger, start(0, 2));
         incoming.observe(&[0; 8]);
         incoming.close(&mut ledger);
-        assert_eq!((ledger.ended, ledger.failed, ledger.total.lost, ledger.is_busy()), (1, 1, 2, false));
+        assert_eq!((ledger.ended, ledger.failed, ledger.total.lost, ledger.sessions.len()), (1, 1, 2, 0));
     }
 
     #[test]

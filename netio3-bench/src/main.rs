@@ -8,6 +8,7 @@ mod args;
 mod control;
 mod failure;
 mod ledger;
+mod library;
 mod pattern;
 mod plan;
 mod raw;
@@ -52,23 +53,15 @@ fn one_line(message: &str) -> String {
 fn run(cli: &Cli) -> Result<(), Failure> {
     let common = &cli.common;
     pin(common)?;
-    let report = match &cli.command {
-        Some(Command::Recv(args)) => match common.backend() {
-            Backend::Raw => raw::recv(common, args)?,
-            _ => return Err(Failure::NoConnection("not there yet".into())),
-        },
-        Some(Command::Send(args)) => match common.backend() {
-            Backend::Raw => raw::send(common, args)?,
-            _ => return Err(Failure::NoConnection("not there yet".into())),
-        },
-        Some(Command::Echo(args)) => match common.backend() {
-            Backend::Raw => raw::echo(common, args)?,
-            _ => return Err(Failure::NoConnection("not there yet".into())),
-        },
-        Some(Command::Ping(args)) => match common.backend() {
-            Backend::Raw => raw::ping(common, args)?,
-            _ => return Err(Failure::NoConnection("not there yet".into())),
-        },
+    let report = match (&cli.command, common.backend()) {
+        (Some(Command::Recv(args)), Backend::Raw) => raw::recv(common, args)?,
+        (Some(Command::Send(args)), Backend::Raw) => raw::send(common, args)?,
+        (Some(Command::Echo(args)), Backend::Raw) => raw::echo(common, args)?,
+        (Some(Command::Ping(args)), Backend::Raw) => raw::ping(common, args)?,
+        (Some(Command::Recv(args)), backend) => library::recv(common, backend, args)?,
+        (Some(Command::Send(args)), backend) => library::send(common, backend, args)?,
+        (Some(Command::Echo(args)), backend) => library::echo(common, backend, args)?,
+        (Some(Command::Ping(args)), backend) => library::ping(common, backend, args)?,
         _ => return Err(Failure::NoConnection("not there yet".into())),
     };
     finish(common, &report)

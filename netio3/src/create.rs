@@ -21,7 +21,7 @@ pub fn create_local(
     match kind {
         #[cfg(feature = "tcp")]
         NetworkType::Tcp => netio3_asyncmsg::create_local(config, callbacks, ev),
-        NetworkType::Loopback => pending(kind),
+        NetworkType::Loopback => netio3_core::loopback::create_local(config, callbacks, ev),
         #[allow(unreachable_patterns, reason = "with all features there is nothing left")]
         _ => unreachable!("availability has refused what is not compiled in"),
     }

@@ -1,0 +1,76 @@
+//! The same work through netio3: one event loop per process, on the main thread.
+
+mod echo;
+mod outgoing;
+mod ping;
+mod recv;
+mod send;
+mod table;
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use netio3::{
+    Callbacks, ConnectionParametersRecv, EndPointAddress, EpollEventLoop, EventLoop, NetworkBackend, NetworkConfig, NetworkType, create_local,
+};
+
+use crate::args::{Backend, Common, MAX_SIZE};
+use crate::failure::Failure;
+
+pub use echo::echo;
+pub use ping::ping;
+pub use recv::recv;
+pub use send::send;
+
+/// The time for a connection to come about, and for the other side to answer.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// The time without any progress after which the other side counts as gone.
+const STALL_DEADLINE: Duration = Duration::from_secs(30);
+/// Longer than any run.
+const FOR_EVER: Duration = Duration::from_secs(1 << 30);
+
+/// A backend's kind and the loop that it runs on.
+struct Ground {
+    kind: NetworkType,
+    ev: EpollEventLoop,
+}
+
+impl Ground {
+    fn new(common: &Common, backend: Backend) -> Result<Self, Failure> {
+        let kind = match backend {
+            Backend::Tcp => NetworkType::Tcp,
+            Backend::Rdma => NetworkType::Rdma,
+            Backend::Loopback => NetworkType::Loopback,
+            Backend::Raw | Backend::RawFabric => unreachable!("baselines use no library"),
+        };
+        kind.availability().map_err(|error| Failure::NoConnection(error.to_string()))?;
+        let ev = EpollEventLoop::new().map_err(|cause| Failure::connecting("cannot make an event loop", &cause))?;
+        ev.set_spin(common.spin());
+        Ok(Self { kind, ev })
+    }
+
+    fn backend(&self, callbacks: impl Callbacks + 'static) -> Result<Box<dyn NetworkBackend>, Failure> {
+        let config = NetworkConfig { max_message_len: MAX_SIZE, ..Default::default() };
+        create_local(self.kind, config, Box::new(callbacks), &self.ev).map_err(|error| Failure::NoConnection(chain(&error)))
+    }
+
+    fn run_until(&self, done: &Rc<Cell<bool>>, limit: Duration) -> Result<bool, Failure> {
+        self.ev.run_until(&mut || done.get(), limit).map_err(|error| Failure::NotDelivered(chain(&error)))
+    }
+}
+
+/// Listens; gives the address that was bound.
+fn listen(backend: &dyn NetworkBackend, address: &EndPointAddress) -> Result<SocketAddr, Failure> {
+    let mut params = ConnectionParametersRecv::default();
+    params.connection.stall_timeout = Some(STALL_DEADLINE);
+    let bound = backend.open_listen_endpoint(address, &params);
+    bound.map(SocketAddr::from).map_err(|error| Failure::NoConnection(chain(&error)))
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}

@@ -1,0 +1,215 @@
+//! The messages of one connection, on their way out.
+
+use std::io::IoSlice;
+use std::rc::Rc;
+
+use netio3::bytes::{Bytes, BytesMut};
+use netio3::{Buffers, ConnectionParameters, Endpoint, NetioStatus, NetworkBackend, NetworkBuffer, Unsent};
+
+use crate::args::Mode;
+use crate::library::STALL_DEADLINE;
+use crate::pattern::{Content, Layout};
+
+/// What the connections of a process have in common.
+#[derive(Clone)]
+pub struct Messages {
+    layout: Layout,
+    mode: Mode,
+    content: Content,
+    /// The pieces of all messages, as shared memory.
+    shared: Rc<[Bytes]>,
+}
+
+impl Messages {
+    /// Messages of this layout, sent with this family of calls.
+    pub fn new(layout: &Layout, mode: Mode) -> Self {
+        let content = Content::new(layout);
+        let shared = content.shared_pieces().into();
+        Self { layout: *layout, mode, content, shared }
+    }
+
+    /// The parameters of a connection for them.
+    pub fn parameters(&self) -> ConnectionParameters {
+        let size = self.layout.size.max(1);
+        let defaults = ConnectionParameters::default();
+        let buffers = Buffers { size, count: (QUEUE_BYTES / size).clamp(4, 4_096) };
+        ConnectionParameters {
+            queue_bytes: QUEUE_BYTES.max(4 * size),
+            max_header_len: self.layout.header_len().max(defaults.max_header_len),
+            buffers: (self.mode == Mode::Buffered).then_some(buffers),
+            stall_timeout: Some(STALL_DEADLINE),
+            ..defaults
+        }
+    }
+}
+
+/// Bytes that may wait for the kernel: a few writes' worth, so that they stay in the processor's cache.
+const QUEUE_BYTES: usize = 1 << 20;
+
+/// The messages of one connection.
+pub struct Outgoing {
+    messages: Messages,
+    /// The sequence number of the next message.
+    next: u64,
+    /// Of the first that is not to be sent.
+    limit: u64,
+    /// A refusal was not followed by *writable* yet.
+    blocked: bool,
+    /// How often a send was refused.
+    refused: u64,
+    /// Scratch space for tag and header.
+    head: Vec<u8>,
+    /// Memory for tags that do not travel in the header.
+    tags: BytesMut,
+    /// Scratch space for the pieces of a message whose tag is one of them.
+    pieces: Vec<Bytes>,
+    /// A filled buffer that was refused.
+    buffer: Option<NetworkBuffer>,
+}
+
+/// Why filling ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// Every message is accepted.
+    Finished,
+    /// *Writable* will follow, or completions.
+    NotYet,
+}
+
+/// Messages and bytes given to a connection before others have their turn.
+const TURN_MESSAGES: u64 = 8_192;
+const TURN_BYTES: u64 = 1 << 20;
+
+impl Outgoing {
+    /// The first `limit` messages on a certain connection.
+    pub fn new(messages: &Messages, stream: u16, limit: u64) -> Self {
+        let messages = Messages { content: messages.content.of_stream(stream), ..messages.clone() };
+        let head = vec![0; messages.content.head_len()];
+        Self {
+            messages,
+            next: 0,
+            limit,
+            blocked: false,
+            refused: 0,
+            head,
+            tags: BytesMut::new(),
+            pieces: Vec::new(),
+            buffer: None,
+        }
+    }
+
+    /// Messages accepted.
+    pub fn sent(&self) -> u64 {
+        self.next
+    }
+
+    /// Sends refused.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// Sends nothing beyond what is accepted.
+    pub fn stop(&mut self) {
+        self.limit = self.next;
+    }
+
+    /// Whether a refusal was not followed by *writable* yet.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// There is room again.
+    pub fn unblock(&mut self) {
+        self.blocked = false;
+    }
+
+    /// Sends until everything is accepted, there is no room, or others should have their turn.
+    ///
+    /// # Errors
+    /// The connection takes no such messages, or is gone.
+    pub fn fill(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<Filled, String> {
+        let turn = TURN_MESSAGES.min(TURN_BYTES / self.messages.layout.size.max(1) as u64).max(1);
+        let end = self.limit.min(self.next + turn);
+        while self.next < end && !self.blocked {
+            self.send_next(backend, to)?;
+        }
+        Ok(if self.next == self.limit { Filled::Finished } else { Filled::NotYet })
+    }
+
+    /// Offers the next message.
+    ///
+    /// # Errors
+    /// As [`fill`](Self::fill).
+    #[inline]
+    pub fn send_next(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<(), String> {
+        let Self { messages, next, head, .. } = self;
+        let Messages { layout, mode, content, shared } = messages;
+        if *mode == Mode::Buffered {
+            return self.send_buffer(backend, to);
+        }
+        content.write_head(*next, head);
+        let (header, tag) = head.split_at(layout.header_len());
+        let status = match (mode, tag) {
+            (Mode::ZeroCopy, []) => backend.send_iov(to, &shared[content.variant_range(*next)], header, *next),
+            (Mode::ZeroCopy, tag) => {
+                // The tag needs memory of its own until the message has left.
+                if self.tags.capacity() < tag.len() {
+                    self.tags.reserve(64 << 10);
+                }
+                self.tags.extend_from_slice(tag);
+                self.pieces.clear();
+                self.pieces.push(self.tags.split().freeze());
+                self.pieces.extend_from_slice(&shared[content.variant_range(*next)]);
+                backend.send_iov(to, &self.pieces, header, *next)
+            }
+            (_, []) => backend.send_copy_iov(to, content.pieces(*next), header, *next),
+            (_, tag) => match content.pieces(*next) {
+                [piece] => backend.send_copy_iov(to, &[IoSlice::new(tag), *piece], header, *next),
+                pieces => backend.send_copy_iov(to, &[&[IoSlice::new(tag)], pieces].concat(), header, *next),
+            },
+        };
+        let status = status.map_err(|error| error.to_string())?;
+        self.judge(status)
+    }
+
+    fn judge(&mut self, status: NetioStatus) -> Result<(), String> {
+        match status {
+            NetioStatus::Ok => self.next += 1,
+            NetioStatus::NoResources => {
+                self.refused += 1;
+                self.blocked = true;
+            }
+            NetioStatus::TooBig => return Err("messages or headers of this size are too big for this connection".into()),
+            other => return Err(other.to_string()),
+        }
+        Ok(())
+    }
+
+    fn send_buffer(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<(), String> {
+        let buffer = match self.buffer.take() {
+            Some(buffer) => buffer,
+            None => match backend.take_buffer(to).map_err(|error| error.to_string())? {
+                Some(buffer) => self.filled(buffer),
+                None => return self.judge(NetioStatus::NoResources),
+            },
+        };
+        match backend.send_taken(to, buffer) {
+            Ok(()) => self.judge(NetioStatus::Ok),
+            Err(Unsent { buffer, outcome }) => {
+                self.buffer = Some(buffer);
+                self.judge(outcome.map_err(|error| error.to_string())?)
+            }
+        }
+    }
+
+    fn filled(&self, mut buffer: NetworkBuffer) -> NetworkBuffer {
+        let content = &self.messages.content;
+        let head_len = content.head_len();
+        content.write_head(self.next, &mut buffer.spare_mut()[..head_len]);
+        buffer.advance(head_len);
+        for piece in content.pieces(self.next) {
+            buffer.extend_from_slice(piece).expect("the buffers have the size of a message");
+        }
+        buffer
+    }
+}

@@ -1,0 +1,246 @@
+//! `ping` through netio3.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Instant;
+
+use netio3::{
+    Callbacks, ClosedReason, Completion, ConnectionInfo, EndPointAddress, Endpoint, Message, NetworkBackend, RefusedReason,
+};
+
+use crate::args::{Backend, Common, Mode, PingArgs};
+use crate::control::{Control, Tally};
+use crate::failure::Failure;
+use crate::library::echo::Echo;
+use crate::library::outgoing::{Messages, Outgoing};
+use crate::library::recv::End;
+use crate::library::send::say;
+use crate::library::{CONNECT_DEADLINE, FOR_EVER, Ground, STALL_DEADLINE, chain, listen};
+use crate::pattern::StreamCheck;
+use crate::plan::{Plan, dial};
+use crate::report::{Report, RttHistogram};
+
+/// Measures round trips.
+pub fn ping(common: &Common, backend: Backend, args: &PingArgs) -> Result<Report, Failure> {
+    let plan = Plan::of_ping(common, args, Mode::ZeroCopy);
+    let ground = Ground::new(common, backend)?;
+    // The other side, where it has to live in this process.
+    let mut own = None;
+    let addresses = if backend == Backend::Loopback {
+        let echo = Echo::new(backend, End::After(1));
+        let done = echo.done.clone();
+        let network = ground.backend(echo)?;
+        let address = listen(&*network, &EndPointAddress::localhost(0))?;
+        own = Some((network, done));
+        vec![address]
+    } else {
+        dial(args.connect.as_deref())?
+    };
+
+    let client = Client::new(plan, common, args, addresses.clone());
+    let (ready, done) = (client.ready.clone(), client.done.clone());
+    let client = Rc::new(RefCell::new(client));
+    let network = ground.backend(ClientCallbacks(client.clone()))?;
+    client.borrow_mut().open(&*network);
+    if !ground.run_until(&ready, CONNECT_DEADLINE)? {
+        let text = format!("what listens on {} does not answer as `netio3-bench echo` does", addresses[0]);
+        return Err(Failure::NoConnection(text));
+    }
+    ground.run_until(&done, FOR_EVER)?;
+    if let Some((_, done)) = &own {
+        ground.run_until(done, STALL_DEADLINE)?;
+    }
+    let client = client.borrow();
+    match &client.no_connection {
+        Some(why) => Err(Failure::NoConnection(why.clone())),
+        None => Ok(client.report(backend)),
+    }
+}
+
+/// The side that asks.
+struct Client {
+    plan: Plan,
+    messages: Messages,
+    addresses: Vec<SocketAddr>,
+    outgoing: Outgoing,
+    check: StreamCheck,
+    times: RttHistogram,
+    /// When the messages in flight were sent, by sequence number modulo the window.
+    sent_at: Vec<Instant>,
+    answered: u64,
+    count: u64,
+    /// What the other side received, once it said so.
+    tally: Option<Tally>,
+    began: Instant,
+    ended: Instant,
+    broken: Option<String>,
+    no_connection: Option<String>,
+    /// The connection is welcome, or there is no hope.
+    ready: Rc<Cell<bool>>,
+    /// The connection is closed, or there is no hope.
+    done: Rc<Cell<bool>>,
+}
+
+impl Client {
+    fn new(plan: Plan, common: &Common, args: &PingArgs, addresses: Vec<SocketAddr>) -> Self {
+        let messages = Messages::new(&plan.layout, Mode::ZeroCopy);
+        let now = Instant::now();
+        Self {
+            outgoing: Outgoing::new(&messages, 0, args.count),
+            messages,
+            plan,
+            addresses,
+            check: StreamCheck::new(args.size, 0, common.verify),
+            times: RttHistogram::new(),
+            sent_at: vec![now; args.window.min(args.count) as usize],
+            answered: 0,
+            count: args.count,
+            tally: None,
+            began: now,
+            ended: now,
+            broken: None,
+            no_connection: None,
+            ready: Rc::default(),
+            done: Rc::default(),
+        }
+    }
+
+    fn open(&mut self, backend: &dyn NetworkBackend) {
+        if let Err(error) = backend.connect(&self.addresses[0].into(), &self.messages.parameters()) {
+            self.give_up(chain(&error));
+        }
+    }
+
+    fn give_up(&mut self, why: String) {
+        self.no_connection.get_or_insert(why);
+        self.ready.set(true);
+        self.done.set(true);
+    }
+
+    fn break_off(&mut self, backend: &dyn NetworkBackend, endpoint: Endpoint, why: String) {
+        self.broken.get_or_insert(why);
+        let _ = backend.abort(endpoint);
+    }
+
+    fn on_refused(&mut self, backend: &dyn NetworkBackend, address: &EndPointAddress, reason: RefusedReason) {
+        if self.addresses.len() > 1 {
+            self.addresses.remove(0);
+            return self.open(backend);
+        }
+        self.give_up(format!("cannot connect to {address}: {reason}"));
+    }
+
+    fn on_data(&mut self, backend: &dyn NetworkBackend, from: Endpoint, address: &EndPointAddress, message: &[u8]) {
+        if message.len() != self.check.size() {
+            return self.on_control(backend, from, address, Control::decode(message));
+        }
+        if self.answered == self.outgoing.sent() {
+            return self.break_off(backend, from, "an answer came that nobody asked for".into());
+        }
+        self.check.observe(message);
+        let window = self.sent_at.len() as u64;
+        self.times.record(self.sent_at[(self.answered % window) as usize].elapsed());
+        self.answered += 1;
+        self.go_on(backend, from);
+    }
+
+    /// Keeps as many messages in flight as the window allows.
+    fn go_on(&mut self, backend: &dyn NetworkBackend, to: Endpoint) {
+        if !self.ready.get() {
+            return;
+        }
+        let window = self.sent_at.len() as u64;
+        let end = self.count.min(self.answered + window);
+        while self.outgoing.sent() < end && !self.outgoing.is_blocked() {
+            self.sent_at[(self.outgoing.sent() % window) as usize] = Instant::now();
+            if let Err(why) = self.outgoing.send_next(backend, to) {
+                return self.break_off(backend, to, why);
+            }
+        }
+        if self.answered == self.count && !say(backend, to, &Control::Done { sent: self.count }, self.plan.layout.size) {
+            self.break_off(backend, to, "the connection takes no message".into());
+        }
+    }
+
+    fn on_control(&mut self, backend: &dyn NetworkBackend, from: Endpoint, address: &EndPointAddress, control: Option<Control>) {
+        match control {
+            Some(Control::Welcome) if !self.ready.get() => {
+                self.ready.set(true);
+                self.began = Instant::now();
+                self.go_on(backend, from);
+            }
+            Some(Control::Refused { why }) => self.give_up(format!("{address} refused: {why}")),
+            Some(Control::Tally(tally)) if self.answered == self.count => {
+                self.tally = Some(tally);
+                self.ended = Instant::now();
+                let _ = backend.close(from);
+            }
+            _ => self.break_off(backend, from, "the other side answered out of turn".into()),
+        }
+    }
+
+    fn on_closed(&mut self, address: &EndPointAddress, reason: ClosedReason) {
+        if !self.ready.get() {
+            return self.give_up(format!("{address} hung up: {reason}; is it `netio3-bench echo`?"));
+        }
+        if self.tally.is_none() {
+            self.ended = Instant::now();
+            self.broken.get_or_insert(reason.to_string());
+        }
+        self.done.set(true);
+    }
+
+    fn report(&self, backend: Backend) -> Report {
+        let mut total = self.check.tally(Some(self.count));
+        if let Some(tally) = &self.tally {
+            total.lost = total.lost.max(tally.lost);
+            total.duplicated += tally.duplicated;
+            total.reordered += tally.reordered;
+            total.corrupted += tally.corrupted;
+        }
+        let mut report = Report::new("ping", backend, &total, self.ended.saturating_duration_since(self.began));
+        report.mode = Some(Mode::ZeroCopy);
+        report.size = self.plan.layout.size;
+        report.refused_sends = self.outgoing.refused();
+        report.rtt_us = self.times.summary();
+        report.error = self.broken.as_ref().map(|why| format!("{why}: {} messages were not answered", total.lost));
+        report
+    }
+}
+
+struct ClientCallbacks(Rc<RefCell<Client>>);
+
+impl Callbacks for ClientCallbacks {
+    fn on_connection_established(&mut self, backend: &dyn NetworkBackend, connection: &ConnectionInfo) {
+        let mut client = self.0.borrow_mut();
+        if !say(backend, connection.endpoint, &Control::Start(client.plan.start(0)), client.plan.layout.size) {
+            client.give_up("the connection takes no message".into());
+        }
+    }
+
+    fn on_connection_refused(&mut self, backend: &dyn NetworkBackend, _: Endpoint, address: &EndPointAddress, reason: RefusedReason) {
+        self.0.borrow_mut().on_refused(backend, address, reason);
+    }
+
+    fn on_connection_closed(
+        &mut self,
+        _: &dyn NetworkBackend,
+        _: Endpoint,
+        address: &EndPointAddress,
+        _: &[Completion],
+        reason: ClosedReason,
+    ) {
+        self.0.borrow_mut().on_closed(address, reason);
+    }
+
+    fn on_data(&mut self, backend: &dyn NetworkBackend, from: Endpoint, address: &EndPointAddress, message: Message<'_>) {
+        self.0.borrow_mut().on_data(backend, from, address, &message);
+    }
+
+    fn on_writable(&mut self, backend: &dyn NetworkBackend, endpoint: Endpoint, _: &EndPointAddress) {
+        let mut client = self.0.borrow_mut();
+        client.outgoing.unblock();
+        client.go_on(backend, endpoint);
+    }
+}

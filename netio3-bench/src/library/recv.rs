@@ -1,0 +1,112 @@
+//! `recv` through netio3.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use netio3::{Callbacks, ClosedReason, Completion, ConnectionInfo, EndPointAddress, Endpoint, Message, NetioStatus, NetworkBackend};
+
+use crate::args::{Backend, Common, RecvArgs};
+use crate::control::Purpose;
+use crate::failure::Failure;
+use crate::ledger::{Answer, Incoming, Ledger};
+use crate::library::table::Table;
+use crate::library::{FOR_EVER, Ground, listen};
+use crate::plan::{announce, parse_listen};
+use crate::report::Report;
+
+/// Receives, and with `--forever` prints a report whenever the last of the senders has gone.
+pub fn recv(common: &Common, backend: Backend, args: &RecvArgs) -> Result<Report, Failure> {
+    let address = parse_listen(&args.listen)?;
+    let ground = Ground::new(common, backend)?;
+    if backend == Backend::Loopback {
+        return Err(alone("recv", "send"));
+    }
+    let end = if args.forever { End::Never { json: common.json } } else { End::After(args.senders) };
+    let receiver = Receiver::new(backend, end);
+    let (ledger, done) = (receiver.ledger.clone(), receiver.done.clone());
+    let network = ground.backend(receiver)?;
+    announce(listen(&*network, &address)?);
+    ground.run_until(&done, FOR_EVER)?;
+    let report = ledger.borrow().report("recv", backend, None);
+    Ok(report)
+}
+
+/// The loopback backend reaches nobody outside the process.
+pub fn alone(role: &str, other: &str) -> Failure {
+    Failure::NoConnection(format!(
+        "`{role}` cannot be reached over loopback, which lives within one process; `{other} --backend loopback` brings its own peer"
+    ))
+}
+
+/// When to stop receiving.
+pub enum End {
+    /// After the goodbyes of that many senders.
+    After(u64),
+    /// Never; reports are printed instead.
+    Never { json: bool },
+}
+
+/// The receiving side.
+pub struct Receiver {
+    backend: Backend,
+    end: End,
+    connections: Table<Incoming>,
+    /// What came.
+    pub ledger: Rc<RefCell<Ledger>>,
+    /// Whether all senders said goodbye.
+    pub done: Rc<Cell<bool>>,
+}
+
+impl Receiver {
+    /// A receiver that nobody has sent to yet.
+    pub fn new(backend: Backend, end: End) -> Self {
+        let ledger = Rc::new(RefCell::new(Ledger::new(Purpose::Stream)));
+        Self { backend, end, connections: Table::new(), ledger, done: Rc::default() }
+    }
+}
+
+impl Callbacks for Receiver {
+    fn on_connection_established(&mut self, _: &dyn NetworkBackend, connection: &ConnectionInfo) {
+        self.connections.insert(connection.endpoint, Incoming::default());
+    }
+
+    fn on_data(&mut self, backend: &dyn NetworkBackend, from: Endpoint, _: &EndPointAddress, message: Message<'_>) {
+        let Some(incoming) = self.connections.get_mut(from) else { return };
+        let message = message.as_slice();
+        if !incoming.observe(message) {
+            answer(backend, from, incoming.control(&mut self.ledger.borrow_mut(), message));
+        }
+    }
+
+    fn on_connection_closed(
+        &mut self,
+        _: &dyn NetworkBackend,
+        endpoint: Endpoint,
+        _: &EndPointAddress,
+        _: &[Completion],
+        _: ClosedReason,
+    ) {
+        let mut ledger = self.ledger.borrow_mut();
+        if let Some(incoming) = self.connections.remove(endpoint) {
+            incoming.close(&mut ledger);
+        }
+        match self.end {
+            End::After(senders) => self.done.set(ledger.ended >= senders),
+            End::Never { json } => ledger.print_round("recv", self.backend, json),
+        }
+    }
+}
+
+/// Answers a message that was not a measured one.
+pub fn answer(backend: &dyn NetworkBackend, to: Endpoint, answer: Answer) {
+    let sent = match &answer {
+        Answer::Send(message) | Answer::Refuse(message) => backend.send_copy(to, message, &[], u64::MAX) == Ok(NetioStatus::Ok),
+        Answer::HangUp => false,
+    };
+    // An endpoint that is gone already needs no closing.
+    let _ = match answer {
+        Answer::Send(_) if sent => Ok(()),
+        Answer::Refuse(_) if sent => backend.close(to),
+        _ => backend.abort(to),
+    };
+}
