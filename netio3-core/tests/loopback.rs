@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netio3_core::{
@@ -212,6 +212,24 @@ fn a_peer_that_is_paused_fills_the_queue_and_writable_follows() {
     until(&pair.ev, "all of it", || pair.far_log.data().len() as u64 == sent.get() && pair.near_log.completed().len() as u64 == sent.get());
     assert_eq!(writables(&pair.near_log), before + 1);
     assert!(pair.near_log.completed().iter().copied().eq(0..sent.get()));
+}
+
+#[test]
+fn closing_a_paused_connection_discards_what_waits() {
+    let pair = pair(Log::default(), &ConnectionParameters::default());
+    pair.far.pause(pair.to_near).unwrap();
+    // More than the pipe holds, so that the peer's goodbye has to wait for room.
+    for key in 0..100 {
+        assert_eq!(pair.near.send_copy(pair.to_far, &[1; 30_000], b"", key).unwrap(), NetioStatus::Ok);
+    }
+    (0..3).for_each(|_| pair.ev.run_once(Some(Duration::ZERO)).unwrap());
+    let stats = pair.far.stats(pair.to_near).unwrap();
+    let began = Instant::now();
+    pair.far.close(pair.to_near).unwrap();
+    until(&pair.ev, "closed", || pair.near_log.closed().is_some() && pair.far_log.closed().is_some());
+    assert!(began.elapsed() < ConnectionParameters::default().close_deadline / 2, "it did not come to the deadline");
+    assert_eq!((pair.far_log.closed(), pair.near_log.closed()), (Some(ClosedReason::Local), Some(ClosedReason::PeerClosed)));
+    assert_eq!((stats.messages_discarded.get(), pair.far_log.data().len(), pair.near_log.completed().len()), (100, 0, 100));
 }
 
 #[test]

@@ -234,6 +234,8 @@ impl Transport for Loopback {
 
     fn close(&self, _engine: &Engine<Self>, connection: &Rc<Connection<Link>>) {
         connection.link.goodbye.due.set(true);
+        // What a paused connection has not taken is thrown away from now on.
+        self.due.borrow_mut().push_back(connection.endpoint.slot());
     }
 
     fn heartbeat(&self, engine: &Engine<Self>, connection: &Rc<Connection<Link>>) {
