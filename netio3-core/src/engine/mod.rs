@@ -15,6 +15,7 @@ mod driver;
 mod ledger;
 mod local;
 mod raw_send;
+mod sync;
 mod transport;
 
 pub use self::connection::{Connection, State};
@@ -24,4 +25,5 @@ pub use self::ledger::Ledger;
 pub(crate) use self::local::LocalBackend;
 pub use self::local::create_local;
 pub use self::raw_send::RawPieces;
+pub use self::sync::create;
 pub use self::transport::{Opener, Outgoing, Payload, Release, Retired, Transport};

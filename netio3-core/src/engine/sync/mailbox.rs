@@ -1,0 +1,208 @@
+//! A connection as the calling threads see it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::address::EndPointAddress;
+use crate::backend::{ConnectionState, Phase};
+use crate::config::{ConnectionParameters, Limits, NetworkConfig};
+use crate::endpoint::Endpoint;
+use crate::engine::sync::batch::Batch;
+use crate::engine::sync::quota::{Granted, Quota};
+use crate::engine::{Ledger, Outgoing};
+use crate::memory::{BufferPool, HeldRegions};
+use crate::stats::ConnectionCounters;
+use crate::status::{CompletionKind, Direction, NetioStatus};
+
+/// A connection's mailbox: what the calls need to know of it, and what they leave there for the loop.
+pub(super) struct Mail {
+    pub(super) endpoint: Endpoint,
+    pub(super) address: EndPointAddress,
+    pub(super) direction: Direction,
+    pub(super) listener: Option<EndPointAddress>,
+    pub(super) owns_address: bool,
+    pub(super) phase: Phase,
+    pub(super) limits: Limits,
+    pub(super) counters: Arc<ConnectionCounters>,
+    pub(super) pool: Option<BufferPool>,
+    /// Every accepted message until it comes back, those that the loop has not seen yet included.
+    pub(super) ledger: Ledger,
+    pub(super) granted: Granted,
+    /// A buffer was asked for in vain.
+    pub(super) starved: bool,
+    pub(super) copy_below: usize,
+
+    // What waits for the loop.
+    pub(super) batch: Batch,
+    /// The rest of an earlier batch, which goes first.
+    pub(super) kept: Option<Batch>,
+    pub(super) pause: Option<bool>,
+    pub(super) end: Option<End>,
+
+    /// The loop was told, or will be, that there is something.
+    pub(super) dirty: bool,
+    /// It is in the loop's list of those that wait for *writable*.
+    pub(super) waiting: bool,
+    /// It is in the loop's list of those that have used memory.
+    pub(super) untrimmed: bool,
+    /// When the loop last found messages here.
+    pub(super) used_at: Instant,
+}
+
+/// How a connection was asked to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum End {
+    /// After what was accepted.
+    Close,
+    /// At once.
+    Abort,
+}
+
+/// Whether a mailbox is due to be told *writable*.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Writable {
+    /// It is, and counts as told.
+    Due(EndPointAddress),
+    /// It waits for it.
+    Later,
+    /// It does not, or not any more.
+    Never,
+}
+
+/// What a send call offers, as far as it must be known for accepting it.
+#[derive(Clone, Copy)]
+pub(super) struct Offer {
+    pub(super) header_len: usize,
+    pub(super) len: usize,
+    pub(super) key: u64,
+    pub(super) kind: CompletionKind,
+}
+
+impl Mail {
+    /// The mailbox of a connection that is being opened.
+    pub(super) fn new(
+        endpoint: Endpoint,
+        address: EndPointAddress,
+        params: &ConnectionParameters,
+        config: &NetworkConfig,
+        counters: Arc<ConnectionCounters>,
+    ) -> Self {
+        let limits = Limits {
+            max_message_len: config.max_message_len,
+            max_header_len: params.max_header_len.max(256),
+            queue_messages: params.queue_messages.max(1),
+            queue_bytes: params.queue_bytes,
+        };
+        Self {
+            endpoint,
+            address,
+            direction: Direction::Outgoing,
+            listener: None,
+            owns_address: false,
+            phase: Phase::Opening,
+            limits,
+            counters,
+            pool: None,
+            ledger: Ledger::new(params),
+            granted: Granted::default(),
+            starved: false,
+            copy_below: params.copy_below,
+            batch: Batch::default(),
+            kept: None,
+            pause: None,
+            end: None,
+            dirty: false,
+            waiting: false,
+            untrimmed: false,
+            used_at: Instant::now(),
+        }
+    }
+
+    /// Why a message is not accepted, apart from regions and room.
+    #[inline]
+    pub(super) fn objection(&self, offer: &Offer) -> Option<NetioStatus> {
+        if self.phase != Phase::Established {
+            return Some(NetioStatus::NotConnected);
+        }
+        (offer.header_len > self.limits.max_header_len || offer.len > self.limits.max_message_len).then_some(NetioStatus::TooBig)
+    }
+
+    /// Whether there is room for a message; an empty queue takes any one.
+    #[inline]
+    pub(super) fn has_room(&mut self, len: usize, quota: &Quota) -> bool {
+        let (messages, bytes) = (self.ledger.messages() + 1, self.ledger.bytes() + len);
+        self.ledger.fits(len) && quota.cover(&mut self.granted, messages, bytes, self.ledger.is_empty())
+    }
+
+    /// Accepts a message.
+    #[inline]
+    pub(super) fn accept(&mut self, offer: &Offer, held: HeldRegions, message: Outgoing<'_>) {
+        self.ledger.push(offer.key, offer.kind, offer.len, held);
+        self.batch.push(message, offer.key, self.copy_below);
+    }
+
+    /// Marks it as having something for the loop; `true` when the loop must be told.
+    #[inline]
+    pub(super) fn mark(&mut self) -> bool {
+        !std::mem::replace(&mut self.dirty, true)
+    }
+
+    /// Whether messages wait for the loop.
+    pub(super) fn is_filled(&self) -> bool {
+        self.kept.is_some() || !self.batch.is_empty()
+    }
+
+    /// Whether *writable* is owed.
+    pub(super) fn owes_writable(&self) -> bool {
+        self.ledger.refused().is_some() || self.starved
+    }
+
+    /// Looks whether *writable* is due.
+    pub(super) fn poll_writable(&mut self, quota: &Quota) -> Writable {
+        let refused = self.ledger.refused();
+        if self.phase == Phase::Closing || !self.owes_writable() {
+            self.waiting = false;
+            return Writable::Never;
+        }
+        let room = |len: usize| {
+            let (messages, bytes) = (self.ledger.messages() + 1, self.ledger.bytes() + len);
+            self.ledger.is_empty() || (self.ledger.fits(len) && quota.could_cover(self.granted, messages, bytes))
+        };
+        let buffer = || {
+            let Some(pool) = &self.pool else { return true };
+            // Asked for again each time: another thread may have taken the buffer that was told of.
+            pool.set_starved();
+            pool.available() > 0
+        };
+        if self.phase != Phase::Established || !refused.is_none_or(room) || (self.starved && !buffer()) {
+            return Writable::Later;
+        }
+        self.ledger.clear_refusal();
+        self.starved = false;
+        self.waiting = false;
+        Writable::Due(self.address)
+    }
+
+    /// Gives memory back if it was not used for so long; `false` when it was.
+    pub(super) fn trim(&mut self, now: Instant, idle: Duration) -> bool {
+        if self.is_filled() || self.ledger.messages() > 0 || now.saturating_duration_since(self.used_at) < idle {
+            return false;
+        }
+        self.batch = Batch::default();
+        self.ledger.trim();
+        self.untrimmed = false;
+        true
+    }
+
+    /// What the user sees of it.
+    pub(super) fn describe(&self) -> ConnectionState {
+        ConnectionState {
+            endpoint: self.endpoint,
+            address: self.address,
+            direction: self.direction,
+            listener: self.listener,
+            phase: self.phase,
+            counters: self.counters.clone(),
+        }
+    }
+}

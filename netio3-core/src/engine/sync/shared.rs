@@ -1,0 +1,241 @@
+//! What the calling threads and the loop share.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::address::EndPointAddress;
+use crate::config::NetworkConfig;
+use crate::endpoint::{Endpoint, EndpointIds};
+use crate::engine::local::too_many;
+use crate::engine::sync::inbox::{Command, Inbox};
+use crate::engine::sync::mailbox::{Mail, Offer};
+use crate::engine::sync::quota::Quota;
+use crate::engine::sync::slots::Slots;
+use crate::engine::{Opener, Outgoing};
+use crate::error::SendError;
+use crate::event_loop::Remote;
+use crate::memory::{HeldRegions, RegionTable};
+use crate::stats::{BackendCounters, ListenerCounters};
+use crate::status::NetioStatus;
+
+/// The state of a synchronized backend.
+///
+/// Locks are taken in this order: the directory, a mailbox, then the regions, the inbox or those that leave.
+/// None of them is held while a callback runs, user memory is dropped, the transport is called or the loop
+/// woken.
+pub(super) struct Shared<O: Opener> {
+    /// Names it in the table of the loop's thread.
+    pub(super) id: u64,
+    pub(super) opener: Arc<O>,
+    pub(super) config: NetworkConfig,
+    pub(super) ids: EndpointIds,
+    pub(super) totals: Arc<BackendCounters>,
+    pub(super) slots: Slots,
+    pub(super) directory: RwLock<Directory>,
+    pub(super) inbox: Inbox<O>,
+    pub(super) quota: Quota,
+    pub(super) regions: Mutex<RegionTable>,
+    /// Whether zero-copy sends have to be looked up in the table of regions.
+    pub(super) look_up_regions: AtomicBool,
+    /// Held while the loop runs the backend, so that who drops it elsewhere can wait for that to end.
+    pub(super) gate: Mutex<()>,
+    /// Held while a listener is bound, so that two of one address do not pass each other.
+    pub(super) listening: Mutex<()>,
+    /// Mailboxes of connections that are over and whose place was taken before that was told.
+    leaving: Mutex<HashMap<Endpoint, Box<Mail>>>,
+    gone: AtomicBool,
+}
+
+/// Connections by address, and listeners.
+#[derive(Default)]
+pub(super) struct Directory {
+    /// `None` while the connection is being started.
+    pub(super) by_address: HashMap<EndPointAddress, Option<Endpoint>>,
+    pub(super) listeners: Vec<(EndPointAddress, Arc<ListenerCounters>)>,
+    /// Connections that the user knows of, or is just opening.
+    pub(super) connections: usize,
+    pub(super) life: Life,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Life {
+    #[default]
+    Running,
+    ShuttingDown,
+    Gone,
+}
+
+/// Finds the regions of a zero-copy message, if it may be sent.
+pub(super) type FindRegions<'a> = &'a dyn Fn(&RegionTable) -> Option<HeldRegions>;
+
+/// What an ended backend leaves, to be dropped with no lock held.
+pub(super) struct Remains<O: Opener> {
+    #[allow(clippy::vec_box, reason = "they are moved as they lie in their places")]
+    _mailboxes: Vec<Box<Mail>>,
+    _commands: Vec<Command<O>>,
+}
+
+impl<O: Opener> Shared<O> {
+    pub(super) fn new(
+        opener: Arc<O>,
+        config: NetworkConfig,
+        ids: EndpointIds,
+        totals: Arc<BackendCounters>,
+        remote: Arc<dyn Remote>,
+    ) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        Self {
+            // Relaxed: the number only has to be unique.
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            opener,
+            ids,
+            totals,
+            slots: Slots::new(),
+            directory: RwLock::default(),
+            inbox: Inbox::new(remote),
+            quota: Quota::new(&config),
+            regions: Mutex::new(RegionTable::new(config.max_regions, config.strict_regions)),
+            look_up_regions: AtomicBool::new(config.strict_regions),
+            gate: Mutex::new(()),
+            listening: Mutex::new(()),
+            leaving: Mutex::default(),
+            gone: AtomicBool::new(false),
+            config,
+        }
+    }
+
+    /// Whether the backend has ended.
+    pub(super) fn is_gone(&self) -> bool {
+        // Acquire: who sees it also sees the mailboxes gone. A call that misses it is one that came before.
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Calls `f` with a mailbox, under its lock.
+    #[inline]
+    pub(super) fn with<R>(&self, endpoint: Endpoint, f: impl FnOnce(&mut Mail) -> R) -> Option<R> {
+        let mut place = self.slots.get(endpoint.slot())?.lock();
+        place.as_deref_mut().filter(|mail| mail.endpoint == endpoint).map(f)
+    }
+
+    /// As [`with`](Self::with), where an unknown handle is an error.
+    #[inline]
+    pub(super) fn known<R>(&self, endpoint: Endpoint, f: impl FnOnce(&mut Mail) -> R) -> Result<R, SendError> {
+        self.with(endpoint, f).ok_or(SendError::UnknownSendEndpoint(endpoint.into()))
+    }
+
+    /// Puts a mailbox in its place. An older one there is that of a connection whose end is just being told.
+    pub(super) fn put(&self, mail: Mail) {
+        let mut place = self.slots.get_or_make(mail.endpoint.slot()).lock();
+        if let Some(older) = place.replace(Box::new(mail)) {
+            // Under the place's lock, so that `remove` finds it in the one or the other.
+            self.leaving.lock().insert(older.endpoint, older);
+        }
+    }
+
+    /// Takes a mailbox out of the registry: its handle is unknown from now on and its address free.
+    pub(super) fn remove(&self, endpoint: Endpoint) -> Option<Box<Mail>> {
+        let found = self.slots.get(endpoint.slot()).and_then(|slot| slot.take(endpoint));
+        let mut mail = found.or_else(|| self.leaving.lock().remove(&endpoint))?;
+        self.quota.settle(&mut mail.granted, 0, 0);
+        let mut directory = self.directory.write();
+        directory.connections = directory.connections.saturating_sub(1);
+        if mail.owns_address {
+            directory.by_address.remove(&mail.address);
+        }
+        Some(mail)
+    }
+
+    /// Accepts or refuses a message, without looking at its bytes.
+    #[inline]
+    pub(super) fn submit<'a>(
+        &self,
+        to: Endpoint,
+        offer: &Offer,
+        regions: Option<FindRegions<'_>>,
+        message: impl FnOnce() -> Outgoing<'a>,
+    ) -> Result<NetioStatus, SendError> {
+        let unknown = SendError::UnknownSendEndpoint(to.into());
+        let Some(slot) = self.slots.get(to.slot()) else { return Err(unknown) };
+        let mut place = slot.lock();
+        let Some(mail) = place.as_deref_mut().filter(|mail| mail.endpoint == to) else { return Err(unknown) };
+        if let Some(status) = mail.objection(offer) {
+            return Ok(status);
+        }
+        // Acquire: pairs with the store in `register`.
+        let mut table = regions.filter(|_| self.look_up_regions.load(Ordering::Acquire)).map(|find| (self.regions.lock(), find));
+        let held = match &table {
+            Some((table, find)) => find(table),
+            None => Some(HeldRegions::default()),
+        };
+        let Some(held) = held else { return Ok(NetioStatus::NotRegistered) };
+        let has_room = mail.has_room(offer.len, &self.quota);
+        let tell = if has_room {
+            if let Some((table, _)) = &mut table {
+                table.hold(held);
+            }
+            mail.accept(offer, held, message());
+            mail.mark()
+        } else {
+            mail.ledger.refuse(offer.len);
+            mail.counters.refused_sends.add(1);
+            // One that waits already is looked at whenever something completes.
+            !mail.waiting && mail.mark()
+        };
+        drop(table);
+        drop(place);
+        if !has_room {
+            self.totals.refused_sends.rise(1);
+        }
+        if tell {
+            self.inbox.tell(to);
+        }
+        Ok(if has_room { NetioStatus::Ok } else { NetioStatus::NoResources })
+    }
+
+    /// Whether a message would be accepted now.
+    pub(super) fn would_accept(&self, to: Endpoint, offer: &Offer) -> Result<bool, SendError> {
+        self.known(to, |mail| mail.objection(offer).is_none() && mail.has_room(offer.len, &self.quota))
+    }
+
+    /// Calls `f` with every mailbox, under its lock.
+    pub(super) fn for_each(&self, mut f: impl FnMut(&mut Mail)) {
+        self.slots.iter().for_each(|slot| _ = slot.lock().as_deref_mut().map(&mut f));
+    }
+
+    /// Ends the backend for all callers. What is left must be dropped with no lock held.
+    pub(super) fn end(&self) -> Remains<O> {
+        self.gone.store(true, Ordering::Release);
+        let commands = {
+            let mut directory = self.directory.write();
+            directory.life = Life::Gone;
+            directory.by_address.clear();
+            directory.listeners.clear();
+            directory.connections = 0;
+            self.inbox.abandon()
+        };
+        let mut mailboxes: Vec<_> = self.slots.iter().filter_map(|slot| slot.lock().take()).collect();
+        mailboxes.extend(self.leaving.lock().drain().map(|(_, mail)| mail));
+        Remains { _mailboxes: mailboxes, _commands: commands }
+    }
+}
+
+impl Directory {
+    /// Whether anything may be opened now.
+    pub(super) fn check(&self) -> io::Result<()> {
+        match self.life {
+            Life::Running => Ok(()),
+            Life::ShuttingDown => Err(io::Error::other("the backend is being shut down")),
+            Life::Gone => Err(io::Error::other("the backend has ended")),
+        }
+    }
+
+    /// Whether a connection may be opened now.
+    pub(super) fn check_room(&self, limit: usize) -> io::Result<()> {
+        self.check()?;
+        if self.connections < limit { Ok(()) } else { Err(too_many(limit)) }
+    }
+}

@@ -1,0 +1,88 @@
+//! The source that the loop calls.
+
+use std::rc::Rc;
+
+use crate::engine::driver::Driver;
+use crate::engine::sync::loop_side::LoopSide;
+use crate::engine::{Transport, sync::shared::Shared};
+use crate::event_loop::{Budget, EventLoop, Next, Ready, Source};
+
+/// A synchronized backend as its loop sees it: the single-threaded one, fed from the mailboxes. Dropping it
+/// ends the backend.
+pub(super) struct FrontSource<T: Transport> {
+    side: Rc<LoopSide<T>>,
+    driver: Driver<T>,
+}
+
+impl<T: Transport> FrontSource<T> {
+    pub(super) fn new(side: Rc<LoopSide<T>>, driver: Driver<T>) -> Self {
+        Self { side, driver }
+    }
+
+    /// Runs the backend, unless it has ended: then the loop learns of that here.
+    fn run(&mut self, ev: &dyn EventLoop, run: impl FnOnce(&LoopSide<T>, &mut Driver<T>) -> Next) -> Next {
+        let Self { side, driver } = self;
+        let Shared { gate, inbox, .. } = &*side.shared;
+        let next = {
+            let _inside = gate.lock();
+            if side.shared.is_gone() {
+                Next::Wait
+            } else {
+                inbox.attend();
+                let next = run(side, driver);
+                if inbox.leave() {
+                    ev.schedule();
+                }
+                next
+            }
+        };
+        if side.shared.is_gone() {
+            side.tear_down();
+            side.remove();
+            return Next::Wait;
+        }
+        next
+    }
+}
+
+impl<T: Transport> Source for FrontSource<T> {
+    fn ready(&mut self, ev: &dyn EventLoop, token: usize, ready: Ready, budget: &mut Budget) -> Next {
+        self.run(ev, |_, driver| driver.ready(ev, token, ready, budget))
+    }
+
+    fn timeout(&mut self, ev: &dyn EventLoop) {
+        self.run(ev, |_, driver| {
+            driver.timeout(ev);
+            Next::Wait
+        });
+    }
+
+    fn before_sleep(&mut self, ev: &dyn EventLoop, budget: &mut Budget) -> Next {
+        self.run(ev, |side, driver| {
+            let mut next = Next::Wait;
+            // Twice, so that what callbacks send leaves in the same turn.
+            for _ in 0..2 {
+                // A budget of its own: what the mailboxes bring must not keep the backend from its work.
+                side.drain(&mut budget.clone());
+                side.tell_refused();
+                next = driver.before_sleep(ev, budget);
+                side.tell_writable();
+                if side.shared.is_gone() || !side.has_work() {
+                    break;
+                }
+            }
+            side.trim();
+            if side.has_work() { Next::Again } else { next }
+        })
+    }
+
+    fn poll(&mut self, ev: &dyn EventLoop, budget: &mut Budget) -> Next {
+        self.run(ev, |_, driver| driver.poll(ev, budget))
+    }
+}
+
+impl<T: Transport> Drop for FrontSource<T> {
+    fn drop(&mut self) {
+        self.side.tear_down();
+    }
+}
