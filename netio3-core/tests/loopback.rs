@@ -149,6 +149,24 @@ fn nobody_listens() {
 }
 
 #[test]
+fn reopening_in_vain_does_not_keep_the_loop() {
+    struct Stubborn(Rc<Cell<usize>>);
+    impl Callbacks for Stubborn {
+        fn on_connection_refused(&mut self, backend: &dyn NetworkBackend, _: Endpoint, address: &EndPointAddress, _: RefusedReason) {
+            self.0.set(self.0.get() + 1);
+            let endpoint = backend.open_send_endpoint(address, &ConnectionParameters::default()).unwrap();
+            backend.close(endpoint).unwrap();
+        }
+    }
+    let ev = EpollEventLoop::new().unwrap();
+    let refusals = Rc::new(Cell::new(0));
+    let backend = loopback::create_local(NetworkConfig::default(), Box::new(Stubborn(refusals.clone())), &*ev).unwrap();
+    let endpoint = backend.open_send_endpoint(&EndPointAddress::localhost(1), &ConnectionParameters::default()).unwrap();
+    backend.close(endpoint).unwrap();
+    until(&ev, "ten refusals", || refusals.get() >= 10);
+}
+
+#[test]
 fn closing_delivers_what_was_accepted() {
     for near_closes in [true, false] {
         let pair = pair(Log::default(), &ConnectionParameters::default());

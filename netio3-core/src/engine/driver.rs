@@ -118,7 +118,10 @@ impl<T: Transport> Driver<T> {
 
     /// Tells the ends of connections, each after its last completions.
     fn tell_ends(&mut self, engine: &Engine<T>, budget: &mut Budget) {
-        while let Some(connection) = self.next_end(engine) {
+        // Those that end meanwhile come later, so that a user who reopens in vain does not keep the loop.
+        let count = engine.over.borrow().len();
+        for _ in 0..count {
+            let Some(connection) = self.next_end(engine) else { return };
             self.tell_completions_of(engine, &connection, budget);
             if engine.is_gone() {
                 return;
