@@ -25,6 +25,8 @@ pub(crate) struct Link<S> {
     pub(crate) blocked: Cell<bool>,
     /// Writing failed; what is left to read is still delivered.
     pub(crate) broken: Cell<bool>,
+    /// A message was discarded: so are those after it, since what the user gets has no gaps.
+    pub(crate) discarding: Cell<bool>,
     /// The system told that the stream ends.
     pub(crate) read_closed: Cell<bool>,
     /// What this link contributes to the backend's count of assembly memory, in bytes.
@@ -47,6 +49,7 @@ impl<S: Stream> Link<S> {
             stash: RefCell::default(),
             blocked: Cell::new(false),
             broken: Cell::new(false),
+            discarding: Cell::new(false),
             read_closed: Cell::new(false),
             counted_memory: Cell::new(0),
         }

@@ -157,7 +157,10 @@ impl<N: Net> Tcp<N> {
                         mode = self.mode(connection);
                     }
                 }
-                Ok(Some(Incoming::Message(_))) => brought.discarded += 1,
+                Ok(Some(Incoming::Message(_))) => {
+                    brought.discarded += 1;
+                    link.discarding.set(true);
+                }
                 Ok(Some(Incoming::Heartbeat)) => connection.counters.heartbeats_received.add(1),
                 Ok(Some(Incoming::Goodbye)) => {
                     self.goodbye(engine, connection);
@@ -194,6 +197,7 @@ impl<N: Net> Tcp<N> {
             brought = Brought { messages: 1, bytes: len, discarded: 0 };
         } else {
             brought.discarded = 1;
+            connection.link.discarding.set(true);
         }
         self.count(engine, connection, &brought);
         budget.spend(1, len);
@@ -213,7 +217,7 @@ impl<N: Net> Tcp<N> {
         match connection.state() {
             State::Closed(_) | State::Refused(_) => Mode::Stop,
             State::Opening => Mode::Deliver,
-            State::Closing(_) if connection.is_paused() => Mode::Discard,
+            State::Closing(_) if connection.is_paused() || connection.link.discarding.get() => Mode::Discard,
             _ if connection.is_receiving() => Mode::Deliver,
             _ => Mode::Hold,
         }
