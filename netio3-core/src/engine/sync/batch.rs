@@ -163,6 +163,12 @@ impl Batch {
         Progress::Done
     }
 
+    /// Takes the shared memory of what was handed over out; the backend has its own share of it. This is for
+    /// batches that are kept: when the last share goes is the affair of the backend alone.
+    pub(super) fn take_handed_over(&mut self) -> Vec<Bytes> {
+        self.shared.drain(..std::mem::take(&mut self.done.shared)).collect()
+    }
+
     /// How many of the messages handed over were zero-copy ones that had been copied.
     pub(super) fn copied(&self) -> usize {
         self.done.copied

@@ -164,13 +164,15 @@ impl<T: Transport> LoopSide<T> {
             }
             let progress = batch.hand_over(endpoint, &self.inner, budget);
             if progress != Progress::Done {
+                let handed_over = batch.take_handed_over();
                 // Should the mailbox be gone, the batch is dropped here, with no lock held.
                 let mut rest = Some(batch);
                 self.shared.with(endpoint, |mail| {
                     mail.kept = rest.take();
                     mail.dirty = progress == Progress::OutOfBudget;
                 });
-                drop(rest);
+                // Last, since it may call back.
+                drop((rest, handed_over));
                 return progress;
             }
             match taken.end {
