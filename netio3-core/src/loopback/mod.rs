@@ -15,7 +15,8 @@
 //! pipe and then the queue. When a connection breaks, what lies in the pipe is still delivered.
 //!
 //! **Without meaning here:** the interface, socket buffers, the traffic class, and the backlog (attempts to
-//! connect wait at the expense of who makes them). No memory is assembled: a message arrives whole.
+//! connect wait at the expense of who makes them). A message arrives whole, so that of the memory for assembling
+//! only one that is longer than all of it exceeds the limit.
 
 mod line;
 mod link;
@@ -43,4 +44,16 @@ pub fn create_local(
     ev: &dyn EventLoop,
 ) -> Result<Box<dyn NetworkBackend>, CreateError> {
     engine::create_local(Loopback::new(ev), LoopbackOpener, config, callbacks, ev)
+}
+
+/// Makes a loopback backend that any thread may use, driven by `ev`.
+///
+/// # Errors
+/// The configuration is refused.
+pub fn create(
+    config: NetworkConfig,
+    callbacks: Box<dyn Callbacks + Send>,
+    ev: &dyn EventLoop,
+) -> Result<Box<dyn NetworkBackend + Send + Sync>, CreateError> {
+    engine::create(Loopback::new(ev), LoopbackOpener, config, callbacks, ev)
 }

@@ -297,6 +297,10 @@ fn deliver(up: &mut Upcalls<'_, Loopback>, connection: &Rc<Connection<Link>>, me
         up.engine().count_discarded(connection, 1);
         return connection.link.consume(len, memory);
     }
+    if len > up.engine().config.total_assembly_bytes.max(SMALL) {
+        up.engine().count_discarded(connection, 1);
+        return up.engine().finish(connection, ClosedReason::Limit, Release::Reset);
+    }
     up.engine().count_received(connection, 1, len);
     let left = if len <= SMALL {
         up.data(connection, Message::borrowed(&memory, &connection.meter));
