@@ -34,7 +34,7 @@ impl Handle {
         self.inner.push_post(Box::new(job))
     }
 
-    /// Runs a closure once on the loop's thread at the start of the next `run*`, before anything else.
+    /// Runs a closure once on the loop's thread at the start of the next `run*` or `process`, before anything else.
     pub fn on_init(&self, init: impl FnOnce(&Self) + 'static) {
         if !self.inner.is_gone() {
             self.inner.inits.borrow_mut().push_back(Box::new(init));

@@ -144,8 +144,8 @@ impl Registry {
 
     /// Notes what the kernel reported for a watch.
     pub(crate) fn fetched(&mut self, key: Key, ready: Ready) {
-        // Without a token it is a watch that ended between the kernel's report and now.
-        if let Some(token) = self.tokens.get_mut(key) {
+        // Otherwise the watch ended after the kernel's report.
+        if let Some(token) = self.tokens.get_mut(key).filter(|token| token.watched.is_some()) {
             token.fetched |= ready;
             self.enqueue(key);
         }
@@ -281,3 +281,6 @@ impl Registry {
 fn tokens_of(number: usize) -> std::ops::RangeInclusive<(usize, Key)> {
     (number, Key::MIN)..=(number, Key::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use netio3_core::{Budget, EventLoop, Next};
+use proptest::prelude::*;
+
+use super::*;
+
+struct Nothing;
+
+impl Source for Nothing {
+    fn ready(&mut self, _: &dyn EventLoop, _: usize, _: Ready, _: &mut Budget) -> Next {
+        Next::Wait
+    }
+
+    fn before_sleep(&mut self, _: &dyn EventLoop, _: &mut Budget) -> Next {
+        Next::Wait
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Watch(usize),
+    Unwatch(usize),
+    /// The kernel reports the watch of this token.
+    Fetch(usize),
+    /// The kernel reports a watch that ended.
+    FetchStale,
+    Ask(usize),
+    Deliver,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let token = 0..4usize;
+    prop_oneof![
+        token.clone().prop_map(Step::Watch),
+        token.clone().prop_map(Step::Unwatch),
+        token.clone().prop_map(Step::Fetch),
+        Just(Step::FetchStale),
+        token.prop_map(Step::Ask),
+        Just(Step::Deliver),
+    ]
+}
+
+/// Delivers everything due; what came with each token, and whether a token came twice.
+fn deliver(registry: &mut Registry) -> (BTreeMap<usize, Ready>, bool) {
+    let mut delivered = BTreeMap::new();
+    let mut twice = false;
+    while let Some((source, mut left)) = registry.pop_ready() {
+        while let Some(due) = registry.pop_due(source, &mut left) {
+            twice |= delivered.insert(due.number, due.ready).is_some();
+        }
+    }
+    (delivered, twice)
+}
+
+proptest! {
+    /// What is due is delivered once, merged, and nothing of a watch that ended.
+    #[test]
+    fn tokens_are_delivered_like_a_plain_model_of_them(steps in prop::collection::vec(step(), 0..60)) {
+        let mut registry = Registry::default();
+        let source = registry.add(false, |_| Box::new(Nothing));
+        let mut watches: [Option<Key>; 4] = [None; 4];
+        let mut ended: Option<Key> = None;
+        let (mut fetched, mut asked) = ([false; 4], [false; 4]);
+        for step in steps {
+            match step {
+                Step::Watch(token) if watches[token].is_none() => watches[token] = registry.watch(source, token, 0),
+                Step::Unwatch(token) => {
+                    if let Some(watch) = watches[token].take() {
+                        prop_assert!(registry.unwatch(watch));
+                        prop_assert!(!registry.unwatch(watch));
+                        fetched[token] = false;
+                        ended = Some(watch);
+                    }
+                }
+                Step::Fetch(token) => {
+                    if let Some(watch) = watches[token] {
+                        registry.fetched(watch, Ready::READABLE);
+                        fetched[token] = true;
+                    }
+                }
+                Step::FetchStale => {
+                    if let Some(watch) = ended {
+                        registry.fetched(watch, Ready::ERROR);
+                    }
+                }
+                Step::Ask(token) => {
+                    registry.redeliver(source, token, Ready::WRITABLE);
+                    asked[token] = true;
+                }
+                Step::Deliver => {
+                    let (delivered, twice) = deliver(&mut registry);
+                    prop_assert!(!twice);
+                    for token in 0..4 {
+                        let mut ready = Ready::NONE;
+                        if std::mem::take(&mut fetched[token]) {
+                            ready |= Ready::READABLE;
+                        }
+                        if std::mem::take(&mut asked[token]) {
+                            ready |= Ready::WRITABLE;
+                        }
+                        prop_assert_eq!(delivered.get(&token).copied().unwrap_or_default(), ready);
+                    }
+                    prop_assert_eq!(registry.ready_sources(), 0);
+                }
+                Step::Watch(_) => {}
+            }
+        }
+        let removed = registry.remove(source).expect("it is there");
+        prop_assert_eq!(removed.fds.len(), watches.iter().flatten().count());
+        prop_assert!(deliver(&mut registry).0.is_empty());
+    }
+}
+
+#[test]
+fn deadlines_pass_in_order_and_only_when_set() {
+    let mut registry = Registry::default();
+    let start = Instant::now();
+    let at = |n| start + Duration::from_millis(n);
+    let [a, b, c] = std::array::from_fn(|_| registry.add(false, |_| Box::new(Nothing)));
+    for (key, time) in [(a, 3), (b, 1), (c, 2), (a, 1)] {
+        registry.set_deadline(key, Some(at(time)));
+    }
+    registry.set_deadline(c, None);
+    assert_eq!(registry.nearest_deadline(), Some(at(1)));
+    assert_eq!((registry.passed(at(0)), registry.pop_passed(at(0))), (0, None));
+    assert_eq!(registry.passed(at(5)), 2);
+    // Of equal ones, the older source first.
+    assert_eq!(registry.pop_passed(at(5)), Some((at(1), a)));
+    assert_eq!(registry.deadline(a), None);
+    assert_eq!(registry.pop_passed(at(5)), Some((at(1), b)));
+    assert_eq!(registry.pop_passed(at(5)), None);
+    registry.set_deadline(b, Some(at(9)));
+    registry.remove(b);
+    assert_eq!(registry.nearest_deadline(), None);
+}
