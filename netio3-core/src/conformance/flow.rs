@@ -222,3 +222,21 @@ pub(super) fn both_sides_full_recover(world: &World) {
         super::pair::all_arrived(&dialer, out, &listener, back) && super::pair::all_arrived(&listener, back, &dialer, out)
     });
 }
+
+/// The connection that would exceed `total_assembly_bytes` is *closed(Limit)*; others go on.
+pub(super) fn memory_for_assembling_is_bounded(world: &World) {
+    let listener = NetworkConfig { total_assembly_bytes: 1 << 20, ..config() };
+    let pair = Pair::with(world, Setup { listener, ..Default::default() });
+    let (second, second_back) = pair.another(world);
+    pair.dialer.sent(pair.out, Plan::zero_copy(8 << 20));
+    world.until("closed", || pair.listener.closing(pair.back).is_some() && pair.dialer.closing(pair.out).is_some());
+    assert_eq!(pair.listener.closing(pair.back), Some(ClosedReason::Limit));
+    assert_eq!(pair.dialer.closing(pair.out), Some(ClosedReason::PeerLost));
+    pair.dialer.sent(second, Plan::zero_copy(500_000));
+    world.until("the other one's message arrives", || pair.listener.received(second_back) == 1);
+    let held = pair.listener.backend().totals();
+    assert!(held.assembly_bytes.get() <= 1 << 20);
+    pair.dialer.close(second);
+    world.until("closed", || pair.listener.closing(second_back).is_some());
+    assert_eq!(held.assembly_bytes.get(), 0, "nothing is held for connections that are gone");
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::node::Node;
-use super::pair::{Pair, Setup, connected};
+use super::pair::{Pair, Setup, all_arrived, connected};
 use super::plan::Plan;
 use super::recorder::{Call, Kind};
 use super::world::World;
@@ -18,7 +18,7 @@ use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::endpoint::Endpoint;
 use crate::error::{BufferError, CloseSendError, RunError, SendError, Target};
 use crate::memory::MemoryRegion;
-use crate::status::{ClosedReason, NetioStatus};
+use crate::status::NetioStatus;
 
 /// Asserts that every call by handle answers `UnknownSendEndpoint`; `send_taken` needs a buffer and is
 /// tried elsewhere.
@@ -49,16 +49,18 @@ pub(super) fn assert_unknown(backend: &dyn NetworkBackend, endpoint: Endpoint) {
 struct Scene {
     /// The connection that the callback is about is still known to the backend.
     known: bool,
+    /// It owns its address.
+    owner: bool,
     listen_address: EndPointAddress,
     nobody_listens: EndPointAddress,
-    /// Where the actor itself listens.
+    /// A listener of the actor's that accepted nothing.
     own_listener: EndPointAddress,
 }
 
 /// What is left of the actor after an action.
 #[derive(Clone, Copy, PartialEq)]
 enum After {
-    /// It goes on.
+    /// It goes on, and so does the connection.
     Same,
     /// The connection ends, the backend goes on.
     Closes,
@@ -66,6 +68,13 @@ enum After {
     ShutsDown,
     /// It is gone.
     Gone,
+}
+
+/// Which side of the connection acts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Role {
+    Dialer,
+    Acceptor,
 }
 
 type Act = fn(&Call<'_, '_>, &Scene);
@@ -90,7 +99,7 @@ const ACTIONS: &[(&str, After, Act)] = &[
     ("send_copy", After::Same, |call, scene| send(call, scene, Plan::copy(70))),
     ("send_copy_iov", After::Same, |call, scene| send(call, scene, Plan::copy(7_000).pieces(5))),
     ("take_buffer and send_taken", After::Same, |call, scene| send(call, scene, Plan::buffer(100))),
-    ("by address", After::Same, |call, scene| match scene.known {
+    ("by address", After::Same, |call, scene| match scene.owner {
         true => send(call, scene, Plan::copy(60).by_address(call.address)),
         false => assert_eq!(call.backend.endpoint(&call.address), None),
     }),
@@ -124,7 +133,9 @@ const ACTIONS: &[(&str, After, Act)] = &[
         assert_eq!(call.backend.send_copy(call.endpoint, b"x", b"", 0).ok(), scene.known.then_some(NetioStatus::NotConnected));
     }),
     ("close_send_endpoint", After::Closes, |call, scene| {
-        assert_eq!(call.backend.close_send_endpoint(&call.address).is_ok(), scene.known);
+        assert_eq!(call.backend.close_send_endpoint(&call.address).is_ok(), scene.owner);
+        // Accepted connections own no address.
+        assert_eq!(call.backend.close(call.endpoint).is_ok(), scene.known, "closing twice is no error");
     }),
     ("abort", After::Closes, |call, scene| {
         assert_eq!(call.backend.abort(call.endpoint).is_ok(), scene.known);
@@ -143,118 +154,142 @@ fn send(call: &Call<'_, '_>, scene: &Scene, plan: Plan) {
     }
 }
 
-/// For each action: a fresh pair whose dialer does it inside its first callback of `kind`.
-fn act_inside(world: &World, kind: Kind) {
-    for (name, after, act) in ACTIONS {
-        world.note(format!("----- {name} inside {kind:?}"));
-        let mut setup = Setup::buffers(1_000, 8);
-        setup.dial.queue_messages = 4;
-        let listener = world.node("listener", setup.listener.clone());
-        let actor = world.node("actor", setup.dialer.clone());
-        let address = listener.listen(world.harness.listen_address(), &setup.accept);
-        let scene = Scene {
-            known: !matches!(kind, Kind::Refused | Kind::Closed),
-            listen_address: world.harness.listen_address(),
-            nobody_listens: world.harness.nobody_listens(),
-            own_listener: actor.listen(world.harness.listen_address(), &setup.accept),
-        };
-        let done = Rc::new(RefCell::new(None));
-        let outcome = done.clone();
-        actor.once(kind, move |call| {
-            act(call, &scene);
-            outcome.replace(Some(call.endpoint));
-        });
-        provoke(world, kind, &actor, &listener, address, &setup);
-        world.until("the callback comes", || done.borrow().is_some());
-        let endpoint = done.borrow().expect("just seen");
-        settle(world, kind, *after, &actor, &listener, endpoint);
-        // Whatever became of the actor, the listener and the loop serve others.
-        let other = world.node("other", setup.dialer.clone());
-        let (out, back) = connected(world, &other, &listener, || other.open(address, &setup.dial));
-        other.sent(out, Plan::copy(90));
-        world.until("others are served", || listener.received(back) == 1);
-        [actor, listener, other].iter().for_each(Node::drop_if_alive);
+/// Bytes of the message that provokes the callback.
+const SMALL: usize = 40;
+const LARGE: usize = 3 << 20;
+
+/// For each side and each action: a fresh pair of which one does it inside its first callback of `kind`.
+fn act_inside(world: &World, kind: Kind, len: usize) {
+    for role in [Role::Dialer, Role::Acceptor] {
+        if kind == Kind::Refused && role == Role::Acceptor {
+            continue; // nobody is refused there
+        }
+        for (name, after, act) in ACTIONS {
+            world.note(format!("----- {role:?}: {name} inside {kind:?}"));
+            act_once(world, kind, role, len, *after, *act);
+        }
     }
 }
 
-/// Makes the first callback of `kind` come to `actor`.
-fn provoke(world: &World, kind: Kind, actor: &Node, listener: &Node, address: EndPointAddress, setup: &Setup) {
+fn act_once(world: &World, kind: Kind, role: Role, len: usize, after: After, act: Act) {
+    let mut setup = Setup::buffers(1_000, 8);
+    setup.dial.queue_messages = 4;
+    setup.accept.connection.queue_messages = 4;
+    let peer = world.node("peer", setup.listener.clone());
+    let actor = world.node("actor", setup.dialer.clone());
+    let peers_listener = peer.listen(world.harness.listen_address(), &setup.accept);
+    let actors_listener = actor.listen(world.harness.listen_address(), &setup.accept);
+    let known = !matches!(kind, Kind::Refused | Kind::Closed);
+    let scene = Scene {
+        known,
+        owner: known && role == Role::Dialer,
+        listen_address: world.harness.listen_address(),
+        nobody_listens: world.harness.nobody_listens(),
+        own_listener: actor.listen(world.harness.listen_address(), &setup.accept),
+    };
+    let done = Rc::new(RefCell::new(None));
+    let outcome = done.clone();
+    actor.once(kind, move |call| {
+        act(call, &scene);
+        outcome.replace(Some(call.endpoint));
+    });
+    let open = || match role {
+        Role::Dialer => actor.open(peers_listener, &setup.dial),
+        Role::Acceptor => peer.open(actors_listener, &setup.dial),
+    };
     match kind {
-        Kind::Refused => {
-            actor.connect(world.harness.nobody_listens(), &setup.dial);
-            return;
+        Kind::Refused => drop_handle(actor.connect(world.harness.nobody_listens(), &setup.dial)),
+        Kind::Established => drop_handle(open()),
+        _ => {
+            let (mine, theirs) = match role {
+                Role::Dialer => connected(world, &actor, &peer, open),
+                Role::Acceptor => swap(connected(world, &peer, &actor, open)),
+            };
+            match kind {
+                Kind::Data => peer.sent(theirs, Plan::zero_copy(len)),
+                Kind::Completed => actor.sent(mine, Plan::zero_copy(len)),
+                Kind::Closed => peer.close(theirs),
+                _ => while actor.send(mine, Plan::zero_copy(len)) == NetioStatus::Ok {},
+            }
         }
-        Kind::Established => {
-            actor.open(address, &setup.dial);
-            return;
-        }
-        _ => {}
     }
-    let (out, back) = connected(world, actor, listener, || actor.open(address, &setup.dial));
-    match kind {
-        Kind::Data => listener.sent(back, Plan::copy(40)),
-        Kind::Completed => actor.sent(out, Plan::copy(40)),
-        Kind::Closed => listener.close(back),
-        _ => while actor.send(out, Plan::copy(40)) == NetioStatus::Ok {},
-    }
+    world.until("the callback comes", || done.borrow().is_some());
+    let endpoint = done.borrow().expect("just seen");
+    settle(world, kind, after, &actor, &peer, endpoint);
+    // Whatever became of the actor, its peer and the loop serve others.
+    let other = world.node("other", setup.dialer.clone());
+    let (out, back) = connected(world, &other, &peer, || other.open(peers_listener, &setup.dial));
+    other.sent(out, Plan::copy(90));
+    world.until("others are served", || peer.received(back) == 1);
+    [actor, peer, other].iter().for_each(Node::drop_if_alive);
 }
 
 /// Waits for what an action must lead to.
-fn settle(world: &World, kind: Kind, after: After, actor: &Node, listener: &Node, endpoint: Endpoint) {
-    let peers_end = |reasons: &'static [ClosedReason]| {
-        let peers = listener.accepted_peers();
-        peers.iter().all(|peer| listener.closing(peer.endpoint).is_some_and(|reason| reasons.contains(&reason)))
-    };
-    let had_connection = kind != Kind::Refused;
-    match after {
-        After::Same if kind == Kind::Closed || !had_connection => {}
-        After::Same => {
-            world.until("the peer is established", || !listener.accepted_peers().is_empty());
-            let back = listener.accepted_peers()[0].endpoint;
-            world.until("what was sent inside arrives", || super::pair::all_arrived(actor, endpoint, listener, back));
-            actor.sent(endpoint, Plan::copy(10));
-            world.until("the connection goes on", || super::pair::all_arrived(actor, endpoint, listener, back));
-        }
-        After::Closes | After::ShutsDown if had_connection => {
-            world.until("closed", || actor.closing(endpoint).is_some());
-            // An abort just after the dialer's *established* may come before the acceptor's.
-            world.until("the peer sees the end", || peers_end(&[ClosedReason::PeerClosed, ClosedReason::PeerLost, ClosedReason::Local]));
-        }
-        After::Closes | After::ShutsDown => {}
-        After::Gone => {
-            world.until("the peer sees the end", || peers_end(&[ClosedReason::PeerLost, ClosedReason::PeerClosed, ClosedReason::Local]));
-        }
+fn settle(world: &World, kind: Kind, after: After, actor: &Node, peer: &Node, mine: Endpoint) {
+    if kind == Kind::Refused || (kind == Kind::Closed && after == After::Same) {
+        return;
     }
+    let theirs = || peer.established_ends().first().copied();
+    match after {
+        After::Same => {
+            world.until("the peer is established", || theirs().is_some());
+            let at = theirs().expect("just seen");
+            world.until("what was sent inside arrives", || all_arrived(actor, mine, peer, at));
+            actor.sent(mine, Plan::copy(10));
+            world.until("the connection goes on", || all_arrived(actor, mine, peer, at));
+        }
+        After::Closes | After::ShutsDown => {
+            world.until("closed", || actor.closing(mine).is_some());
+            world.until("the peer sees the end, if it saw the beginning", || peer.backend().connections().is_empty());
+        }
+        After::Gone => world.until("the peer sees the end, if it saw the beginning", || peer.backend().connections().is_empty()),
+    }
+}
+
+fn drop_handle(_: Endpoint) {}
+
+fn swap((a, b): (Endpoint, Endpoint)) -> (Endpoint, Endpoint) {
+    (b, a)
 }
 
 /// Every call is allowed inside *established*, closing the connection and dropping the backend included.
 pub(super) fn every_call_is_allowed_inside_established(world: &World) {
-    act_inside(world, Kind::Established);
+    act_inside(world, Kind::Established, SMALL);
 }
 
 /// Every call is allowed inside *refused*.
 pub(super) fn every_call_is_allowed_inside_refused(world: &World) {
-    act_inside(world, Kind::Refused);
+    act_inside(world, Kind::Refused, SMALL);
 }
 
 /// Every call is allowed inside *closed*.
 pub(super) fn every_call_is_allowed_inside_closed(world: &World) {
-    act_inside(world, Kind::Closed);
+    act_inside(world, Kind::Closed, SMALL);
 }
 
 /// Every call is allowed inside *data*.
 pub(super) fn every_call_is_allowed_inside_data(world: &World) {
-    act_inside(world, Kind::Data);
+    act_inside(world, Kind::Data, SMALL);
+}
+
+/// Every call is allowed inside *data* of a message too large for what is read at once.
+pub(super) fn every_call_is_allowed_inside_data_of_a_large_message(world: &World) {
+    act_inside(world, Kind::Data, LARGE);
 }
 
 /// Every call is allowed inside *completed*.
 pub(super) fn every_call_is_allowed_inside_completed(world: &World) {
-    act_inside(world, Kind::Completed);
+    act_inside(world, Kind::Completed, SMALL);
+}
+
+/// Every call is allowed inside *completed* of a message too large for what is written at once.
+pub(super) fn every_call_is_allowed_inside_completed_of_a_large_message(world: &World) {
+    act_inside(world, Kind::Completed, LARGE);
 }
 
 /// Every call is allowed inside *writable*.
 pub(super) fn every_call_is_allowed_inside_writable(world: &World) {
-    act_inside(world, Kind::Writable);
+    act_inside(world, Kind::Writable, SMALL);
 }
 
 /// `run`, `run_for`, `run_until` and `run_once` inside any callback are `RunError::Nested`, and do no harm.

@@ -8,11 +8,12 @@ use parking_lot::Mutex;
 
 use super::pair::{Pair, connected};
 use super::plan::Plan;
+use super::recorder::Kind;
 use super::world::{World, config};
 use crate::address::EndPointAddress;
 use crate::config::{AcceptFilter, ConnectionParameters, ConnectionParametersRecv, NetworkConfig};
 use crate::error::{CloseListenError, OpenListenError};
-use crate::status::{ClosedReason, RefusedReason};
+use crate::status::{ClosedReason, NetioStatus, RefusedReason};
 
 /// Port 0 picks a port, each time another one, and the bound address is returned.
 pub(super) fn port_zero_picks_a_port(world: &World) {
@@ -170,4 +171,45 @@ pub(super) fn listeners_count_their_own(world: &World) {
         assert_eq!(state.counters.established.get(), i as u64 + 1);
         assert!(state.counters.accepted.get() > i as u64);
     }
+}
+
+/// A listener may be closed from inside a callback of a connection that it accepted, which closes with it.
+pub(super) fn a_listener_may_be_closed_by_its_own_connection(world: &World) {
+    for kind in [Kind::Established, Kind::Data, Kind::Completed] {
+        let listener = world.node("listener", config());
+        let dialer = world.node("dialer", config());
+        let address = listener.listen(world.harness.listen_address(), &ConnectionParametersRecv::default());
+        listener.once(kind, move |call| call.backend.close_listen_endpoint(&address).expect("it listens"));
+        dialer.on(Kind::Established, |call| assert_eq!(call.send(call.endpoint, Plan::copy(10)), NetioStatus::Ok));
+        if kind == Kind::Completed {
+            listener.once(Kind::Data, |call| assert_eq!(call.send(call.endpoint, Plan::copy(10)), NetioStatus::Ok));
+        }
+        let out = dialer.open(address, &ConnectionParameters::default());
+        world.until("both sides see the end", || dialer.closing(out).is_some() && listener.backend().connections().is_empty());
+        assert_eq!(dialer.closing(out), Some(ClosedReason::PeerClosed));
+        assert_eq!(listener.closing(listener.accepted_peers()[0].endpoint), Some(ClosedReason::Local));
+        assert!(listener.backend().listeners().is_empty());
+    }
+}
+
+/// An IPv6 listener takes IPv6 only, the wildcard included; the port is free for an IPv4 one.
+pub(super) fn an_ipv6_listener_takes_ipv6_only(world: &World) {
+    let listener = world.node("listener", config());
+    let dialer = world.node("dialer", config());
+    let here: EndPointAddress = "[::1]:0".parse().expect("an address");
+    let any: EndPointAddress = "[::]:0".parse().expect("an address");
+    if listener.backend().open_listen_endpoint(&here, &ConnectionParametersRecv::default()).is_err() {
+        println!("skipped: there is no IPv6 here");
+        return;
+    }
+    let bound = listener.listen(any, &ConnectionParametersRecv::default());
+    assert_eq!(bound.ip(), any.ip());
+    let params = ConnectionParameters::default();
+    let (_, back) = connected(world, &dialer, &listener, || dialer.open(here.with_port(bound.port()), &params));
+    assert!(listener.tally(back).established.expect("it is established").address.ip().is_ipv6());
+    let by_ipv4 = dialer.open(EndPointAddress::localhost(bound.port()), &params);
+    world.until("refused", || dialer.refusal(by_ipv4) == Some(RefusedReason::NoListener));
+    let both = listener.listen(EndPointAddress::localhost(bound.port()), &ConnectionParametersRecv::default());
+    let (_, back) = connected(world, &dialer, &listener, || dialer.open(both, &params));
+    assert_eq!(listener.tally(back).established.expect("it is established").listener, Some(both));
 }

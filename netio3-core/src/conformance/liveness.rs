@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::node::Node;
-use super::pair::{Pair, Setup};
+use super::pair::{Pair, Setup, connected_across};
 use super::plan::Plan;
-use super::world::{WAIT, World, config};
-use crate::config::{ConnectionParameters, ConnectionParametersRecv, NetworkConfig};
+use super::world::{World, config};
+use crate::config::{ConnectionParameters, NetworkConfig};
 use crate::endpoint::Endpoint;
 use crate::status::ClosedReason;
 
@@ -21,15 +21,7 @@ const SHORT: Duration = Duration::from_millis(40);
 fn across(world: &World, far: &World, dialer: NetworkConfig, listener: NetworkConfig) -> (Node, Endpoint, Node, Endpoint) {
     let listener = far.node("far listener", listener);
     let dialer = world.node("dialer", dialer);
-    let address = listener.listen(world.harness.listen_address(), &ConnectionParametersRecv::default());
-    let out = dialer.open(address, &ConnectionParameters::default());
-    let started = Instant::now();
-    while !dialer.is_established(out) || listener.accepted_peers().is_empty() {
-        assert!(started.elapsed() < WAIT, "not established in time");
-        world.turn();
-        far.turn();
-    }
-    let back = listener.accepted_peers()[0].endpoint;
+    let (out, back) = connected_across(world, far, &dialer, &listener);
     (dialer, out, listener, back)
 }
 

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::pair::{Pair, Setup, all_arrived, connected};
+use super::pair::{Pair, Setup, all_arrived, connected, connected_across};
 use super::plan::Plan;
 use super::recorder::Kind;
 use super::world::{WAIT, World, config};
@@ -86,15 +86,8 @@ pub(super) fn a_loop_may_be_dropped_before_its_backend(world: &World) {
     let far = world.another_loop();
     let listener = world.node("listener", config());
     let dialer = far.node("dialer", config());
-    let address = listener.listen(world.harness.listen_address(), &ConnectionParametersRecv::default());
-    let out = dialer.open(address, &ConnectionParameters::default());
-    let started = Instant::now();
-    while !dialer.is_established(out) || listener.accepted_peers().is_empty() {
-        assert!(started.elapsed() < WAIT, "not established in time");
-        world.turn();
-        far.turn();
-    }
-    let back = listener.accepted_peers()[0].endpoint;
+    let (out, back) = connected_across(&far, world, &dialer, &listener);
+    let address = dialer.tally(out).established.expect("it is established").address;
     let (bytes, released) = super::sending::tracked(50_000);
     assert_eq!(dialer.backend().send(out, &bytes, b"", 1), Ok(NetioStatus::Ok));
     drop(bytes);
@@ -241,4 +234,25 @@ pub(super) fn posted_work_may_call_the_backend(world: &World) {
     finished.recv_timeout(WAIT).expect("the thread ends");
     poster.join().expect("posting succeeds");
     SENDER.set(None);
+}
+
+/// A backend may be made on the loop from inside a callback of another one, and dropped in another callback.
+pub(super) fn a_backend_may_be_made_inside_a_callback(world: &World) {
+    let pair = Pair::new(world);
+    let made: Rc<RefCell<Vec<super::node::Node>>> = Rc::default();
+    let (ev, harness, journal, address, nodes) =
+        (world.ev().handle(), world.harness.clone(), world.journal.clone(), pair.address, made.clone());
+    pair.listener.on(Kind::Data, move |_| {
+        let node = super::node::Node::new("made inside", &journal, |callbacks| harness.backend(config(), callbacks, &*ev));
+        node.open(address, &ConnectionParameters::default());
+        nodes.borrow_mut().push(node);
+    });
+    for count in 1..=5 {
+        pair.dialer.sent(pair.out, Plan::copy(1));
+        world.until("one more is made and connected", || pair.listener.accepted_peers().len() == count + 1);
+    }
+    let to_drop = made.clone();
+    pair.listener.once(Kind::Completed, move |_| to_drop.borrow().iter().for_each(super::node::Node::drop_backend));
+    pair.listener.sent(pair.back, Plan::copy(1));
+    world.until("all are dropped and lost", || pair.listener.backend().connections().len() == 1);
 }

@@ -92,6 +92,8 @@ macro_rules! conformance_suite {
                 a_filtered_peer_is_refused_and_counted
                 a_peer_beyond_the_limit_is_refused_and_counted
                 listeners_count_their_own
+                a_listener_may_be_closed_by_its_own_connection
+                an_ipv6_listener_takes_ipv6_only
             }
             sending {
                 all_families_carry_both_ways
@@ -104,6 +106,7 @@ macro_rules! conformance_suite {
                 copied_bytes_are_taken_before_the_call_returns
                 an_accepted_message_leaves_with_the_turn
                 flush_is_harmless_at_any_time
+                flush_sends_without_waiting_for_the_turn
                 the_accepted_side_may_send_first
             }
             sizes {
@@ -130,6 +133,7 @@ macro_rules! conformance_suite {
                 a_paused_connection_hinders_no_other
                 a_close_waits_behind_paused_data
                 both_sides_full_recover
+                memory_for_assembling_is_bounded
             }
             owned {
                 a_message_taken_over_outlives_everything
@@ -198,7 +202,9 @@ macro_rules! conformance_suite {
                 every_call_is_allowed_inside_refused
                 every_call_is_allowed_inside_closed
                 every_call_is_allowed_inside_data
+                every_call_is_allowed_inside_data_of_a_large_message
                 every_call_is_allowed_inside_completed
+                every_call_is_allowed_inside_completed_of_a_large_message
                 every_call_is_allowed_inside_writable
                 running_inside_a_callback_is_nested
                 a_call_never_runs_a_callback
@@ -208,6 +214,7 @@ macro_rules! conformance_suite {
                 a_panic_in_refused_ends_that_backend_alone
                 a_panic_in_closed_ends_that_backend_alone
                 a_panic_in_data_ends_that_backend_alone
+                a_panic_in_data_of_a_large_message_ends_that_backend_alone
                 a_panic_in_completed_ends_that_backend_alone
                 a_panic_in_writable_ends_that_backend_alone
                 a_panic_in_the_drop_of_memory_ends_that_backend_alone
@@ -225,6 +232,8 @@ macro_rules! conformance_suite {
                 dropping_on_another_thread_is_a_drop
                 calls_after_the_loop_is_gone_fail
                 the_loops_thread_may_call_as_well
+                sends_racing_with_the_end_are_accounted_for
+                refusals_of_another_thread_are_answered_once
             }
             liveness {
                 an_idle_connection_lives
@@ -246,6 +255,7 @@ macro_rules! conformance_suite {
                 a_flood_starves_nobody
                 chains_of_callbacks_need_no_outside_event
                 posted_work_may_call_the_backend
+                a_backend_may_be_made_inside_a_callback
             }
             numbers {
                 counters_equal_what_happened

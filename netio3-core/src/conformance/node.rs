@@ -238,6 +238,13 @@ impl Node {
         infos.collect()
     }
 
+    /// The connections established so far, accepted ones or not, in order.
+    pub(super) fn established_ends(&self) -> Vec<Endpoint> {
+        let journal = self.0.journal.lock();
+        let ends = journal.entries.iter().filter(|entry| entry.node == self.0.number && matches!(entry.what, What::Established(_)));
+        ends.filter_map(|entry| entry.endpoint).collect()
+    }
+
     /// How many callbacks of any kind this node had.
     pub(super) fn callbacks(&self) -> usize {
         let journal = self.0.journal.lock();

@@ -1,10 +1,10 @@
 //! Two nodes on one loop, connected.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::node::Node;
 use super::plan::Plan;
-use super::world::{World, config};
+use super::world::{WAIT, World, config};
 use crate::address::EndPointAddress;
 use crate::config::{Buffers, ConnectionParameters, ConnectionParametersRecv, NetworkConfig};
 use crate::endpoint::Endpoint;
@@ -173,4 +173,18 @@ pub(super) fn connected(world: &World, dialer: &Node, listener: &Node, open: imp
     let out = open();
     world.until("the connection is established on both sides", || dialer.is_established(out) && listener.accepted_peers().len() > before);
     (out, listener.accepted_peers()[before].endpoint)
+}
+
+/// Connects nodes of two loops of this thread, which run by turns meanwhile: both handles.
+#[track_caller]
+pub(super) fn connected_across(world: &World, far: &World, dialer: &Node, listener: &Node) -> (Endpoint, Endpoint) {
+    let address = listener.listen(world.harness.listen_address(), &ConnectionParametersRecv::default());
+    let out = dialer.open(address, &ConnectionParameters::default());
+    let started = Instant::now();
+    while !dialer.is_established(out) || listener.accepted_peers().is_empty() {
+        assert!(started.elapsed() < WAIT, "not established on both sides within {WAIT:?}");
+        world.turn();
+        far.turn();
+    }
+    (out, listener.accepted_peers()[0].endpoint)
 }

@@ -35,6 +35,20 @@ pub(super) fn a_panic_in_data_ends_that_backend_alone(world: &World) {
     panic_inside(world, Kind::Data);
 }
 
+/// A panic inside *data* of a message too large for what is read at once ends that backend alone.
+pub(super) fn a_panic_in_data_of_a_large_message_ends_that_backend_alone(world: &World) {
+    let bystanders = Pair::new(world);
+    let pair = Pair::new(world);
+    pair.dialer.once(Kind::Data, |call| {
+        call.node.expect_silence();
+        panic!("on purpose");
+    });
+    pair.listener.sent(pair.back, Plan::zero_copy(3 << 20));
+    assert_eq!(world.until_panic(), "on purpose");
+    the_backend_is_gone(world, &pair);
+    bystanders.prove_alive(world);
+}
+
 /// A panic inside *completed* ends that backend alone.
 pub(super) fn a_panic_in_completed_ends_that_backend_alone(world: &World) {
     panic_inside(world, Kind::Completed);

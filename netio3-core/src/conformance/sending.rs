@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 use super::node::Node;
-use super::pair::{Pair, Setup, connected};
+use super::pair::{Pair, Setup, connected, connected_across};
 use super::plan::Plan;
 use super::recorder::Kind;
 use super::world::{World, config};
@@ -235,16 +235,7 @@ pub(super) fn an_accepted_message_leaves_with_the_turn(world: &World) {
     let far = world.another_loop();
     let listener = far.node("listener", config());
     let dialer = world.node("dialer", config());
-    let address = listener.listen(world.harness.listen_address(), &ConnectionParametersRecv::default());
-    let out = dialer.open(address, &ConnectionParameters::default());
-    let both = || dialer.is_established(out) && !listener.accepted_peers().is_empty();
-    let started = std::time::Instant::now();
-    while !both() && started.elapsed() < super::world::WAIT {
-        world.turn();
-        far.turn();
-    }
-    assert!(both(), "not established in time");
-    let back = listener.accepted_peers()[0].endpoint;
+    let (out, back) = connected_across(world, &far, &dialer, &listener);
     for (round, plan) in [Plan::copy(1), Plan::copy(2_000), Plan::zero_copy(10), Plan::zero_copy(5_000)].into_iter().enumerate() {
         dialer.sent(out, plan);
         world.turn();
@@ -287,5 +278,22 @@ pub(super) fn the_accepted_side_may_send_first(world: &World) {
     for _ in 0..20 {
         let (out, back) = connected(world, &dialer, &listener, || dialer.connect(address, &ConnectionParameters::default()));
         world.until("the greetings arrive", || dialer.received(out) == 3 && listener.received(back) == 1);
+    }
+}
+
+/// `flush` starts sending at once, not at the end of the turn; on the synchronized kind it only asks the loop to.
+pub(super) fn flush_sends_without_waiting_for_the_turn(world: &World) {
+    let far = world.another_loop();
+    let listener = far.node("listener", config());
+    let dialer = world.node("dialer", config());
+    let (out, back) = connected_across(world, &far, &dialer, &listener);
+    for (round, plan) in [Plan::copy(10), Plan::zero_copy(5_000)].into_iter().enumerate() {
+        dialer.sent(out, plan);
+        assert_eq!(dialer.backend().flush(out), Ok(()));
+        if world.harness.is_synchronized() {
+            world.turn();
+        }
+        far.until("it has left", || listener.received(back) == round + 1);
+        world.until("its key comes back", || dialer.completed(out) == round + 1);
     }
 }

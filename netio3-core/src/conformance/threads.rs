@@ -388,3 +388,65 @@ pub(super) fn the_loops_thread_may_call_as_well(world: &World) {
     pair.dialer.sent(pair.out, super::plan::Plan::copy(64));
     world.until("the message goes to and fro", || pair.dialer.received(pair.out) == ROUNDS);
 }
+
+/// Sends that race with the end of their connection are all accounted for: completed, or pending in *closed*.
+pub(super) fn sends_racing_with_the_end_are_accounted_for(world: &World) {
+    for round in 0..10 {
+        let mut setup = Setup::default();
+        setup.dial.queue_messages = 1_000;
+        let pair = shared_pair(world, setup);
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let (backend, out, accepted) = (pair.dialer.shared(), pair.out, accepted.clone());
+                thread::spawn(move || {
+                    while let Ok(status) = backend.send_copy(out, b"is it counted?", b"", 7) {
+                        match status {
+                            NetioStatus::Ok => {
+                                accepted.fetch_add(1, Ordering::SeqCst);
+                            }
+                            NetioStatus::NoResources | NetioStatus::NotConnected => thread::yield_now(),
+                            status => panic!("{status:?}"),
+                        }
+                    }
+                })
+            })
+            .collect();
+        world.until("some arrive", || pair.listener.received(pair.back) > round * 50);
+        match round % 3 {
+            0 => pair.dialer.close(pair.out),
+            1 => pair.dialer.abort(pair.out),
+            _ => pair.listener.drop_backend(),
+        }
+        world.until("closed", || pair.dialer.closing(pair.out).is_some());
+        threads.into_iter().for_each(|thread| thread.join().expect("the sends are refused in the end"));
+        let tally = pair.dialer.tally(pair.out);
+        assert_eq!(tally.completed + tally.pending(), accepted.load(Ordering::SeqCst), "round {round}");
+    }
+}
+
+/// A thread that waits for *writable* after each refusal is told exactly once each time.
+pub(super) fn refusals_of_another_thread_are_answered_once(world: &World) {
+    let mut setup = Setup::default();
+    setup.dial.queue_messages = 16;
+    let pair = shared_pair(world, setup);
+    let room = Room::told_by(&pair.dialer);
+    let (backend, out) = (pair.dialer.shared(), pair.out);
+    let sender = thread::spawn(move || {
+        let mut refusals = 0;
+        for number in 0..3_000 {
+            let bytes = numbered(0, number, 100);
+            let status = room.retry(|| {
+                let status = backend.send_copy(out, &bytes, b"", 0).expect("it is there");
+                refusals += usize::from(status == NetioStatus::NoResources);
+                status
+            });
+            assert_eq!(status, NetioStatus::Ok);
+        }
+        refusals
+    });
+    world.until("all arrive", || pair.listener.received(pair.back) == 3_000);
+    let refusals = sender.join().expect("all are sent");
+    world.watch();
+    assert_eq!(pair.dialer.writables(pair.out), refusals);
+}
