@@ -410,6 +410,9 @@ impl<T: Transport> Engine<T> {
         self.totals.bytes_sent.add(bytes);
         self.unqueue(sent.messages, sent.bytes);
         self.count_queue(connection);
+        if connection.ledger.borrow().messages() == 0 {
+            self.trim_later(connection);
+        }
         if !connection.listed.completed.replace(true) {
             self.completed.borrow_mut().push(connection.clone());
         }

@@ -17,6 +17,11 @@ pub(super) enum Due {
     Listener(usize),
 }
 
+impl Due {
+    /// Sorts after everything else that is due at the same instant.
+    const LAST: Self = Self::Listener(usize::MAX);
+}
+
 /// How long an accept loop waits when the table of descriptors is full and no stranger can make room.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// How long a connection stays without traffic before it gives queue memory back.
@@ -100,24 +105,22 @@ impl<T: Transport> Engine<T> {
     /// Handles what is due now.
     pub(super) fn expire(self: &Rc<Self>, up: &mut Upcalls<'_, T>) {
         let now = self.ev.now();
-        loop {
-            let due = {
-                let mut deadlines = self.deadlines.borrow_mut();
-                match deadlines.first().copied() {
-                    Some(first) if first.0 <= now => deadlines.remove(&first).then_some(first.1),
-                    _ => break,
-                }
-            };
+        // Taken out first: what is set anew belongs to a later turn, even if it should be due already.
+        let due = {
+            let mut deadlines = self.deadlines.borrow_mut();
+            let later = deadlines.split_off(&(now, Due::LAST));
+            std::mem::replace(&mut *deadlines, later)
+        };
+        for (_, due) in due {
             match due {
-                Some(Due::Connection(endpoint)) => {
+                Due::Connection(endpoint) => {
                     if let Some(connection) = self.get(endpoint) {
                         connection.deadline.set(None);
                         self.expire_connection(up, &connection, now);
                         self.update_deadline(&connection);
                     }
                 }
-                Some(Due::Listener(token)) => self.ev.redeliver(self.source(), token, Ready::READABLE),
-                None => {}
+                Due::Listener(token) => self.ev.redeliver(self.source(), token, Ready::READABLE),
             }
         }
         self.arm();
@@ -160,11 +163,9 @@ impl<T: Transport> Engine<T> {
         if !queued && idle_for >= TRIM_AFTER && connection.listed.untrimmed.replace(false) {
             connection.ledger.borrow_mut().trim();
             self.transport.trim(self, connection);
-        } else if queued && connection.listed.untrimmed.get() {
-            // Looked at again after a further while; the stall limit counts from `progress` only if there is one.
-            if connection.params.stall_timeout.is_none() && idle_for >= TRIM_AFTER {
-                connection.listed.untrimmed.set(false);
-            }
+        } else if queued && idle_for >= TRIM_AFTER {
+            // A queue that does not move is looked at again when it does.
+            connection.listed.untrimmed.set(false);
         }
         loop {
             let action = match &mut *connection.liveness.borrow_mut() {
