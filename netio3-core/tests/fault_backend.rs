@@ -491,3 +491,19 @@ fn a_panic_in_a_callback_ends_the_backend_and_leaves_the_loop_usable() {
     assert_eq!(lives.values().filter(|life| life.received.len() == 1).count(), 2);
     assert_eq!(lives.values().filter(|life| life.closed.is_some()).count(), 1);
 }
+
+#[test]
+fn buffers_that_are_held_back_come_round_again() {
+    let pair = Pair::established(FaultConfig { delay: 1.0, ..FaultConfig::none() }, 1);
+    let backend = &pair.client.backend;
+    for _ in 0..4 {
+        let buffer = backend.take_buffer(pair.endpoint).unwrap().unwrap();
+        let completion = Completion { key: buffer.id(), kind: CompletionKind::Buffer };
+        backend.send_taken(pair.endpoint, buffer).unwrap();
+        pair.client.only(|life| life.accepted.push_back(completion));
+    }
+    assert!(backend.take_buffer(pair.endpoint).unwrap().is_none());
+    pair.client.only(|life| life.refused = true);
+    pair.until_in_time(|| pair.client.only(|life| life.writables == 1));
+    assert!(backend.take_buffer(pair.endpoint).unwrap().is_some());
+}

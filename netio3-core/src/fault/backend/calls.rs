@@ -63,12 +63,17 @@ impl FaultBackend {
             core.count(|counts| counts.would_blocks += 1);
             return Admission::Refuse;
         }
+        if !may_hold {
+            // The backend behind has to decide now, so what is before it must go there first.
+            self.send_all(to);
+            return if core.with(to, |connection| connection.has_held()) { Admission::Refuse } else { Admission::SendOn };
+        }
         let held_until = core.with(to, |connection| connection.held_until());
-        let delayed = may_hold && core.chance(config.delay);
-        if !delayed && (held_until.is_none() || (is_idle && !may_hold)) {
+        let delayed = core.chance(config.delay);
+        if !delayed && held_until.is_none() {
             return Admission::SendOn;
         }
-        if !may_hold || !core.with(to, |connection| connection.fits(len)) {
+        if !core.with(to, |connection| connection.fits(len)) {
             return Admission::Refuse;
         }
         let now = core.clock.now();

@@ -121,7 +121,8 @@ impl Connection {
     /// The first held message, if it is due by `now`.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<Held> {
         let is_due = self.held.front().is_some_and(|held| held.due <= now);
-        if is_due && !self.debt.by_inner && !self.is_stalled() { self.pop_held() } else { None }
+        // Although the backend behind may have refused something: perhaps a buffer, and this message has the last one.
+        if is_due && !self.is_stalled() { self.pop_held() } else { None }
     }
 
     /// The first held message, due or not.
@@ -206,6 +207,10 @@ impl Connection {
     /// Whether no accepted message is waiting to come back.
     pub(super) fn is_idle(&self) -> bool {
         self.sent_on.is_empty() && self.held.is_empty()
+    }
+
+    pub(super) fn has_held(&self) -> bool {
+        !self.held.is_empty()
     }
 
     pub(super) fn is_stalled(&self) -> bool {
