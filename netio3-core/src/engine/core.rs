@@ -71,6 +71,8 @@ pub struct Engine<T: Transport> {
     /// Set once by `shutdown`: when what has not ended is aborted.
     pub(super) shutdown_at: Cell<Option<Instant>>,
     pub(super) gone: Cell<bool>,
+    /// A front keeps books of its own, fuller than these, and counts by them what connections have queued.
+    pub(super) fronted: Cell<bool>,
     pub(super) ev: Rc<dyn EventLoop>,
     pub(super) source: Cell<Option<SourceId>>,
     remote: Arc<dyn Remote>,
@@ -109,6 +111,7 @@ impl<T: Transport> Engine<T> {
             deadlines: RefCell::default(),
             shutdown_at: Cell::new(None),
             gone: Cell::new(false),
+            fronted: Cell::new(false),
             ev: ev.handle(),
             source: Cell::new(None),
             remote,
@@ -434,6 +437,9 @@ impl<T: Transport> Engine<T> {
     }
 
     fn count_queue(&self, connection: &Connection<T::Link>) {
+        if self.fronted.get() {
+            return;
+        }
         let ledger = connection.ledger.borrow();
         connection.counters.queued_messages.set(ledger.messages() as u64);
         connection.counters.queued_bytes.set(ledger.bytes() as u64);

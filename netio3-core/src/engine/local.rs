@@ -122,8 +122,11 @@ impl<T: Transport> LocalBackend<T> {
             return Ok(NetioStatus::NoResources);
         }
         ledger.push(offer.key, offer.kind, len, held);
-        connection.counters.queued_messages.set(ledger.messages() as u64);
-        connection.counters.queued_bytes.set(ledger.bytes() as u64);
+        if !engine.fronted.get() {
+            connection.counters.messages_accepted.add(1);
+            connection.counters.queued_messages.set(ledger.messages() as u64);
+            connection.counters.queued_bytes.set(ledger.bytes() as u64);
+        }
         drop(ledger);
         if !held.is_none() {
             engine.regions.borrow_mut().hold(held);
@@ -131,7 +134,6 @@ impl<T: Transport> LocalBackend<T> {
         engine.totals.queued_messages.add(1);
         engine.totals.queued_bytes.add(len as u64);
         engine.totals.messages_accepted.add(1);
-        connection.counters.messages_accepted.add(1);
         engine.transport.enqueue(connection, message());
         if !connection.listed.untrimmed.get() || connection.params.stall_timeout.is_some() {
             engine.watch_queue(connection);

@@ -69,15 +69,12 @@ impl<T: Transport> Callbacks for FrontCallbacks<T> {
         let Self(side) = self;
         let Some(mut mail) = side.shared.remove(endpoint) else { return };
         let pending = mail.ledger.take_pending(&mut side.shared.regions.lock());
+        mail.count_queue();
         // The backend has counted those that it was given.
         let rest = pending.len().saturating_sub(handed_over.len()) as u64;
-        if rest > 0 {
-            for counter in [&mail.counters.messages_accepted, &mail.counters.messages_pending_at_close] {
-                counter.add(rest);
-            }
-            side.shared.totals.messages_accepted.add(rest);
-            side.shared.totals.messages_pending_at_close.add(rest);
-        }
+        mail.counters.messages_pending_at_close.add(rest);
+        side.shared.totals.messages_accepted.add(rest);
+        side.shared.totals.messages_pending_at_close.add(rest);
         // The memory of messages that were not handed over is the user's again before he is told.
         drop(mail);
         if !side.shared.is_gone() {

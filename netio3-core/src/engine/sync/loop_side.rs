@@ -320,6 +320,7 @@ impl<T: Transport> LoopSide<T> {
         let told = self.shared.with(endpoint, |mail| {
             mail.ledger.complete_messages(n, &mut regions.lock());
             quota.settle(&mut mail.granted, mail.ledger.messages(), mail.ledger.bytes());
+            mail.count_queue();
             (mail.ledger.take_completed(spare), mail.address)
         });
         let Some((mut completions, address)) = told else { return };

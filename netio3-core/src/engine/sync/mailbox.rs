@@ -138,7 +138,16 @@ impl Mail {
     #[inline]
     pub(super) fn accept(&mut self, offer: &Offer, held: HeldRegions, message: Outgoing<'_>) {
         self.ledger.push(offer.key, offer.kind, offer.len, held);
+        self.counters.messages_accepted.add(1);
+        self.count_queue();
         self.batch.push(message, offer.key, self.copy_below);
+    }
+
+    /// Counts what is queued. Like all counters kept here, these are written under the mailbox's lock alone.
+    #[inline]
+    pub(super) fn count_queue(&self) {
+        self.counters.queued_messages.set(self.ledger.messages() as u64);
+        self.counters.queued_bytes.set(self.ledger.bytes() as u64);
     }
 
     /// Marks it as having something for the loop; `true` when the loop must be told.

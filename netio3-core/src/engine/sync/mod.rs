@@ -102,6 +102,7 @@ pub fn create<T: Transport>(
     config.check()?;
     let ids = EndpointIds::default();
     let engine = Engine::new(transport, Arc::new(opener), loop_side::inner_config(&config), ids.clone(), ev);
+    engine.fronted.set(true);
     let shared = Arc::new(Shared::new(engine.opener.clone(), config, ids, engine.totals.clone(), ev.remote()));
     let side = LoopSide::new(shared.clone(), engine.clone(), callbacks);
     let driver = Driver::new(LocalBackend::view(engine.clone()), Box::new(FrontCallbacks(side.clone())));
