@@ -17,6 +17,8 @@ mod outbound;
 mod reading;
 mod refusal;
 mod session;
+#[cfg(test)]
+mod sim;
 mod transport;
 
 use netio3_core::{Callbacks, CreateError, EventLoop, NetworkBackend, NetworkConfig, engine};
@@ -36,4 +38,16 @@ pub fn create_local(
     ev: &dyn EventLoop,
 ) -> Result<Box<dyn NetworkBackend>, CreateError> {
     engine::create_local(Tcp::<SystemNet>::new(), SystemOpener, config, callbacks, ev)
+}
+
+/// A TCP backend that any thread may call.
+///
+/// # Errors
+/// The configuration is refused.
+pub fn create(
+    config: NetworkConfig,
+    callbacks: Box<dyn Callbacks + Send>,
+    ev: &dyn EventLoop,
+) -> Result<Box<dyn NetworkBackend + Send + Sync>, CreateError> {
+    engine::create(Tcp::<SystemNet>::new(), SystemOpener, config, callbacks, ev)
 }

@@ -1,0 +1,75 @@
+//! The conformance suite over TCP: IPv4 and IPv6, single-threaded and synchronized.
+
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+
+use netio3_core::conformance::Harness;
+use netio3_core::{Callbacks, EndPointAddress, EventLoop, NetworkBackend, NetworkConfig};
+use netio3_evloop::EpollEventLoop;
+
+struct Tcp {
+    synchronized: bool,
+    ipv6: bool,
+}
+
+impl Tcp {
+    fn host(&self) -> EndPointAddress {
+        let ip = if self.ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+        EndPointAddress::new(ip, 0)
+    }
+}
+
+impl Harness for Tcp {
+    fn event_loop(&self) -> Box<dyn EventLoop> {
+        Box::new(EpollEventLoop::new().expect("descriptors are left"))
+    }
+
+    fn backend(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend> {
+        match self.synchronized {
+            true => self.synchronized(config, callbacks, ev),
+            false => netio3_asyncmsg::create_local(config, callbacks, ev).expect("the configuration is valid"),
+        }
+    }
+
+    fn synchronized(
+        &self,
+        config: NetworkConfig,
+        callbacks: Box<dyn Callbacks + Send>,
+        ev: &dyn EventLoop,
+    ) -> Box<dyn NetworkBackend + Send + Sync> {
+        netio3_asyncmsg::create(config, callbacks, ev).expect("the configuration is valid")
+    }
+
+    fn is_synchronized(&self) -> bool {
+        self.synchronized
+    }
+
+    fn listen_address(&self) -> EndPointAddress {
+        self.host()
+    }
+
+    fn nobody_listens(&self) -> EndPointAddress {
+        // No ephemeral port, so that nobody gets it meanwhile.
+        self.host().with_port(1)
+    }
+
+    fn skip(&self, _case: &str) -> Option<&'static str> {
+        let missing = self.ipv6 && TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err();
+        missing.then_some("this machine has no IPv6")
+    }
+}
+
+mod ipv4 {
+    netio3_core::conformance_suite!(super::Tcp { synchronized: false, ipv6: false });
+}
+
+mod ipv4_synchronized {
+    netio3_core::conformance_suite!(super::Tcp { synchronized: true, ipv6: false });
+}
+
+mod ipv6 {
+    netio3_core::conformance_suite!(super::Tcp { synchronized: false, ipv6: true });
+}
+
+mod ipv6_synchronized {
+    netio3_core::conformance_suite!(super::Tcp { synchronized: true, ipv6: true });
+}
