@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::endpoint::Endpoint;
 use crate::engine::{Connection, Engine, Listener, Release, State, Transport, Upcalls};
-use crate::event_loop::{Budget, Ready};
+use crate::event_loop::{Budget, Next, Ready};
 use crate::liveness::LivenessAction;
 use crate::status::{ClosedReason, Direction, RefusedReason};
 
@@ -184,7 +184,9 @@ impl<T: Transport> Engine<T> {
                 LivenessAction::Probe => {
                     let reads = connection.counters.reads.get();
                     let mut budget = Budget::DEFAULT;
-                    _ = self.transport.ready(up, connection, Ready::READABLE, &mut budget);
+                    if self.transport.ready(up, connection, Ready::READABLE, &mut budget) == Next::Again {
+                        self.read_again(connection);
+                    }
                     let found = connection.counters.reads.get() != reads;
                     let probed = connection.liveness.borrow_mut().as_mut().map(|liveness| liveness.probed(found, now));
                     if probed == Some(LivenessAction::Dead) {
