@@ -226,6 +226,9 @@ impl<T: Transport> Engine<T> {
         while strangers.front().is_some_and(|first| self.get(*first).is_none_or(|connection| connection.known.get())) {
             strangers.pop_front();
         }
+        if strangers.len() >= self.config.max_handshakes {
+            strangers.retain(|endpoint| self.get(*endpoint).is_some_and(|connection| !connection.known.get()));
+        }
         let full = strangers.len() >= self.config.max_handshakes;
         drop(strangers);
         if full {
