@@ -421,6 +421,7 @@ impl<T: Transport> Engine<T> {
         }
         if !connection.listed.completed.replace(true) {
             self.completed.borrow_mut().push(connection.clone());
+            self.ev.schedule();
         }
     }
 
