@@ -1,6 +1,7 @@
 //! The loopback backend as a program uses it.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netio3_core::{
-    Callbacks, ClosedReason, Completion, ConnectionInfo, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, Endpoint,
-    EventLoop, Message, NetioStatus, NetworkBackend, NetworkConfig, RefusedReason, loopback,
+    Budget, Callbacks, ClosedReason, Completion, ConnectionInfo, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, Endpoint,
+    EventLoop, Interest, Message, NetioStatus, NetworkBackend, NetworkConfig, Next, Ready, RefusedReason, Source, loopback,
 };
-use netio3_evloop::EpollEventLoop;
+use netio3_evloop::{EpollEventLoop, Handle};
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -310,4 +311,55 @@ fn backends_on_two_threads() {
     assert_eq!(received.load(Ordering::Relaxed) as u64, COUNT);
     assert!(log.data().iter().map(|data| u64::from_le_bytes(data[..].try_into().unwrap())).eq(0..COUNT));
     assert_eq!(log.closed(), Some(ClosedReason::Local));
+}
+
+/// Two backends on a loop each, connected; the second loop runs only when it is told to.
+fn apart(near_config: NetworkConfig, far_config: NetworkConfig) -> (EpollEventLoop, Box<dyn NetworkBackend>, Log, Endpoint, impl Sized) {
+    let (ev, far_ev) = (EpollEventLoop::new().unwrap(), EpollEventLoop::new().unwrap());
+    let (log, far_log) = (Log::default(), Log::default());
+    let near = loopback::create_local(near_config, Box::new(log.clone()), &*ev).unwrap();
+    let far = loopback::create_local(far_config, Box::new(far_log.clone()), &*far_ev).unwrap();
+    let address = far.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).unwrap();
+    let endpoint = near.open_send_endpoint(&address, &ConnectionParameters::default()).unwrap();
+    until(&ev, "established", || {
+        far_ev.run_once(Some(Duration::ZERO)).unwrap();
+        log.established().is_some() && far_log.established().is_some()
+    });
+    (ev, near, log, endpoint, (far, far_ev))
+}
+
+#[test]
+fn a_peer_is_judged_again_after_a_pause() {
+    let quiet = NetworkConfig { heartbeat_interval: Duration::ZERO, missed_heartbeats: 2, ..Default::default() };
+    let beating = NetworkConfig { heartbeat_interval: Duration::from_millis(20), ..Default::default() };
+    let (ev, near, log, endpoint, _far) = apart(quiet, beating);
+    near.pause(endpoint).unwrap();
+    ev.run_for(Duration::from_millis(200)).unwrap();
+    assert_eq!(log.closed(), None, "who is not read from is not judged");
+    near.resume(endpoint).unwrap();
+    until(&ev, "the silent peer is given up", || log.closed().is_some());
+    assert_eq!(log.closed(), Some(ClosedReason::HeartbeatTimeout));
+}
+
+#[test]
+fn a_completion_from_outside_makes_a_nested_loop_readable() {
+    struct Nest(Handle);
+    impl Source for Nest {
+        fn ready(&mut self, _: &dyn EventLoop, _: usize, _: Ready, _: &mut Budget) -> Next {
+            self.0.process().unwrap();
+            Next::Wait
+        }
+
+        fn before_sleep(&mut self, _: &dyn EventLoop, _: &mut Budget) -> Next {
+            Next::Wait
+        }
+    }
+    let (ev, near, log, endpoint, _far) = apart(NetworkConfig::default(), NetworkConfig::default());
+    let outer = EpollEventLoop::new().unwrap();
+    let nest = outer.add_source(Box::new(Nest(ev.local())));
+    outer.watch(nest, ev.as_fd(), 0, Interest::Readable).unwrap();
+    outer.run_for(Duration::from_millis(20)).unwrap();
+    // Enough to be flushed before the call returns.
+    assert_eq!(near.send_copy(endpoint, &[1; 100_000], b"", 5).unwrap(), NetioStatus::Ok);
+    assert!(outer.run_until(&mut || log.completed() == [5], Duration::from_secs(1)).unwrap());
 }

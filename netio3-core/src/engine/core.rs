@@ -499,6 +499,16 @@ impl<T: Transport> Engine<T> {
         self.ev.redeliver(self.source(), connection.endpoint.slot(), Ready::READABLE);
     }
 
+    /// Has a connection read again that did not receive for a while.
+    pub(super) fn resume_reading(&self, connection: &Connection<T::Link>) {
+        if let Some(liveness) = &mut *connection.liveness.borrow_mut() {
+            liveness.set_reading(true, self.ev.now());
+        }
+        // The peer was not judged meanwhile, so that there may be no deadline at all.
+        self.update_deadline(connection);
+        self.read_again(connection);
+    }
+
     // ----- listeners -----
 
     pub(super) fn listens_on(&self, address: &EndPointAddress) -> bool {

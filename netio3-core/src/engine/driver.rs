@@ -173,7 +173,7 @@ impl<T: Transport> Driver<T> {
                 return true;
             }
             connection.listed.capped.set(false);
-            engine.read_again(connection);
+            engine.resume_reading(connection);
             false
         });
     }

@@ -369,7 +369,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
     fn resume(&self, endpoint: Endpoint) -> Result<(), SendError> {
         let connection = self.known(endpoint)?;
         if connection.paused.replace(false) && !connection.is_over() {
-            self.engine.read_again(&connection);
+            self.engine.resume_reading(&connection);
         }
         Ok(())
     }
