@@ -76,7 +76,8 @@ fn after_spinning_it_sleeps() {
         count.add();
         Next::Wait
     });
-    event_loop.run_for(ms(20)).unwrap();
-    assert!(polled.get() > 2);
-    assert!(event_loop.counters().snapshot().wakeups >= 1);
+    event_loop.add_interval(ms(5), |_| {});
+    // On a busy machine the next beat may be due before the spinning is over.
+    run_until(&event_loop, || event_loop.counters().snapshot().wakeups >= 3);
+    assert!(polled.get() > 3);
 }
