@@ -235,19 +235,19 @@ impl State {
 
     pub(super) fn read(&mut self, id: u64, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         self.connected(id)?;
-        let capacity = self.weather.capacity;
         let now = self.clock.now();
         let Some(socket) = self.sockets.get_mut(&id) else { return Ok(0) };
         let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
         let resets = socket.stream.counts().resets;
+        let before = socket.stream.inner().readable_len();
         let result = socket.stream.read_vectored(slices);
         socket.read_short = !matches!(result, Ok(n) if n == wanted);
         socket.looked_at = now;
         let (peer, was_reset) = (socket.peer, socket.stream.counts().resets > resets);
-        let has_room = socket.stream.inner().readable_len() < capacity;
+        let makes_room = socket.stream.inner().readable_len() < before;
         self.told_of_reset(id, peer, was_reset);
         if let Some(peer) = self.sockets.get_mut(&peer) {
-            peer.event |= peer.write_short && has_room;
+            peer.event |= peer.write_short && makes_room;
         }
         result
     }
