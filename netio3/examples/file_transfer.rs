@@ -78,7 +78,7 @@ fn receive(kind: NetworkType, address: &EndPointAddress, path: &Path, ready: imp
     });
 
     let sender = Rc::new(Cell::new(None));
-    let receiver = Receiver { pieces: Some(pieces), sender: sender.clone() };
+    let receiver = Receiver { pieces, sender: sender.clone() };
     // Pieces on their way to the disk count as taken over; at the cap the backend reads no more.
     let config = NetworkConfig { owned_bytes: WINDOW, ..Default::default() };
     let backend = create_local(kind, config, Box::new(receiver), &ev)?;
@@ -103,9 +103,10 @@ fn receive(kind: NetworkType, address: &EndPointAddress, path: &Path, ready: imp
 }
 
 /// Writes a file from its pieces, until its checksum comes and agrees.
-fn store(mut file: File, pieces: &mpsc::Receiver<Bytes>) -> io::Result<Checksum> {
+fn store(mut file: File, pieces: &mpsc::Receiver<Result<Bytes, ClosedReason>>) -> io::Result<Checksum> {
     let mut stored = Checksum::default();
     for message in pieces {
+        let message = message.map_err(|reason| io::Error::other(format!("the connection ended: {reason}")))?;
         let Some((kind, content)) = message.split_first() else { continue };
         if *kind == PIECE {
             file.write_all(content)?;
@@ -116,12 +117,12 @@ fn store(mut file: File, pieces: &mpsc::Receiver<Bytes>) -> io::Result<Checksum>
             return Err(io::Error::other(format!("the checksum differs from that of the {stored} that arrived")));
         }
     }
-    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the sender went away"))
+    Err(io::Error::other("the loop ended"))
 }
 
 struct Receiver {
     /// To the thread that writes the file.
-    pieces: Option<mpsc::Sender<Bytes>>,
+    pieces: mpsc::Sender<Result<Bytes, ClosedReason>>,
     sender: Rc<Cell<Option<Endpoint>>>,
 }
 
@@ -136,16 +137,23 @@ impl Callbacks for Receiver {
     }
 
     fn on_data(&mut self, _: &dyn NetworkBackend, from: Endpoint, _: &EndPointAddress, message: Message<'_>) {
-        if let Some(pieces) = self.pieces.as_ref().filter(|_| self.sender.get() == Some(from)) {
+        if self.sender.get() == Some(from) {
             // If nobody takes it the disk has failed, and its thread has stopped the loop.
-            let _ = pieces.send(message.into_bytes());
+            let _ = self.pieces.send(Ok(message.into_bytes()));
         }
     }
 
-    fn on_connection_closed(&mut self, _: &dyn NetworkBackend, endpoint: Endpoint, _: &EndPointAddress, _: &[Completion], _: ClosedReason) {
-        if self.sender.get() == Some(endpoint) {
+    fn on_connection_closed(
+        &mut self,
+        _: &dyn NetworkBackend,
+        from: Endpoint,
+        _: &EndPointAddress,
+        _: &[Completion],
+        reason: ClosedReason,
+    ) {
+        if self.sender.get() == Some(from) {
             self.sender.set(None);
-            self.pieces = None;
+            let _ = self.pieces.send(Err(reason));
         }
     }
 }

@@ -45,7 +45,7 @@ fn demonstrate(kind: NetworkType) -> Outcome {
         }
     });
 
-    ev.run_for(Duration::from_millis(150))?;
+    ev.run_until(&mut || arrived.borrow().len() >= 50, Duration::from_secs(10))?;
     println!("server dies");
     drop(server);
     ev.run_for(Duration::from_millis(150))?;
