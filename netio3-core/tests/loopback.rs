@@ -342,6 +342,16 @@ fn a_peer_is_judged_again_after_a_pause() {
 }
 
 #[test]
+fn a_loop_that_comes_late_stalls_no_queue() {
+    let params = ConnectionParameters { stall_timeout: Some(Duration::from_millis(30)), ..Default::default() };
+    let pair = pair(Log::default(), &params);
+    assert_eq!(pair.near.send_copy(pair.to_far, b"message", b"", 1).unwrap(), NetioStatus::Ok);
+    thread::sleep(Duration::from_millis(60));
+    until(&pair.ev, "sent", || pair.near_log.completed() == [1] || pair.near_log.closed().is_some());
+    assert_eq!(pair.near_log.closed(), None);
+}
+
+#[test]
 fn a_completion_from_outside_makes_a_nested_loop_readable() {
     struct Nest(Handle);
     impl Source for Nest {

@@ -153,13 +153,29 @@ impl<T: Transport> Engine<T> {
         }
     }
 
+    /// Whether a queue has not moved for as long as `stall_timeout` allows.
+    fn is_stalled(&self, connection: &Connection<T::Link>, now: Instant) -> bool {
+        let idle_for = now.saturating_duration_since(connection.progress.get());
+        connection.ledger.borrow().messages() > 0 && connection.params.stall_timeout.is_some_and(|limit| idle_for >= limit)
+    }
+
     /// Heartbeats, a dead peer, a stalled queue, memory of an idle connection.
     fn look_after(&self, up: &mut Upcalls<'_, T>, connection: &Rc<Connection<T::Link>>, now: Instant) {
+        if self.is_stalled(connection, now) {
+            // This side may have been slow itself; what can leave does so now.
+            if self.transport.ready(up, connection, Ready::WRITABLE, &mut Budget::DEFAULT) == Next::Again {
+                self.read_again(connection);
+            }
+            if connection.is_over() {
+                return;
+            }
+            self.transport.flush(self, connection);
+            if self.is_stalled(connection, now) {
+                return self.finish(connection, ClosedReason::Stalled, Release::Reset);
+            }
+        }
         let idle_for = now.saturating_duration_since(connection.progress.get());
         let queued = connection.ledger.borrow().messages() > 0;
-        if queued && connection.params.stall_timeout.is_some_and(|limit| idle_for >= limit) {
-            return self.finish(connection, ClosedReason::Stalled, Release::Reset);
-        }
         if !queued && idle_for >= TRIM_AFTER && connection.listed.untrimmed.replace(false) {
             connection.ledger.borrow_mut().trim();
             self.transport.trim(self, connection);
@@ -170,7 +186,7 @@ impl<T: Transport> Engine<T> {
         loop {
             let action = match &mut *connection.liveness.borrow_mut() {
                 Some(liveness) => {
-                    liveness.set_reading(connection.is_receiving(), now);
+                    liveness.set_reading(self.is_receiving(connection), now);
                     liveness.check(now)
                 }
                 None => return,
