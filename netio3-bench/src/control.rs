@@ -109,6 +109,7 @@ impl Tally {
     }
 
     /// Whether everything came once, in order and unharmed.
+    #[cfg(test)]
     pub fn is_clean(&self) -> bool {
         (self.lost, self.duplicated, self.reordered, self.corrupted) == (0, 0, 0, 0)
     }

@@ -7,12 +7,14 @@
 mod args;
 mod control;
 mod failure;
+mod info;
 mod ledger;
 mod library;
 mod pattern;
 mod plan;
 mod raw;
 mod report;
+mod tour;
 
 use std::process::ExitCode;
 
@@ -21,7 +23,6 @@ use clap::error::ErrorKind;
 
 use crate::args::{Backend, Cli, Command, Common};
 use crate::failure::Failure;
-use crate::report::Report;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -52,22 +53,26 @@ fn one_line(message: &str) -> String {
 
 fn run(cli: &Cli) -> Result<(), Failure> {
     let common = &cli.common;
-    pin(common)?;
-    let report = match (&cli.command, common.backend()) {
-        (Some(Command::Recv(args)), Backend::Raw) => raw::recv(common, args)?,
-        (Some(Command::Send(args)), Backend::Raw) => raw::send(common, args)?,
-        (Some(Command::Echo(args)), Backend::Raw) => raw::echo(common, args)?,
-        (Some(Command::Ping(args)), Backend::Raw) => raw::ping(common, args)?,
-        (Some(Command::Recv(args)), backend) => library::recv(common, backend, args)?,
-        (Some(Command::Send(args)), backend) => library::send(common, backend, args)?,
-        (Some(Command::Echo(args)), backend) => library::echo(common, backend, args)?,
-        (Some(Command::Ping(args)), backend) => library::ping(common, backend, args)?,
-        _ => return Err(Failure::NoConnection("not there yet".into())),
+    let Some(command) = &cli.command else {
+        return tour::tour(common);
     };
-    finish(common, &report)
-}
-
-fn finish(common: &Common, report: &Report) -> Result<(), Failure> {
+    if let Command::Info = command {
+        return info::info(common);
+    }
+    let backend = common.backend();
+    info::usable(backend).map_err(Failure::NoConnection)?;
+    pin(common)?;
+    let report = match (command, backend) {
+        (Command::Recv(args), Backend::Raw) => raw::recv(common, args)?,
+        (Command::Send(args), Backend::Raw) => raw::send(common, args)?,
+        (Command::Echo(args), Backend::Raw) => raw::echo(common, args)?,
+        (Command::Ping(args), Backend::Raw) => raw::ping(common, args)?,
+        (Command::Recv(args), _) => library::recv(common, backend, args)?,
+        (Command::Send(args), _) => library::send(common, backend, args)?,
+        (Command::Echo(args), _) => library::echo(common, backend, args)?,
+        (Command::Ping(args), _) => library::ping(common, backend, args)?,
+        (Command::Info, _) => return Ok(()),
+    };
     report.print(common.json);
     report.verdict()
 }

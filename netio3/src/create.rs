@@ -43,13 +43,9 @@ pub fn create(
     kind.availability()?;
     match kind {
         #[cfg(feature = "tcp")]
-        NetworkType::Tcp => pending(kind),
-        NetworkType::Loopback => pending(kind),
+        NetworkType::Tcp => netio3_asyncmsg::create(config, callbacks, ev),
+        NetworkType::Loopback => netio3_core::loopback::create(config, callbacks, ev),
         #[allow(unreachable_patterns, reason = "with all features there is nothing left")]
         _ => unreachable!("availability has refused what is not compiled in"),
     }
-}
-
-fn pending<T>(kind: NetworkType) -> Result<T, CreateError> {
-    Err(CreateError::NotAvailable { backend: kind.name(), why: "not built yet".into() })
 }

@@ -86,14 +86,7 @@ impl Callbacks for Echo {
         }
     }
 
-    fn on_connection_closed(
-        &mut self,
-        _: &dyn NetworkBackend,
-        endpoint: Endpoint,
-        _: &EndPointAddress,
-        _: &[Completion],
-        _: ClosedReason,
-    ) {
+    fn on_connection_closed(&mut self, _: &dyn NetworkBackend, endpoint: Endpoint, _: &EndPointAddress, _: &[Completion], _: ClosedReason) {
         let mut ledger = self.ledger.borrow_mut();
         if let Some(client) = self.clients.remove(endpoint) {
             client.incoming.close(&mut ledger);

@@ -13,7 +13,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use netio3::{
-    Callbacks, ConnectionParametersRecv, EndPointAddress, EpollEventLoop, EventLoop, NetworkBackend, NetworkConfig, NetworkType, create_local,
+    Callbacks, ConnectionParametersRecv, EndPointAddress, EpollEventLoop, EventLoop, NetworkBackend, NetworkConfig, NetworkType,
+    create_local,
 };
 
 use crate::args::{Backend, Common, MAX_SIZE};

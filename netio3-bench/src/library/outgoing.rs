@@ -85,17 +85,7 @@ impl Outgoing {
     pub fn new(messages: &Messages, stream: u16, limit: u64) -> Self {
         let messages = Messages { content: messages.content.of_stream(stream), ..messages.clone() };
         let head = vec![0; messages.content.head_len()];
-        Self {
-            messages,
-            next: 0,
-            limit,
-            blocked: false,
-            refused: 0,
-            head,
-            tags: BytesMut::new(),
-            pieces: Vec::new(),
-            buffer: None,
-        }
+        Self { messages, next: 0, limit, blocked: false, refused: 0, head, tags: BytesMut::new(), pieces: Vec::new(), buffer: None }
     }
 
     /// Messages accepted.

@@ -5,9 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use netio3::{
-    Callbacks, ClosedReason, Completion, ConnectionInfo, EndPointAddress, Endpoint, Message, NetworkBackend, RefusedReason,
-};
+use netio3::{Callbacks, ClosedReason, Completion, ConnectionInfo, EndPointAddress, Endpoint, Message, NetworkBackend, RefusedReason};
 
 use crate::args::{Backend, Common, Mode, PingArgs};
 use crate::control::{Control, Tally};

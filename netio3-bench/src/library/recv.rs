@@ -78,14 +78,7 @@ impl Callbacks for Receiver {
         }
     }
 
-    fn on_connection_closed(
-        &mut self,
-        _: &dyn NetworkBackend,
-        endpoint: Endpoint,
-        _: &EndPointAddress,
-        _: &[Completion],
-        _: ClosedReason,
-    ) {
+    fn on_connection_closed(&mut self, _: &dyn NetworkBackend, endpoint: Endpoint, _: &EndPointAddress, _: &[Completion], _: ClosedReason) {
         let mut ledger = self.ledger.borrow_mut();
         if let Some(incoming) = self.connections.remove(endpoint) {
             incoming.close(&mut ledger);

@@ -81,4 +81,3 @@ fn converse(common: &Common, socket: TcpStream, ledger: &mut Ledger, incoming: &
         };
     }
 }
-

@@ -140,11 +140,11 @@ impl Run {
                 }
             }
             let mut progress = false;
-            if written < self.requests.len() {
-                if let Some(n) = unless_blocked(socket.write(&self.requests[written..]))? {
-                    written += n;
-                    progress = true;
-                }
+            if written < self.requests.len()
+                && let Some(n) = unless_blocked(socket.write(&self.requests[written..]))?
+            {
+                written += n;
+                progress = true;
             }
             match unless_blocked(inbox.read(&mut socket))? {
                 Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),

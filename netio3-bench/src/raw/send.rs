@@ -151,4 +151,3 @@ fn send_in_turns(sockets: &[TcpStream], outboxes: &mut [Outbox], deadline: Optio
     drop(streams);
     sockets.iter().try_for_each(|socket| socket.set_nonblocking(false))
 }
-

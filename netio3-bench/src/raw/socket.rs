@@ -98,11 +98,6 @@ impl Spinning {
         Ok(Self { socket, spin })
     }
 
-    /// The socket.
-    pub fn get(&self) -> &TcpStream {
-        &self.socket
-    }
-
     fn until_done(&self, events: PollFlags, mut job: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
         let mut since = None;
         loop {

@@ -1,0 +1,210 @@
+//! `info`: what can be used here, which limits hold, what is missing and how to get it.
+
+use std::fs;
+
+use netio3::NetworkType;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use serde::Serialize;
+
+use crate::args::{Backend, Common};
+use crate::failure::Failure;
+
+/// Everything that `info` tells; the field names are those of the JSON object.
+#[derive(Serialize, Debug)]
+struct Info {
+    role: &'static str,
+    version: &'static str,
+    kernel: Option<String>,
+    processors: usize,
+    backends: Vec<BackendInfo>,
+    /// The version of the libfabric library in use; `null` without one.
+    libfabric: Option<String>,
+    /// Its providers.
+    providers: Vec<String>,
+    /// RDMA devices that the kernel knows.
+    devices: Vec<String>,
+    limits: Vec<Limit>,
+    /// What should be changed, each with a remedy.
+    advice: Vec<String>,
+}
+
+/// A backend or baseline, by its name on the command line.
+#[derive(Serialize, Debug)]
+struct BackendInfo {
+    name: &'static str,
+    compiled_in: bool,
+    usable: bool,
+    /// Why not, and what to do.
+    why: Option<String>,
+}
+
+/// A limit of the kernel or of this process.
+#[derive(Serialize, Debug)]
+struct Limit {
+    name: &'static str,
+    /// As the kernel writes it; `null` when it tells none.
+    value: Option<String>,
+    meaning: &'static str,
+}
+
+/// Prints what there is; with a backend asked for, fails when it cannot be used.
+pub fn info(common: &Common) -> Result<(), Failure> {
+    let info = Info::collect();
+    if common.json {
+        println!("{}", serde_json::to_string(&info).expect("the information has a JSON form"));
+    } else {
+        info.print();
+    }
+    let Some(asked) = common.backend else { return Ok(()) };
+    match info.backends.iter().find(|backend| backend.name == asked.name()) {
+        Some(BackendInfo { usable: true, .. }) => Ok(()),
+        Some(BackendInfo { why: Some(why), .. }) => Err(Failure::NotDelivered(why.clone())),
+        _ => Err(Failure::NotDelivered(format!("the {asked} backend cannot be used here"))),
+    }
+}
+
+/// What using a backend or baseline would fail with.
+pub fn usable(backend: Backend) -> Result<(), String> {
+    let kind = match backend {
+        Backend::Tcp => NetworkType::Tcp,
+        Backend::Rdma => NetworkType::Rdma,
+        Backend::Loopback => NetworkType::Loopback,
+        Backend::Raw => return Ok(()),
+        Backend::RawFabric => {
+            return Err("the raw-fabric baseline is not compiled in; it comes with the rdma backend, build with `--features rdma`".into());
+        }
+    };
+    kind.availability().map_err(|error| error.to_string())
+}
+
+impl BackendInfo {
+    fn of(backend: Backend) -> Self {
+        let outcome = usable(backend);
+        let compiled_in = match backend {
+            Backend::Tcp => NetworkType::Tcp.is_compiled_in(),
+            Backend::Rdma | Backend::RawFabric => NetworkType::Rdma.is_compiled_in(),
+            Backend::Loopback => NetworkType::Loopback.is_compiled_in(),
+            Backend::Raw => true,
+        };
+        Self { name: backend.name(), compiled_in, usable: outcome.is_ok(), why: outcome.err() }
+    }
+}
+
+impl Info {
+    fn collect() -> Self {
+        let limits = limits();
+        let advice = advice(&limits);
+        Self {
+            role: "info",
+            version: env!("CARGO_PKG_VERSION"),
+            kernel: read("/proc/sys/kernel/osrelease"),
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
+            backends: [Backend::Tcp, Backend::Rdma, Backend::Loopback, Backend::Raw, Backend::RawFabric].map(BackendInfo::of).into(),
+            libfabric: None,
+            providers: Vec::new(),
+            devices: devices(),
+            limits,
+            advice,
+        }
+    }
+
+    fn print(&self) {
+        let Self { version, kernel, processors, backends, devices, limits, advice, .. } = self;
+        let kernel = kernel.as_deref().unwrap_or("unknown");
+        println!("netio3-bench {version}, Linux {kernel}, {processors} processors\n\nbackends");
+        for BackendInfo { name, usable, why, .. } in backends {
+            let state = if *usable { "usable" } else { "not usable" };
+            println!("  {name:<12}{state:<12}{}", why.as_deref().unwrap_or_default());
+        }
+        println!("  RDMA devices: {}", if devices.is_empty() { "none".into() } else { devices.join(", ") });
+        println!("\nlimits");
+        for Limit { name, value, meaning } in limits {
+            println!("  {name:<32}{:<24}{meaning}", value.as_deref().unwrap_or("unknown"));
+        }
+        if !advice.is_empty() {
+            println!("\nadvice");
+            advice.iter().for_each(|line| println!("  {line}"));
+        }
+    }
+}
+
+fn limits() -> Vec<Limit> {
+    let kernel = [
+        ("net.core.somaxconn", "connections that wait to be accepted"),
+        ("net.core.rmem_max", "largest receive buffer a program may ask for, bytes"),
+        ("net.core.wmem_max", "largest send buffer a program may ask for, bytes"),
+        ("net.ipv4.tcp_rmem", "receive buffer: least, first, largest automatic, bytes"),
+        ("net.ipv4.tcp_wmem", "send buffer: least, first, largest automatic, bytes"),
+        ("net.ipv4.ip_local_port_range", "ports for outgoing connections"),
+        ("net.ipv4.tcp_congestion_control", "congestion control"),
+    ];
+    let kernel = kernel.map(|(name, meaning)| Limit { name, value: read(&format!("/proc/sys/{}", name.replace('.', "/"))), meaning });
+    let process = [
+        (Resource::RLIMIT_NOFILE, "nofile", "descriptors of this process: now, at most; one per connection"),
+        (Resource::RLIMIT_MEMLOCK, "memlock", "memory this process may pin for RDMA: now, at most, bytes"),
+    ];
+    let process = process.map(|(resource, name, meaning)| {
+        let text = |limit: u64| if limit == RLIM_INFINITY { "unlimited".to_owned() } else { limit.to_string() };
+        let value = getrlimit(resource).ok().map(|(now, most)| format!("{} {}", text(now), text(most)));
+        Limit { name, value, meaning }
+    });
+    kernel.into_iter().chain(process).collect()
+}
+
+/// Limits that many connections or fast networks run into.
+fn advice(limits: &[Limit]) -> Vec<String> {
+    let value = |name: &str, index: usize| -> Option<u64> {
+        let text = limits.iter().find(|limit| limit.name == name)?.value.as_ref()?;
+        text.split_whitespace().nth(index)?.parse().ok()
+    };
+    let below = |name, index, least: u64| value(name, index).filter(|value| *value < least);
+    let mut advice = Vec::new();
+    if let Some(now) = below("nofile", 0, 4_096) {
+        advice.push(format!("nofile allows {now} descriptors, few for hundreds of connections: `ulimit -n 65536`, or limits.conf"));
+    }
+    if let Some(now) = below("net.core.somaxconn", 0, 1_024) {
+        advice.push(format!("only {now} connections may wait to be accepted: `sysctl -w net.core.somaxconn=4096`"));
+    }
+    for name in ["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"] {
+        if let Some(now) = below(name, 2, 4 << 20) {
+            let line = format!("{name} ends at {now} bytes, little beyond 10 Gb/s: `sysctl -w {name}=\"4096 131072 16777216\"`");
+            advice.push(line);
+        }
+    }
+    advice
+}
+
+/// The RDMA devices that the kernel knows.
+fn devices() -> Vec<String> {
+    let entries = fs::read_dir("/sys/class/infiniband").into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+fn read(path: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    Some(text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_limits_come_with_a_remedy() {
+        let limit = |name, value: &str| Limit { name, value: Some(value.into()), meaning: "" };
+        let few = [limit("nofile", "1024 4096"), limit("net.core.somaxconn", "128"), limit("net.ipv4.tcp_rmem", "4096 131072 212992")];
+        assert_eq!(advice(&few).len(), 3);
+        let enough = [limit("nofile", "unlimited unlimited"), limit("net.core.somaxconn", "4096")];
+        assert!(advice(&enough).is_empty());
+    }
+
+    #[test]
+    fn baselines_and_backends_say_why_they_cannot_be_used() {
+        assert!(usable(Backend::Raw).is_ok());
+        for backend in [Backend::Rdma, Backend::RawFabric] {
+            assert!(usable(backend).unwrap_err().contains("--features rdma"), "{backend}");
+        }
+    }
+}

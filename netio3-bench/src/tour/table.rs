@@ -1,0 +1,197 @@
+//! What the tour found, and how it is shown.
+
+use serde::Serialize;
+
+use crate::args::Backend;
+use crate::report::{bytes, metric};
+use crate::tour::Quantity;
+use crate::tour::peers::Measured;
+
+/// What the tour found.
+pub struct Findings {
+    pub rows: Vec<Row>,
+    pub seconds: f64,
+    pub error: Option<String>,
+    backends: Vec<Backend>,
+}
+
+/// One quantity, measured over the baseline and over each backend.
+pub struct Row {
+    quantity: Quantity,
+    /// One entry per backend, the baseline first; in each, one measurement per round.
+    cells: Vec<(Backend, Vec<Measured>)>,
+}
+
+/// The summary of all rounds of one quantity over one backend; the field names are those of the JSON object.
+#[derive(Serialize, Clone, Copy, Debug)]
+struct Summary {
+    backend: Backend,
+    size: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    msgs_per_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gbytes_per_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    p50_us: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    p99_us: Option<f64>,
+    /// Of the baseline: rates as quotients, times as inverse quotients, so that 1 is as good as bare.
+    share_of_raw: f64,
+    rounds: usize,
+}
+
+/// The JSON object of the tour.
+#[derive(Serialize, Debug)]
+struct Object<'a> {
+    role: &'static str,
+    throughput: Vec<Summary>,
+    round_trips: Vec<Summary>,
+    messages: u64,
+    seconds: f64,
+    error: Option<&'a str>,
+}
+
+impl Findings {
+    /// An empty table.
+    pub fn new(quantities: &[Quantity], backends: &[Backend]) -> Self {
+        let all: Vec<Backend> = std::iter::once(Backend::Raw).chain(backends.iter().copied()).collect();
+        let row = |quantity: &Quantity| Row { quantity: *quantity, cells: all.iter().map(|backend| (*backend, Vec::new())).collect() };
+        Self { rows: quantities.iter().map(row).collect(), seconds: 0.0, error: None, backends: all }
+    }
+
+    fn messages(&self) -> u64 {
+        self.rows.iter().flat_map(|row| &row.cells).flat_map(|(_, measured)| measured).map(|measured| measured.messages).sum()
+    }
+
+    /// Prints the table, or the object.
+    pub fn print(&self, json: bool) {
+        let of = |wanted: fn(&Quantity) -> bool| {
+            let rows = self.rows.iter().filter(move |row| wanted(&row.quantity));
+            rows.flat_map(Row::summaries).collect::<Vec<_>>()
+        };
+        let throughput = of(|quantity| matches!(quantity, Quantity::Throughput(_)));
+        let round_trips = of(|quantity| matches!(quantity, Quantity::RoundTrips(_)));
+        let messages = self.messages();
+        println!("between two processes on this machine (loopback: within one); % is the share of the machine's limit,");
+        println!("which is what bare sockets reach, measured in turns\n");
+        self.print_block("throughput", &throughput, |summary| {
+            let gbytes = summary.gbytes_per_s.unwrap_or_default();
+            format!("{:>9}/s {gbytes:>7.3} GB/s", metric(summary.msgs_per_s.unwrap_or_default()))
+        });
+        self.print_block("round trip", &round_trips, |summary| {
+            let us = |time: Option<f64>| time.unwrap_or_default();
+            format!("p50 {:>6.1}, p99 {:>6.1} us", us(summary.p50_us), us(summary.p99_us))
+        });
+        if self.error.is_none() {
+            println!("{messages} messages in {:.1} s, all delivered once and in order", self.seconds);
+        }
+        if json {
+            let error = self.error.as_deref();
+            let object = Object { role: "tour", throughput, round_trips, messages, seconds: self.seconds, error };
+            println!("{}", serde_json::to_string(&object).expect("the findings have a JSON form"));
+        }
+    }
+
+    fn print_block(&self, title: &str, summaries: &[Summary], show: impl Fn(&Summary) -> String) {
+        print!("{title:<12}");
+        self.backends.iter().for_each(|backend| print!("{:<34}", column(*backend)));
+        println!();
+        let mut size = None;
+        for summary in summaries {
+            if size != Some(summary.size) {
+                print!("{}{:<12}", if size.is_some() { "\n" } else { "" }, bytes(summary.size as u64));
+                size = Some(summary.size);
+            }
+            let share = match summary.backend {
+                Backend::Raw => String::new(),
+                // Within a process there is no socket that would set the limit.
+                _ if summary.share_of_raw >= 1.995 => format!(" {:>4.1} x", summary.share_of_raw),
+                _ => format!(" {:>4.0} %", summary.share_of_raw * 100.0),
+            };
+            print!("{:<34}", show(summary) + &share);
+        }
+        println!("\n");
+    }
+}
+
+fn column(backend: Backend) -> String {
+    if backend == Backend::Raw { "bare sockets".into() } else { backend.to_string() }
+}
+
+impl Row {
+    /// Adds the measurement of a round.
+    pub fn add(&mut self, backend: Backend, measured: Measured) {
+        let cell = self.cells.iter_mut().find(|(owner, _)| *owner == backend);
+        cell.expect("the row has every backend of the tour").1.push(measured);
+    }
+
+    fn summaries(&self) -> Vec<Summary> {
+        let raw = &self.cells[0].1;
+        let summary = |(backend, measured): &(Backend, Vec<Measured>)| {
+            let over = |value: fn(&Measured) -> Option<f64>| median(measured.iter().filter_map(value));
+            let shares = measured.iter().zip(raw).filter_map(|(own, raw)| match (own.rtt_us, raw.rtt_us) {
+                (Some(own), Some(raw)) => Some(raw.p50 / own.p50),
+                (None, None) => Some(own.msgs_per_s / raw.msgs_per_s),
+                _ => None,
+            });
+            let share_of_raw = median(shares)?;
+            let rounds = measured.len();
+            Some(match self.quantity {
+                Quantity::Throughput(size) => Summary {
+                    backend: *backend,
+                    size,
+                    msgs_per_s: over(|measured| Some(measured.msgs_per_s)),
+                    gbytes_per_s: over(|measured| Some(measured.gbytes_per_s)),
+                    p50_us: None,
+                    p99_us: None,
+                    share_of_raw,
+                    rounds,
+                },
+                Quantity::RoundTrips(size) => Summary {
+                    backend: *backend,
+                    size,
+                    msgs_per_s: None,
+                    gbytes_per_s: None,
+                    p50_us: over(|measured| measured.rtt_us.map(|rtt| rtt.p50)),
+                    p99_us: over(|measured| measured.rtt_us.map(|rtt| rtt.p99)),
+                    share_of_raw,
+                    rounds,
+                },
+            })
+        };
+        self.cells.iter().filter_map(summary).collect()
+    }
+}
+
+/// The middle one; of an even number, the lower of the two.
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut sorted: Vec<f64> = values.filter(|value| value.is_finite()).collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len().checked_sub(1)? / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_taken_within_a_round() {
+        let mut findings = Findings::new(&[Quantity::Throughput(64)], &[Backend::Tcp]);
+        // The machine becomes ten times slower from round to round; the share stays.
+        for factor in [1.0, 0.1, 0.01] {
+            let measured = |rate: f64| Measured { messages: 1, msgs_per_s: rate, gbytes_per_s: rate, rtt_us: None };
+            findings.rows[0].add(Backend::Raw, measured(100.0 * factor));
+            findings.rows[0].add(Backend::Tcp, measured(80.0 * factor));
+        }
+        let summaries = findings.rows[0].summaries();
+        assert_eq!(summaries.len(), 2);
+        assert!((summaries[1].share_of_raw - 0.8).abs() < 1e-9);
+        assert_eq!((summaries[1].msgs_per_s, findings.messages()), (Some(8.0), 6));
+    }
+
+    #[test]
+    fn the_middle_one() {
+        assert_eq!(median([3.0, f64::NAN, 1.0, 2.0].into_iter()), Some(2.0));
+        assert_eq!(median([].into_iter()), None);
+    }
+}

@@ -1,0 +1,216 @@
+//! What goes wrong: the exit status, and one clear line.
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+
+use crate::util::{pair, run, start};
+
+#[test]
+fn nonsense_is_a_bad_argument() {
+    for args in [
+        "frobnicate",
+        "send",
+        "send --connect 127.0.0.1:1 --size 64",
+        "send --connect 127.0.0.1:1 --size 64 --messages 1 --duration 1",
+        "send --connect 127.0.0.1:1 --size -1 --messages 1",
+        "send --connect 127.0.0.1:1 --size 9G --messages 1",
+        "send --connect 127.0.0.1:1 --size 64 --messages 1 --mode teleport",
+        "send --connect 127.0.0.1:1 --size 64 --messages 1 --connections 0",
+        "send --connect 127.0.0.1:1 --size 64 --duration -3",
+        "send --connect 127.0.0.1:1 --size 64 --messages 1 --header 65",
+        "send --size 64 --messages 1",
+        "send --size 64 --messages 1 --backend raw",
+        "ping --connect 127.0.0.1:1 --size 64",
+        "ping --connect 127.0.0.1:1 --size 64 --count 0",
+        "ping --connect 127.0.0.1:1 --size 64 --count 1 --window 0",
+        "recv --listen 127.0.0.1",
+        "recv --listen 224.0.0.1:0",
+        "recv --listen 127.0.0.1:0 --senders 0",
+        "recv --listen no-such-host.invalid:0",
+        "recv --listen 127.0.0.1:0 --cpu 1000",
+        "recv --listen 127.0.0.1:0 --backend smoke-signals",
+        "send --connect 127.0.0.1:0 --size 1 --messages 1",
+        "send --connect 0.0.0.0:1 --size 1 --messages 1 --backend raw",
+    ] {
+        run(args).failed(2, "netio3-bench: ");
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for args in ["--help", "--version", "send --help"] {
+        let ended = run(args);
+        assert_eq!((ended.status, &ended.stderr[..]), (0, ""), "{ended:?}");
+        assert!(!ended.stdout.is_empty());
+    }
+}
+
+#[test]
+fn backends_that_are_not_there() {
+    for command in ["recv --listen 127.0.0.1:0", "send --connect 127.0.0.1:1 --size 1 --messages 1"] {
+        run(&format!("{command} --backend rdma")).failed(2, "--features rdma");
+        run(&format!("{command} --backend raw-fabric")).failed(2, "--features rdma");
+    }
+    run("--backend rdma").failed(2, "--features rdma");
+    run("recv --listen 127.0.0.1:0 --backend loopback").failed(2, "within one process");
+    run("echo --listen 127.0.0.1:0 --backend loopback").failed(2, "within one process");
+}
+
+#[test]
+fn info_tells_what_can_be_used() {
+    let info = run("info --json");
+    assert_eq!(info.status, 0, "{info:?}");
+    let object = info.json();
+    let usable = |name: &str| {
+        let backends = object["backends"].as_array().unwrap();
+        backends.iter().find(|backend| backend["name"] == name).unwrap()["usable"].as_bool().unwrap()
+    };
+    assert!(usable("tcp") && usable("raw") && usable("loopback"));
+    for backend in ["tcp", "rdma", "loopback", "raw", "raw-fabric"] {
+        let ended = run(&format!("info --backend {backend}"));
+        assert_eq!(ended.status, i32::from(!usable(backend)), "{ended:?}");
+        assert_eq!(ended.stderr.lines().count(), usize::from(!usable(backend)), "{ended:?}");
+        assert!(ended.stdout.contains("somaxconn"));
+    }
+}
+
+#[test]
+fn nobody_listens() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for backend in ["tcp", "raw"] {
+        let line = format!("cannot connect to {free}");
+        run(&format!("send --connect {free} --backend {backend} --size 64 --messages 1 --connections 3")).failed(2, &line);
+        run(&format!("ping --connect {free} --backend {backend} --size 64 --count 1")).failed(2, &line);
+    }
+}
+
+#[test]
+fn the_port_is_in_use() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    for backend in ["tcp", "raw"] {
+        for command in ["recv", "echo"] {
+            run(&format!("{command} --listen {address} --backend {backend}")).failed(2, &format!("cannot listen on {address}"));
+        }
+    }
+}
+
+#[test]
+fn what_listens_is_something_else() {
+    // It accepts and hangs up.
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap();
+    std::thread::spawn(move || other.incoming().for_each(drop));
+    for backend in ["tcp", "raw"] {
+        let sent = run(&format!("send --connect {address} --backend {backend} --size 64 --messages 1"));
+        assert_eq!((sent.status, sent.stderr.lines().count()), (2, 1), "{sent:?}");
+        let asked = run(&format!("ping --connect {address} --backend {backend} --size 64 --count 1"));
+        assert_eq!((asked.status, asked.stderr.lines().count()), (2, 1), "{asked:?}");
+    }
+}
+
+#[test]
+fn the_roles_do_not_match() {
+    for backend in ["tcp", "raw"] {
+        let mut echo = start(&format!("echo --listen 127.0.0.1:0 --backend {backend} --json"));
+        let address = echo.address();
+        run(&format!("send --connect {address} --backend {backend} --size 64 --messages 1")).failed(2, "`echo`, made for `ping`");
+        // It still waits for its client.
+        run(&format!("ping --connect {address} --backend {backend} --size 64 --count 1 --json")).delivered();
+        echo.end().delivered();
+        let mut recv = start(&format!("recv --listen 127.0.0.1:0 --backend {backend} --json"));
+        let address = recv.address();
+        run(&format!("ping --connect {address} --backend {backend} --size 64 --count 1")).failed(2, "`recv`, made for `send`");
+        run(&format!("send --connect {address} --backend {backend} --size 64 --messages 1 --json")).delivered();
+        recv.end().delivered();
+    }
+}
+
+#[test]
+fn strangers_are_ignored() {
+    for backend in ["tcp", "raw"] {
+        for (passive, active) in [("recv", "send --messages 1000"), ("echo", "ping --count 10")] {
+            let mut listener = start(&format!("{passive} --listen 127.0.0.1:0 --backend {backend} --json"));
+            let address = listener.address();
+            drop(TcpStream::connect(&address).unwrap());
+            let mut stranger = TcpStream::connect(&address).unwrap();
+            stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+            run(&format!("{active} --connect {address} --backend {backend} --size 64 --json")).delivered();
+            listener.end().delivered();
+        }
+    }
+}
+
+#[test]
+fn a_receiver_that_dies_leaves_messages_unacknowledged() {
+    for backend in ["tcp", "raw"] {
+        for connections in [1, 3] {
+            let mut receiver = start(&format!("recv --listen 127.0.0.1:0 --backend {backend}"));
+            let address = receiver.address();
+            let sender =
+                start(&format!("send --connect {address} --backend {backend} --size 64 --duration 30 --connections {connections} --json"));
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            receiver.kill();
+            let sent = sender.end();
+            sent.failed(1, "not acknowledged");
+            assert!(sent.json()["lost"].as_u64().unwrap() > 0, "{sent:?}");
+        }
+    }
+}
+
+#[test]
+fn a_sender_that_dies_fails_the_receiver() {
+    for backend in ["tcp", "raw"] {
+        for connections in [1, 3] {
+            let mut receiver = start(&format!("recv --listen 127.0.0.1:0 --backend {backend} --json"));
+            let address = receiver.address();
+            let sender =
+                start(&format!("send --connect {address} --backend {backend} --size 64 --duration 30 --connections {connections}"));
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            sender.kill();
+            let received = receiver.end();
+            received.failed(1, "without a goodbye");
+            assert!(received.json()["messages"].as_u64().unwrap() > 0, "{received:?}");
+        }
+    }
+}
+
+#[test]
+fn either_side_of_round_trips_dies() {
+    for backend in ["tcp", "raw"] {
+        for survivor in ["ping", "echo"] {
+            let mut echo = start(&format!("echo --listen 127.0.0.1:0 --backend {backend}"));
+            let address = echo.address();
+            let ping = start(&format!("ping --connect {address} --backend {backend} --size 64 --count 100000000"));
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            if survivor == "ping" {
+                echo.kill();
+                ping.end().failed(1, "not answered");
+            } else {
+                ping.kill();
+                echo.end().failed(1, "without a goodbye");
+            }
+        }
+    }
+}
+
+#[test]
+fn backends_do_not_mix() {
+    for (passive, active) in [("tcp", "raw"), ("raw", "tcp")] {
+        let mut receiver = start(&format!("recv --listen 127.0.0.1:0 --backend {passive} --json"));
+        let address = receiver.address();
+        let sent = run(&format!("send --connect {address} --backend {active} --size 64 --messages 10"));
+        assert_eq!((sent.status, sent.stderr.lines().count()), (2, 1), "{sent:?}");
+        run(&format!("send --connect {address} --backend {passive} --size 64 --messages 10 --json")).delivered();
+        receiver.end().delivered();
+    }
+}
+
+#[test]
+fn the_same_verdict_as_text() {
+    let (received, sent) = pair("recv --listen 127.0.0.1:0", "send --size 64 --messages 10");
+    for ended in [received, sent] {
+        assert_eq!(ended.status, 0, "{ended:?}");
+        assert!(ended.stdout.contains("10 messages") && ended.stdout.contains("lost 0"), "{ended:?}");
+    }
+}

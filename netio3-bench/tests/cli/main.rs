@@ -1,0 +1,6 @@
+//! Runs the built program and checks what it prints and how it exits.
+
+mod failures;
+mod tour;
+mod transfers;
+mod util;

@@ -1,0 +1,217 @@
+//! `recv` and `send`, `echo` and `ping`: everything arrives, and the report says so.
+
+use crate::util::{pair, run, start};
+use serde_json::Value;
+
+const FIELDS: [&str; 19] = [
+    "role",
+    "backend",
+    "provider",
+    "mode",
+    "size",
+    "connections",
+    "messages",
+    "bytes",
+    "seconds",
+    "msgs_per_s",
+    "gbytes_per_s",
+    "rtt_us",
+    "cpu_s",
+    "max_rss_kib",
+    "lost",
+    "duplicated",
+    "reordered",
+    "corrupted",
+    "refused_sends",
+];
+
+/// Sends a number of messages and checks both reports.
+#[track_caller]
+fn transfer(backend: &str, more: &str, size: usize, messages: u64, connections: u32) -> (Value, Value) {
+    let passive = format!("recv --listen 127.0.0.1:0 --backend {backend} --json");
+    let active = format!("send --backend {backend} --size {size} --messages {messages} --connections {connections} --verify --json {more}");
+    let (received, sent) = pair(&passive, &active);
+    let (received, sent) = (received.delivered(), sent.delivered());
+    for (object, role) in [(&received, "recv"), (&sent, "send")] {
+        for field in FIELDS {
+            assert!(object.get(field).is_some(), "{field}: {object}");
+        }
+        assert_eq!((&object["role"], &object["backend"]), (&role.into(), &backend.into()), "{object}");
+        assert_eq!(object["size"], size, "{object}");
+        assert_eq!(object["messages"], messages, "{object}");
+        assert_eq!(object["bytes"], messages * size as u64, "{object}");
+        assert_eq!(object["connections"], connections, "{object}");
+        assert!(messages == 0 || object["seconds"].as_f64().unwrap() > 0.0, "{object}");
+        assert!(object["max_rss_kib"].as_u64().unwrap() > 0, "{object}");
+    }
+    assert_eq!(received["mode"], sent["mode"]);
+    (received, sent)
+}
+
+#[test]
+fn all_modes_of_tcp() {
+    for mode in ["zero-copy", "copy", "buffered"] {
+        for (size, messages) in [(0, 3_000), (1, 3_000), (7, 3_000), (8, 3_000), (64, 50_000), (5_000, 3_000), (1 << 20, 40)] {
+            let (_, sent) = transfer("tcp", &format!("--mode {mode}"), size, messages, 1);
+            assert_eq!(sent["mode"], mode);
+        }
+    }
+}
+
+#[test]
+fn both_ways_of_raw() {
+    for mode in ["zero-copy", "copy", "buffered"] {
+        for (size, messages) in [(0, 3_000), (1, 3_000), (8, 3_000), (64, 50_000), (5_000, 3_000), (1 << 20, 40)] {
+            transfer("raw", &format!("--mode {mode}"), size, messages, 1);
+        }
+    }
+    assert_eq!(transfer("raw", "", 64, 10, 1).1["mode"], "copy");
+    assert_eq!(transfer("raw", "", 1 << 20, 10, 1).1["mode"], "zero-copy");
+}
+
+#[test]
+fn several_connections_count_as_one_sender() {
+    for backend in ["tcp", "raw"] {
+        for mode in ["zero-copy", "copy", "buffered"] {
+            transfer(backend, &format!("--mode {mode}"), 1_000, 20_003, 17);
+            transfer(backend, &format!("--mode {mode}"), 300_000, 50, 3);
+        }
+    }
+}
+
+#[test]
+fn more_connections_than_messages() {
+    for backend in ["tcp", "raw"] {
+        transfer(backend, "", 10, 3, 5);
+        transfer(backend, "", 10, 0, 1);
+    }
+}
+
+#[test]
+fn headers_and_pieces() {
+    for backend in ["tcp", "raw"] {
+        for mode in ["zero-copy", "copy", "buffered"] {
+            for split in ["--header 0", "--header 3 --iov 3", "--header 100", "--header 256 --iov 7", "--iov 40", "--header 1000"] {
+                transfer(backend, &format!("--mode {mode} {split}"), 1_000, 2_000, 2);
+            }
+        }
+    }
+}
+
+#[test]
+fn messages_as_long_as_the_conversation_itself() {
+    // What the two sides tell each other beside the messages must not be taken for one of them.
+    for size in (2..40).chain(150..250) {
+        transfer("raw", "", size, 5, 1);
+    }
+    for size in [9, 10, 11, 12, 13, 17, 18, 90, 91, 92, 93, 94, 190, 191, 192, 193, 194, 195, 196, 197, 198] {
+        transfer("tcp", "", size, 5, 1);
+    }
+}
+
+#[test]
+fn loopback_brings_its_own_peer() {
+    for mode in ["zero-copy", "copy", "buffered"] {
+        for (size, messages) in [(0, 1_000), (64, 20_000), (1 << 20, 20)] {
+            let args = format!("send --backend loopback --size {size} --messages {messages} --mode {mode} --connections 3 --verify --json");
+            let sent = run(&args).delivered();
+            assert_eq!((&sent["messages"], &sent["bytes"]), (&messages.into(), &(messages * size).into()));
+        }
+    }
+    let sent = run("ping --backend loopback --size 64 --count 1000 --verify --json").delivered();
+    assert_eq!(sent["messages"], 1_000);
+    assert!(sent["rtt_us"]["p50"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn for_a_time_instead_of_a_number() {
+    for backend in ["tcp", "raw"] {
+        for connections in [1, 4] {
+            let passive = format!("recv --listen 127.0.0.1:0 --backend {backend} --json");
+            let active = format!("send --backend {backend} --size 100 --duration 0.2 --connections {connections} --json");
+            let (received, sent) = pair(&passive, &active);
+            let (received, sent) = (received.delivered(), sent.delivered());
+            assert_eq!(received["messages"], sent["messages"]);
+            assert!(sent["messages"].as_u64().unwrap() > 1_000, "{sent}");
+            assert!(sent["seconds"].as_f64().unwrap() >= 0.15, "{sent}");
+        }
+    }
+}
+
+#[test]
+fn round_trips() {
+    for backend in ["tcp", "raw"] {
+        for (size, more) in
+            [(0, ""), (1, ""), (64, ""), (64, "--window 16"), (64, "--spin 100"), (300_000, ""), (300_000, "--window 50 --spin 20")]
+        {
+            let passive = format!("echo --listen 127.0.0.1:0 --backend {backend} --json");
+            let active = format!("ping --backend {backend} --size {size} --count 300 --verify --json {more}");
+            let (echoed, asked) = pair(&passive, &active);
+            let (echoed, asked) = (echoed.delivered(), asked.delivered());
+            assert_eq!((&echoed["messages"], &asked["messages"]), (&300.into(), &300.into()), "{active}");
+            assert_eq!((&echoed["role"], &asked["role"]), (&"echo".into(), &"ping".into()));
+            assert!(echoed["rtt_us"].is_null());
+            let rtt = |name: &str| asked["rtt_us"][name].as_f64().unwrap_or_else(|| panic!("{name}: {asked}"));
+            assert!(0.0 < rtt("min") && rtt("min") <= rtt("p50") && rtt("p50") <= rtt("p90"), "{asked}");
+            assert!(rtt("p90") <= rtt("p99") && rtt("p99") <= rtt("p999") && rtt("p999") <= rtt("max"), "{asked}");
+        }
+    }
+}
+
+#[test]
+fn two_senders() {
+    for backend in ["tcp", "raw"] {
+        let mut receiver = start(&format!("recv --listen 127.0.0.1:0 --senders 2 --backend {backend} --json"));
+        let address = receiver.address();
+        let send = format!("send --connect {address} --backend {backend} --size 64 --messages 20000 --connections 2 --json");
+        let first = start(&send);
+        let second = start(&send);
+        first.end().delivered();
+        second.end().delivered();
+        let received = receiver.end().delivered();
+        assert_eq!((&received["messages"], &received["connections"]), (&40_000.into(), &4.into()));
+    }
+}
+
+#[test]
+fn staying_for_ever() {
+    for backend in ["tcp", "raw"] {
+        for (passive, active) in [("recv", "send --messages 1000"), ("echo", "ping --count 100")] {
+            let mut listener = start(&format!("{passive} --forever --listen 127.0.0.1:0 --backend {backend} --json"));
+            let address = listener.address();
+            for _ in 0..3 {
+                run(&format!("{active} --connect {address} --backend {backend} --size 64 --json")).delivered();
+                let object: Value = serde_json::from_str(&listener.line()).unwrap();
+                assert_eq!((&object["role"], &object["lost"]), (&passive.into(), &0.into()), "{object}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ipv6_and_host_names() {
+    for backend in ["tcp", "raw"] {
+        let (received, sent) = pair(
+            &format!("recv --listen [::1]:0 --backend {backend} --json"),
+            &format!("send --backend {backend} --size 64 --messages 10 --json"),
+        );
+        received.delivered();
+        sent.delivered();
+        let mut receiver = start(&format!("recv --listen 127.0.0.1:0 --backend {backend} --json"));
+        let port = receiver.address().rsplit(':').next().unwrap().to_owned();
+        run(&format!("send --connect localhost:{port} --backend {backend} --size 64 --messages 10 --json")).delivered();
+        receiver.end().delivered();
+    }
+}
+
+#[test]
+fn a_wildcard_is_told_by_an_address_that_can_be_dialled() {
+    for backend in ["tcp", "raw"] {
+        let (received, sent) = pair(
+            &format!("recv --listen 0.0.0.0:0 --backend {backend} --json"),
+            &format!("send --backend {backend} --size 64 --messages 10 --json"),
+        );
+        received.delivered();
+        sent.delivered();
+    }
+}

@@ -1,0 +1,127 @@
+//! Runs the program and reads what it prints, within bounded time.
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The time after which a process counts as stuck.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A running program; killed when dropped.
+pub struct Running {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    command: String,
+}
+
+/// What an ended program left.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+    #[allow(dead_code, reason = "shown when a test fails")]
+    pub command: String,
+}
+
+/// Starts the program with arguments separated by spaces.
+#[track_caller]
+pub fn start(args: &str) -> Running {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netio3-bench"));
+    command.args(args.split_whitespace()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    let output = BufReader::new(child.stdout.take().expect("standard output is piped"));
+    Running { child, output, command: args.to_owned() }
+}
+
+/// Runs the program to its end.
+#[track_caller]
+pub fn run(args: &str) -> Ended {
+    start(args).end()
+}
+
+/// Runs both sides; gives what the passive and the active one left.
+#[track_caller]
+pub fn pair(passive: &str, active: &str) -> (Ended, Ended) {
+    let mut listener = start(passive);
+    let address = listener.address();
+    let active = run(&format!("{active} --connect {address}"));
+    (listener.end(), active)
+}
+
+impl Running {
+    /// The address that it says it listens on.
+    #[track_caller]
+    pub fn address(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("standard output can be read");
+        let address = line.trim_end().strip_prefix("listening on ");
+        address.unwrap_or_else(|| panic!("{}: it says {line:?}", self.command)).to_owned()
+    }
+
+    /// The next line of its output.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("standard output can be read");
+        line
+    }
+
+    /// Kills it.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it can be killed");
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn end(mut self) -> Ended {
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+                break status;
+            }
+            assert!(began.elapsed() < LIMIT, "{} did not end", self.command);
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        self.output.read_to_string(&mut stdout).expect("standard output is text");
+        let pipe = self.child.stderr.as_mut().expect("standard error is piped");
+        pipe.read_to_string(&mut stderr).expect("standard error is text");
+        Ended { status: status.code().unwrap_or(-1), stdout, stderr, command: std::mem::take(&mut self.command) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Ended {
+    /// The object in its last line.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        let line = self.stdout.lines().last().unwrap_or_default();
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// It delivered everything; gives its object.
+    #[track_caller]
+    pub fn delivered(&self) -> Value {
+        assert_eq!((self.status, &self.stderr[..]), (0, ""), "{self:?}");
+        let object = self.json();
+        for count in ["lost", "duplicated", "reordered", "corrupted"] {
+            assert_eq!(object[count], 0, "{count}: {self:?}");
+        }
+        assert!(object["error"].is_null(), "{self:?}");
+        object
+    }
+
+    /// It failed with this status and one line that contains a text.
+    #[track_caller]
+    pub fn failed(&self, status: i32, text: &str) {
+        assert_eq!((self.status, self.stderr.lines().count()), (status, 1), "{self:?}");
+        assert!(self.stderr.contains(text), "{text:?} is missing: {self:?}");
+    }
+}
