@@ -79,7 +79,9 @@ impl Batch {
     #[inline]
     pub(super) fn push(&mut self, message: Outgoing<'_>, key: u64, copy_below: usize) {
         let Outgoing { header, payload, len } = message;
-        self.bytes.extend_from_slice(header);
+        if !header.is_empty() {
+            self.bytes.extend_from_slice(header);
+        }
         let copy = len <= copy_below;
         let (form, pieces) = match payload {
             Payload::Copied(pieces) => {

@@ -124,7 +124,7 @@ impl<O: Opener> Shared<O> {
     /// As [`with`](Self::with), where an unknown handle is an error.
     #[inline]
     pub(super) fn known<R>(&self, endpoint: Endpoint, f: impl FnOnce(&mut Mail) -> R) -> Result<R, SendError> {
-        self.with(endpoint, f).ok_or(SendError::UnknownSendEndpoint(endpoint.into()))
+        self.with(endpoint, f).ok_or_else(|| SendError::UnknownSendEndpoint(endpoint.into()))
     }
 
     /// Puts a mailbox in its place. An older one there is that of a connection whose end is just being told.
@@ -158,10 +158,9 @@ impl<O: Opener> Shared<O> {
         regions: Option<FindRegions<'_>>,
         message: impl FnOnce() -> Outgoing<'a>,
     ) -> Result<NetioStatus, SendError> {
-        let unknown = SendError::UnknownSendEndpoint(to.into());
-        let Some(slot) = self.slots.get(to.slot()) else { return Err(unknown) };
-        let mut place = slot.lock();
-        let Some(mail) = place.as_deref_mut().filter(|mail| mail.endpoint == to) else { return Err(unknown) };
+        let unknown = || SendError::UnknownSendEndpoint(to.into());
+        let mut place = self.slots.get(to.slot()).ok_or_else(unknown)?.lock();
+        let mail = place.as_deref_mut().filter(|mail| mail.endpoint == to).ok_or_else(unknown)?;
         if let Some(status) = mail.objection(offer) {
             return Ok(status);
         }
