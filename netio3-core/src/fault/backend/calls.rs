@@ -44,7 +44,7 @@ impl FaultBackend {
             let until = core.clock.now() + core.time_up_to(config.longest_stall);
             core.count(|counts| counts.stalls += 1);
             core.with(endpoint, |connection| connection.stall(until));
-            core.clock.add_event(until);
+            core.add_event(until);
             // It is known, since it is open; should it be ending behind, there is nothing to stop.
             let _ = inner.pause(endpoint);
         }
@@ -112,7 +112,7 @@ impl FaultBackend {
     }
 
     fn hold(&self, to: Endpoint, held: Held) {
-        self.core.clock.add_event(held.due);
+        self.core.add_event(held.due);
         self.core.with(to, |connection| connection.push_held(held));
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use super::message::Offered;
@@ -186,6 +186,12 @@ impl Core {
         let mut counts = self.counts.get();
         count(&mut counts);
         self.counts.set(counts);
+    }
+
+    /// Puts an event on the clock. A turn follows, for a source that moves the clock and has been asked already.
+    pub(super) fn add_event(&self, at: Instant) {
+        self.clock.add_event(at);
+        self.ev.schedule();
     }
 
     /// Makes the source look at the connections at the end of this turn or of the next one.
