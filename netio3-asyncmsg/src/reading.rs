@@ -54,7 +54,7 @@ impl<N: Net> Tcp<N> {
             buffer.0 = vec![0; PREFIX_LEN + READ_LEN].into_boxed_slice();
         }
         let next = loop {
-            if matches!(self.mode(connection), Mode::Hold | Mode::Stop) || link.session.get().has_heard_goodbye() {
+            if matches!(self.mode(engine, connection), Mode::Hold | Mode::Stop) || link.session.get().has_heard_goodbye() {
                 break Next::Wait;
             }
             if budget.is_spent() {
@@ -139,7 +139,7 @@ impl<N: Net> Tcp<N> {
         let fed = bytes.len();
         let mut brought = Brought::default();
         let mut inbound = link.inbound.borrow_mut();
-        let mut mode = self.mode(connection);
+        let mut mode = self.mode(engine, connection);
         while !bytes.is_empty() {
             match mode {
                 Mode::Deliver | Mode::Discard => {}
@@ -154,7 +154,7 @@ impl<N: Net> Tcp<N> {
                     brought.messages += 1;
                     brought.bytes += message.len();
                     if !up.data(connection, Message::borrowed(message, &connection.meter)) {
-                        mode = self.mode(connection);
+                        mode = self.mode(engine, connection);
                     }
                 }
                 Ok(Some(Incoming::Message(_))) => {
@@ -168,7 +168,7 @@ impl<N: Net> Tcp<N> {
                 }
                 Ok(Some(Incoming::Hello(hello))) => {
                     self.greeted(up, engine, connection, &hello);
-                    mode = self.mode(connection);
+                    mode = self.mode(engine, connection);
                 }
                 Ok(None) => {}
                 Err(broken) => {
@@ -190,7 +190,7 @@ impl<N: Net> Tcp<N> {
     fn deliver_assembled(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn<N>, len: usize, budget: &mut Budget) {
         let mut brought = Brought::default();
         // In mode `Hold` nothing is read, so that it can only have begun with this very read: one message.
-        if matches!(self.mode(connection), Mode::Deliver | Mode::Hold) {
+        if matches!(self.mode(engine, connection), Mode::Deliver | Mode::Hold) {
             let mut inbound = connection.link.inbound.borrow_mut();
             let mut message = Assembled { memory: inbound.memory(), len, meter: &connection.meter };
             up.data(connection, Message::whole(&mut message));
@@ -213,12 +213,12 @@ impl<N: Net> Tcp<N> {
         }
     }
 
-    fn mode(&self, connection: &Conn<N>) -> Mode {
+    fn mode(&self, engine: &Engine<Self>, connection: &Conn<N>) -> Mode {
         match connection.state() {
             State::Closed(_) | State::Refused(_) => Mode::Stop,
             State::Opening => Mode::Deliver,
             State::Closing(_) if connection.is_paused() || connection.link.discarding.get() => Mode::Discard,
-            _ if connection.is_receiving() => Mode::Deliver,
+            _ if engine.is_receiving(connection) => Mode::Deliver,
             _ => Mode::Hold,
         }
     }

@@ -70,7 +70,7 @@ impl<N: Net> Tcp<N> {
         tracing::debug!(endpoint = %connection.endpoint, %error, "cannot write");
         connection.link.broken.set(true);
         connection.link.read_closed.set(true);
-        if connection.is_receiving() {
+        if engine.is_receiving(connection) {
             engine.read_again(connection);
         } else {
             self.lost(engine, connection, error);

@@ -102,13 +102,6 @@ impl<L> Connection<L> {
         matches!(self.state.get(), State::Closed(_) | State::Refused(_))
     }
 
-    /// Whether messages may be delivered now: it is not over, not paused, and below the caps on what the
-    /// user took over. Otherwise the transport keeps what it has read and stops reading; it is called as
-    /// readable again when that changes.
-    pub fn is_receiving(&self) -> bool {
-        !self.is_over() && !self.paused.get() && !self.meter.is_full()
-    }
-
     /// Whether the peer asked for it.
     pub fn is_incoming(&self) -> bool {
         self.direction == Direction::Incoming

@@ -486,12 +486,23 @@ impl<T: Transport> Engine<T> {
         self.totals.messages_discarded.add(messages);
     }
 
-    /// Calls the transport as readable again when the caps allow it; for connections that are not
-    /// [receiving](Connection::is_receiving) but not paused.
-    pub fn resume_below_cap(&self, connection: &Rcc<T>) {
-        if !connection.listed.capped.replace(true) {
-            self.capped.borrow_mut().push(connection.clone());
+    /// Whether messages may be delivered now: the connection is not over, not paused, and below the caps on
+    /// what the user took over. Otherwise the transport keeps what it has read and stops reading; it is
+    /// called as readable again when that changes.
+    ///
+    /// A cap once found reached holds until the end of the turn, whatever other threads drop meanwhile: who
+    /// asks twice in a turn gets the same answer, so that nothing overtakes what was kept.
+    #[inline]
+    pub fn is_receiving(&self, connection: &Rc<Connection<T::Link>>) -> bool {
+        if connection.is_over() || connection.paused.get() || connection.listed.capped.get() {
+            return false;
         }
+        if !connection.meter.is_full() {
+            return true;
+        }
+        connection.listed.capped.set(true);
+        self.capped.borrow_mut().push(connection.clone());
+        false
     }
 
     /// Has the transport called as readable again for this connection, in the next turn.

@@ -163,7 +163,8 @@ impl<T: Transport> Engine<T> {
     fn look_after(&self, up: &mut Upcalls<'_, T>, connection: &Rc<Connection<T::Link>>, now: Instant) {
         if self.is_stalled(connection, now) {
             // This side may have been slow itself; what can leave does so now.
-            if self.transport.ready(up, connection, Ready::WRITABLE, &mut Budget::DEFAULT) == Next::Again {
+            let mut budget = Budget::DEFAULT;
+            if self.transport.ready(up, connection, Ready::WRITABLE, &mut budget) == Next::Again {
                 self.read_again(connection);
             }
             if connection.is_over() {

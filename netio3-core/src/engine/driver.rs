@@ -192,11 +192,7 @@ impl<T: Transport> Source for Driver<T> {
             };
         }
         let Some(connection) = engine.at(token) else { return Next::Wait };
-        let next = engine.transport.ready(&mut self.upcalls(), &connection, ready, budget);
-        if !connection.is_over() && !connection.is_paused() && connection.meter.is_full() {
-            engine.resume_below_cap(&connection);
-        }
-        next
+        engine.transport.ready(&mut self.upcalls(), &connection, ready, budget)
     }
 
     fn timeout(&mut self, _ev: &dyn EventLoop) {
@@ -285,8 +281,8 @@ impl<T: Transport> Upcalls<'_, T> {
 
     /// Hands a message to the user; tells whether the next one may follow.
     #[inline]
-    pub fn data(&mut self, connection: &Connection<T::Link>, message: Message<'_>) -> bool {
+    pub fn data(&mut self, connection: &Rc<Connection<T::Link>>, message: Message<'_>) -> bool {
         self.callbacks.on_data(self.view, connection.endpoint, &connection.address, message);
-        connection.is_receiving()
+        self.view.engine().is_receiving(connection)
     }
 }

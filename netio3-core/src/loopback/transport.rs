@@ -88,12 +88,7 @@ impl Loopback {
                     }
                 },
                 Some(true) if budget.is_spent() => break Next::Again,
-                Some(true) if !connection.is_receiving() && !is_unwanted(connection) => {
-                    if !connection.is_paused() {
-                        engine.resume_below_cap(connection);
-                    }
-                    break Next::Wait;
-                }
+                Some(true) if !is_unwanted(connection) && !engine.is_receiving(connection) => break Next::Wait,
                 Some(_) => {}
             }
             match link.next_frame() {
