@@ -233,3 +233,17 @@ pub(super) fn families_keep_their_order_when_mixed(world: &World) {
     }
     pair.deliver(world);
 }
+
+/// A buffer of a connection that is gone is `Failed` on the next one to the same peer.
+pub(super) fn a_buffer_of_a_former_connection_is_foreign(world: &World) {
+    let pair = Pair::with(world, Setup::buffers(64, 1));
+    let old = take(&pair.dialer, pair.out);
+    pair.dialer.close(pair.out);
+    pair.until_closed(world);
+    let (out, _) = pair.another(world);
+    let unsent = pair.dialer.backend().send_taken(out, old).expect_err("it belonged to another connection");
+    assert_eq!(unsent.outcome, Ok(NetioStatus::Failed));
+    drop(unsent);
+    send(&pair.dialer, out, take(&pair.dialer, out));
+    world.until("its own goes", || pair.dialer.completed(out) == 1);
+}

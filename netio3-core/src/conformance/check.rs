@@ -8,16 +8,23 @@ use crate::address::EndPointAddress;
 use crate::endpoint::Endpoint;
 use crate::status::{ClosedReason, Completion};
 
-/// Every rule the journal breaks, as text.
-pub(super) fn broken_rules(journal: &Journal) -> Vec<String> {
-    let mut broken = journal.violations.clone();
+/// A rule that the journal breaks, and the connections it is about.
+pub(super) struct Broken {
+    pub(super) rule: String,
+    pub(super) about: Vec<Endpoint>,
+}
+
+/// Every rule the journal breaks.
+pub(super) fn broken_rules(journal: &Journal) -> Vec<Broken> {
+    let mut broken: Vec<_> = journal.violations.iter().map(|rule| Broken { rule: rule.clone(), about: Vec::new() }).collect();
     let mut lives: HashMap<Endpoint, Life> = HashMap::new();
     for entry in &journal.entries {
         let Some(endpoint) = entry.endpoint else { continue };
         let life = lives.entry(endpoint).or_insert_with(|| Life::new(entry.node));
         let counts_itself = journal.nodes[entry.node].counts_itself;
         if let Err(rule) = life.follow(entry.address, &entry.what, counts_itself) {
-            broken.push(format!("{} {entry}: {rule}", journal.nodes[entry.node].name));
+            let rule = format!("{} {entry}: {rule}", journal.nodes[entry.node].name);
+            broken.push(Broken { rule, about: vec![endpoint] });
         }
     }
     streams_arrive_as_sent(journal, &lives, &mut broken);
@@ -110,7 +117,7 @@ impl Life {
                 self.sent.push(*digest);
             }
             What::Full => self.refusals += 1,
-            What::Closing(_) | What::Gone | What::Note(_) => {}
+            What::Did(_) | What::Gone | What::Note(_) => {}
         }
         Ok(())
     }
@@ -132,7 +139,7 @@ impl Life {
 
 /// Each receiver's messages are the first ones of one sender's, in order and whole; all of them, when the
 /// sender said goodbye.
-fn streams_arrive_as_sent(journal: &Journal, lives: &HashMap<Endpoint, Life>, broken: &mut Vec<String>) {
+fn streams_arrive_as_sent(journal: &Journal, lives: &HashMap<Endpoint, Life>, broken: &mut Vec<Broken>) {
     let mut senders: HashMap<Digest, Vec<(&Endpoint, &Life)>> = HashMap::new();
     for sender in lives {
         if let Some(first) = sender.1.sent.first() {
@@ -148,16 +155,18 @@ fn streams_arrive_as_sent(journal: &Journal, lives: &HashMap<Endpoint, Life>, br
         let likeness = |sender: &Life| (common(sender), sender.sent.len() == received);
         let candidates = senders.get(first).into_iter().flatten().filter(|(from, _)| *from != endpoint);
         let Some((from, sender)) = candidates.max_by_key(|(_, sender)| likeness(sender)) else {
-            broken.push(format!("{} {endpoint}: nobody's stream begins with the first message, {first:?}", node.name));
+            let rule = format!("{} {endpoint}: nobody's stream begins with the first message, {first:?}", node.name);
+            broken.push(Broken { rule, about: vec![*endpoint] });
             continue;
         };
+        let mut report = |rule| broken.push(Broken { rule, about: vec![**from, *endpoint] });
         let matching = common(sender);
         if matching < received {
             let (got, sent) = (receiver.received[matching], sender.sent.get(matching));
-            broken.push(format!("{} {endpoint}: message {matching} of {received} is {got:?}; {from} sent {sent:?}", node.name));
+            report(format!("{} {endpoint}: message {matching} of {received} is {got:?}; {from} sent {sent:?}", node.name));
         } else if receiver.closed == Some(ClosedReason::PeerClosed) && received < sender.sent.len() {
             let sent = sender.sent.len();
-            broken.push(format!("{} {endpoint}: PeerClosed after {received} of the {sent} messages of {from}", node.name));
+            report(format!("{} {endpoint}: PeerClosed after {received} of the {sent} messages of {from}", node.name));
         }
     }
 }

@@ -69,6 +69,31 @@ pub(super) fn messages_are_delivered_until_closed(world: &World) {
     assert!(tally.completed > 0, "sent before it could know of the close");
 }
 
+/// What arrives at a paused connection that is closing is lost with it; a `resume` then leaves no gap.
+pub(super) fn a_pause_while_closing_leaves_no_gap(world: &World) {
+    let pair = Pair::new(world);
+    // A paused peer does not see the goodbye, and goes on sending.
+    pair.listener.backend().pause(pair.back).expect("it is there");
+    pair.dialer.close(pair.out);
+    pair.listener.sent(pair.back, Plan::copy(100));
+    world.until("delivered while closing", || pair.dialer.received(pair.out) == 1);
+    for len in [200, 300_000] {
+        pair.dialer.backend().pause(pair.out).expect("it is there");
+        (0..5).for_each(|_| pair.listener.sent(pair.back, Plan::zero_copy(len)));
+        world.watch();
+        assert_eq!(pair.dialer.received(pair.out), 1, "it is paused");
+        pair.dialer.backend().resume(pair.out).expect("it is there");
+        (0..5).for_each(|_| pair.listener.sent(pair.back, Plan::zero_copy(len)));
+        world.watch();
+    }
+    pair.listener.backend().resume(pair.back).expect("it is there");
+    // The journal's check finds the gap.
+    pair.until_closed(world);
+    let tally = pair.dialer.tally(pair.out);
+    assert_eq!(tally.reason(), Some(ClosedReason::Local));
+    assert_eq!(pair.listener.closing(pair.back), Some(ClosedReason::PeerClosed));
+}
+
 /// Both sides may close at once, with data in flight both ways: all of it arrives, and both see *closed*.
 pub(super) fn both_sides_may_close_at_once(world: &World) {
     for turns in 0..4 {

@@ -219,3 +219,35 @@ pub(super) fn pending_memory_is_released_inside_closed(world: &World) {
     world.until("closed", || pair.dialer.closing(pair.out).is_some());
     drop(flags);
 }
+
+/// A backend dropped at any moment of a busy life is seen to be gone once, and each key comes back once.
+pub(super) fn a_drop_at_any_moment_is_seen_once(world: &World) {
+    for turns in 0..16 {
+        let pair = Pair::new(world);
+        for (sender, to, ..) in pair.directions() {
+            (0..30).for_each(|i| sender.sent(to, Plan::zero_copy(i * 3_000)));
+        }
+        (0..turns / 2).for_each(|_| world.turn());
+        let (gone, _, left, at) = pair.directions()[turns % 2];
+        gone.drop_backend();
+        world.until("closed", || left.closing(at).is_some());
+        let tally = left.tally(at);
+        assert_eq!((tally.reason(), tally.completed + tally.pending()), (Some(ClosedReason::PeerLost), tally.accepted));
+    }
+}
+
+/// The addresses of a backend are free as soon as its drop returns: another one can listen there at once.
+pub(super) fn addresses_are_free_after_a_drop(world: &World) {
+    let pair = Pair::new(world);
+    let mut address = pair.address;
+    pair.prove_alive(world);
+    pair.listener.drop_backend();
+    world.until("closed", || pair.dialer.closing(pair.out).is_some());
+    for _ in 0..5 {
+        let next = world.node("next listener", config());
+        address = next.listen(address, &ConnectionParametersRecv::default());
+        let (out, _) = super::pair::connected(world, &pair.dialer, &next, || pair.dialer.open(address, &ConnectionParameters::default()));
+        next.drop_backend();
+        world.until("closed", || pair.dialer.closing(out).is_some());
+    }
+}

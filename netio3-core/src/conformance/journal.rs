@@ -49,7 +49,7 @@ pub(super) enum What {
     Accepted(Completion, Digest),
     /// `NoResources`, or no buffer.
     Full,
-    Closing(&'static str),
+    Did(&'static str),
     Gone,
     Note(String),
     // What the backend told.
@@ -106,7 +106,7 @@ impl Journal {
 
 impl What {
     pub(super) fn is_callback(&self) -> bool {
-        !matches!(self, Self::Opened | Self::Accepted(..) | Self::Full | Self::Closing(_) | Self::Gone | Self::Note(_))
+        !matches!(self, Self::Opened | Self::Accepted(..) | Self::Full | Self::Did(_) | Self::Gone | Self::Note(_))
     }
 }
 
@@ -121,7 +121,7 @@ impl Tally {
             What::Data(_) => self.received += 1,
             What::Completed(completions) => self.completed += completions.len(),
             What::Writable => self.writable += 1,
-            What::Opened | What::Closing(_) | What::Gone | What::Note(_) => {}
+            What::Opened | What::Did(_) | What::Gone | What::Note(_) => {}
         }
     }
 
@@ -148,19 +148,20 @@ impl fmt::Display for Entry {
             What::Accepted(completion, digest) => write!(f, "Accepted key {} {:?}, {digest:?}", completion.key, completion.kind),
             What::Established(info) => write!(f, "Established {:?} {} from {}", info.direction, info.address, info.local_address),
             What::Note(text) => f.write_str(text),
-            What::Closing(call) => f.write_str(call),
+            What::Did(call) => f.write_str(call),
             what => write!(f, "{what:?}"),
         }
     }
 }
 
-impl fmt::Display for Journal {
-    /// The entries, runs of the same kind shortened.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Journal {
+    /// The last entries, runs of the same kind shortened; those about some connections, or all.
+    pub(super) fn print(&self, about: Option<&[Endpoint]>) -> String {
         const SHOWN: usize = 400;
         let mut lines: Vec<String> = Vec::new();
         let mut run = None;
-        for entry in &self.entries {
+        let is_shown = |entry: &&Entry| about.is_none_or(|about| entry.endpoint.is_some_and(|endpoint| about.contains(&endpoint)));
+        for entry in self.entries.iter().filter(is_shown) {
             let same = (entry.node, entry.endpoint, std::mem::discriminant(&entry.what));
             let length = match run {
                 Some((key, length)) if key == same && !matches!(entry.what, What::Note(_)) => length + 1,
@@ -177,8 +178,8 @@ impl fmt::Display for Journal {
         }
         let skipped = lines.len().saturating_sub(SHOWN);
         if skipped > 0 {
-            writeln!(f, "({skipped} earlier lines)")?;
+            lines[skipped - 1] = format!("({skipped} earlier lines)");
         }
-        lines[skipped..].iter().try_for_each(|line| writeln!(f, "{line}"))
+        lines[skipped.saturating_sub(1)..].join("\n")
     }
 }

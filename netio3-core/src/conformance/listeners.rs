@@ -213,3 +213,16 @@ pub(super) fn an_ipv6_listener_takes_ipv6_only(world: &World) {
     let (_, back) = connected(world, &dialer, &listener, || dialer.open(both, &params));
     assert_eq!(listener.tally(back).established.expect("it is established").listener, Some(both));
 }
+
+/// A listener closed can be opened again at once, before the loop has run.
+pub(super) fn a_closed_listeners_address_is_free_at_once(world: &World) {
+    let pair = Pair::new(world);
+    let backend = pair.listener.backend();
+    for _ in 0..3 {
+        backend.close_listen_endpoint(&pair.address).expect("it listens");
+        pair.listener.listen(pair.address, &ConnectionParametersRecv::default());
+    }
+    drop(backend);
+    pair.until_closed(world);
+    connected(world, &pair.dialer, &pair.listener, || pair.dialer.open(pair.address, &ConnectionParameters::default()));
+}

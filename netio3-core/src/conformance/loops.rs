@@ -256,3 +256,19 @@ pub(super) fn a_backend_may_be_made_inside_a_callback(world: &World) {
     pair.listener.sent(pair.back, Plan::copy(1));
     world.until("all are dropped and lost", || pair.listener.backend().connections().len() == 1);
 }
+
+/// A callback of one backend may use another one of its loop: a bridge forwards all, in order, both ways.
+pub(super) fn a_callback_may_use_another_backend(world: &World) {
+    const MESSAGES: usize = 300;
+    let (left, right) = (Pair::new(world), Pair::new(world));
+    // left.dialer → left.listener ⇒ right.dialer → right.listener, and back.
+    let (bridge_left, bridge_right) = (left.listener.clone(), right.dialer.clone());
+    let (to_right, to_left) = (right.out, left.back);
+    left.listener.on(Kind::Data, move |_| bridge_right.sent(to_right, Plan::copy(70)));
+    right.dialer.on(Kind::Data, move |_| bridge_left.sent(to_left, Plan::copy(80)));
+    (0..MESSAGES).for_each(|_| left.dialer.sent(left.out, Plan::copy(50)));
+    (0..MESSAGES).for_each(|_| right.listener.sent(right.back, Plan::copy(60)));
+    world.until("all pass the bridge", || right.listener.received(right.back) == MESSAGES && left.dialer.received(left.out) == MESSAGES);
+    left.deliver(world);
+    right.deliver(world);
+}

@@ -15,6 +15,7 @@
 //! case was about; when something failed, it is printed.
 
 mod buffers;
+mod chaos;
 mod check;
 mod closing;
 mod ending;
@@ -51,6 +52,7 @@ use parking_lot::Mutex;
 
 pub use harness::Harness;
 
+use check::Broken;
 use journal::{Journal, SharedJournal};
 use world::World;
 
@@ -94,6 +96,7 @@ macro_rules! conformance_suite {
                 listeners_count_their_own
                 a_listener_may_be_closed_by_its_own_connection
                 an_ipv6_listener_takes_ipv6_only
+                a_closed_listeners_address_is_free_at_once
             }
             sending {
                 all_families_carry_both_ways
@@ -156,6 +159,7 @@ macro_rules! conformance_suite {
                 queued_buffers_are_pending_at_the_end
                 a_completed_buffer_is_free_inside_the_callback
                 families_keep_their_order_when_mixed
+                a_buffer_of_a_former_connection_is_foreign
             }
             regions {
                 registered_memory_is_sent_from
@@ -174,6 +178,7 @@ macro_rules! conformance_suite {
                 a_close_flushes_what_was_accepted
                 a_close_with_data_in_flight_loses_nothing_completed
                 messages_are_delivered_until_closed
+                a_pause_while_closing_leaves_no_gap
                 both_sides_may_close_at_once
                 sends_after_a_close_are_refused
                 closing_twice_is_no_error
@@ -196,6 +201,8 @@ macro_rules! conformance_suite {
                 a_peer_that_shuts_down_takes_nobody_new
                 data_comes_before_the_loss_of_its_sender
                 pending_memory_is_released_inside_closed
+                a_drop_at_any_moment_is_seen_once
+                addresses_are_free_after_a_drop
             }
             inside {
                 every_call_is_allowed_inside_established
@@ -220,6 +227,7 @@ macro_rules! conformance_suite {
                 a_panic_in_the_drop_of_memory_ends_that_backend_alone
                 a_panic_releases_the_memory_of_pending_messages
                 a_loop_survives_many_panics
+                a_panic_in_any_callback_ends_that_backend_alone
             }
             threads {
                 four_threads_send_at_once
@@ -256,6 +264,7 @@ macro_rules! conformance_suite {
                 chains_of_callbacks_need_no_outside_event
                 posted_work_may_call_the_backend
                 a_backend_may_be_made_inside_a_callback
+                a_callback_may_use_another_backend
             }
             numbers {
                 counters_equal_what_happened
@@ -263,6 +272,11 @@ macro_rules! conformance_suite {
                 many_connections_at_once
                 many_connections_dropped_at_once
                 interleaved_streams_keep_apart
+            }
+            chaos {
+                random_calls_break_no_rule
+                random_ends_of_a_backend_break_no_rule
+                random_calls_from_threads_break_no_rule
             }
         }
     };
@@ -327,11 +341,13 @@ pub fn run(case: &'static str, harness: impl Harness + 'static) {
     }
     let broken = check::broken_rules(&journal.lock());
     if failure.is_some() || !broken.is_empty() {
-        println!("{}", journal.lock());
-        broken.iter().for_each(|rule| println!("broken: {rule}"));
+        println!("{}", journal.lock().print(None));
+        for Broken { rule, about } in &broken {
+            println!("broken: {rule}\n{}", journal.lock().print(Some(about)));
+        }
     }
     if let Some(payload) = failure {
         resume_unwind(payload);
     }
-    assert!(broken.is_empty(), "{} rules are broken, first: {}", broken.len(), broken[0]);
+    assert!(broken.is_empty(), "{} rules are broken, first: {}", broken.len(), broken[0].rule);
 }

@@ -175,12 +175,12 @@ impl Node {
     }
 
     pub(super) fn close(&self, endpoint: Endpoint) {
-        self.record(Some(endpoint), What::Closing("close"));
+        self.did(endpoint, "close");
         self.backend().close(endpoint).expect("the connection is there");
     }
 
     pub(super) fn abort(&self, endpoint: Endpoint) {
-        self.record(Some(endpoint), What::Closing("abort"));
+        self.did(endpoint, "abort");
         self.backend().abort(endpoint).expect("the connection is there");
     }
 
@@ -192,6 +192,11 @@ impl Node {
     /// Journals a refusal for want of resources.
     pub(super) fn refused(&self, to: Endpoint) {
         self.record(Some(to), What::Full);
+    }
+
+    /// Journals another call about a connection.
+    pub(super) fn did(&self, endpoint: Endpoint, call: &'static str) {
+        self.record(Some(endpoint), What::Did(call));
     }
 
     fn record(&self, endpoint: Option<Endpoint>, what: What) {

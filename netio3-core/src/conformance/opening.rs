@@ -26,6 +26,7 @@ pub(super) fn opening_ends_in_established_on_both_sides(world: &World) {
     assert_eq!(back.local_address, pair.address);
     assert_eq!(pair.dialer.backend().limits(pair.out), Ok(out.limits));
     assert_eq!(pair.listener.backend().limits(pair.back), Ok(back.limits));
+    assert_eq!(pair.listener.backend().endpoint(&back.address), None, "accepted peers own no address");
     pair.prove_alive(world);
 }
 
@@ -61,6 +62,12 @@ pub(super) fn an_address_has_one_owner(world: &World) {
         assert_eq!(dialer.backend().endpoint(&address), Some(owner), "{when}");
         world.until("established", || dialer.is_established(owner));
     }
+    dialer.close(owner);
+    let early = dialer.backend().open_send_endpoint(&address, &params);
+    assert!(matches!(early, Err(OpenSendError::SendEndpointAlreadyExists { .. })), "it is free inside *closed*, not before: {early:?}");
+    world.until("closed", || dialer.closing(owner).is_some());
+    let again = dialer.open(address, &params);
+    world.until("established", || dialer.is_established(again));
     let other = world.node("other dialer", config());
     let too = other.open(address, &params);
     world.until("another backend owns the address as well", || other.is_established(too));
@@ -120,6 +127,9 @@ pub(super) fn by_address_calls_without_an_owner_are_unknown(world: &World) {
     assert_eq!(backend.send_data_copy(&address, b"", b"", 1), unknown);
     assert_eq!(backend.send_data_copy_iov(&address, &[], b"", 1), unknown);
     assert!(backend.get_buffer(&address).is_err());
+    let mut pool = crate::MemoryRegion::new(64).expect("memory").cut(64).expect("it is cut once");
+    let unsent = backend.send_buffer(&address, pool.take().expect("there is one")).expect_err("nobody owns the address");
+    assert_eq!(unsent.outcome.map(|_| ()), unknown.map(|_| ()));
     assert!(backend.get_num_available_buffers(&address).is_err());
     assert!(backend.close_send_endpoint(&address).is_err());
     assert_eq!(backend.endpoint(&address), None);

@@ -164,3 +164,39 @@ pub(super) fn a_loop_survives_many_panics(world: &World) {
         assert_unknown(&*receiver.backend(), at);
     }
 }
+
+/// A panic in any one of many callbacks, whichever it is, ends that backend alone.
+pub(super) fn a_panic_in_any_callback_ends_that_backend_alone(world: &World) {
+    let bystanders = Pair::new(world);
+    for nth in 0..14 {
+        let pair = Pair::with(world, Setup::queue(3));
+        let left = Rc::new(std::cell::Cell::new(nth));
+        for kind in Kind::ALL {
+            let left = left.clone();
+            pair.dialer.on(kind, move |call| {
+                // A short life: answer, refill, and close towards the end.
+                if kind == Kind::Data && left.get() == 2 {
+                    call.backend.close(call.endpoint).expect("it is there");
+                }
+                if left.get() == 0 {
+                    call.node.expect_silence();
+                    panic!("on purpose");
+                }
+                left.set(left.get() - 1);
+            });
+        }
+        pair.listener.on(Kind::Data, |call| {
+            let status = call.send(call.endpoint, Plan::copy(10));
+            assert!(matches!(status, NetioStatus::Ok | NetioStatus::NoResources | NetioStatus::NotConnected), "{status:?}");
+        });
+        (0..3).for_each(|_| pair.dialer.sent(pair.out, Plan::copy(20)));
+        pair.dialer.sent_or_refused(pair.out, Plan::copy(20));
+        for _ in 0..nth {
+            pair.dialer.connect(world.harness.nobody_listens(), &ConnectionParameters::default());
+        }
+        assert_eq!(world.until_panic(), "on purpose");
+        bystanders.prove_alive(world);
+        world.until("its peer sees the end", || pair.listener.closing(pair.back).is_some());
+        [pair.dialer, pair.listener].iter().for_each(Node::drop_if_alive);
+    }
+}
