@@ -266,14 +266,20 @@ impl<N: Net> Tcp<N> {
     /// The stream ended in order of the system's, which is not this protocol's: no goodbye came.
     fn end_of_stream(&self, engine: &Engine<Self>, connection: &Conn<N>) {
         let session = connection.link.session.get();
-        if connection.link.inbound.borrow().is_inside_frame() && session.stage == Stage::Open {
-            engine.count_discarded(connection, 1);
-        }
         match connection.state() {
             State::Closing(reason) if session.has_said_goodbye() && connection.link.outbound.borrow().is_empty() => {
+                self.count_cut_off(engine, connection);
                 engine.finish(connection, reason, Release::Orderly);
             }
             _ => self.lost(engine, connection, &io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Counts the message that the end of the stream cuts off.
+    pub(crate) fn count_cut_off(&self, engine: &Engine<Self>, connection: &Conn<N>) {
+        // Borrowed while a callback runs that found the end by sending: then a whole message was the last.
+        if connection.link.inbound.try_borrow().is_ok_and(|inbound| inbound.is_inside_frame()) {
+            engine.count_discarded(connection, 1);
         }
     }
 

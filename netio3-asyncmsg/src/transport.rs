@@ -86,7 +86,10 @@ impl<N: Net> Tcp<N> {
                 engine.drop_stranger(connection);
             }
             State::Opening => engine.refuse(connection, refusal::reason(error)),
-            _ => engine.finish(connection, ClosedReason::PeerLost, Release::Reset),
+            _ => {
+                self.count_cut_off(engine, connection);
+                engine.finish(connection, ClosedReason::PeerLost, Release::Reset);
+            }
         }
     }
 }
