@@ -13,7 +13,7 @@ use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, NetworkConfig};
 use crate::endpoint::{Endpoint, EndpointIds, MAX_ENDPOINTS};
 use crate::engine::connection::{Accepted, Listed};
-use crate::engine::deadlines::Due;
+use crate::engine::deadlines::{ACCEPT_RETRY, Due};
 use crate::engine::ledger::Sent;
 use crate::engine::{Connection, Ledger, Opener, Release, Retired, State, Transport};
 use crate::event_loop::{EventLoop, Ready, Remote, SourceId};
@@ -209,30 +209,42 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Closes the longest silent stranger to make room; for accept loops that run out of descriptors.
-    /// `false` when there is none.
+    /// `false` when there is none, or none that had a while to say hello: what it said may be unread yet.
     pub fn evict_stranger(&self) -> bool {
+        let is_new = |stranger: &Rcc<T>| self.ev.now().saturating_duration_since(stranger.since.get()) < ACCEPT_RETRY;
+        match self.longest_silent() {
+            Some(stranger) if !is_new(&stranger) => {
+                self.evict(&stranger);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The accepted peer that has not said hello for the longest time.
+    fn longest_silent(&self) -> Option<Rcc<T>> {
+        let mut strangers = self.strangers.borrow_mut();
         loop {
-            let Some(endpoint) = self.strangers.borrow_mut().pop_front() else { return false };
-            if let Some(stranger) = self.get(endpoint).filter(|connection| !connection.known.get()) {
-                stranger.listener_counters().inspect(|counters| counters.silent.add(1));
-                self.drop_stranger(&stranger);
-                return true;
+            match self.get(*strangers.front()?).filter(|connection| !connection.known.get()) {
+                Some(stranger) => return Some(stranger),
+                None => _ = strangers.pop_front(),
             }
         }
     }
 
+    fn evict(&self, stranger: &Rcc<T>) {
+        stranger.listener_counters().inspect(|counters| counters.silent.add(1));
+        self.drop_stranger(stranger);
+    }
+
     fn make_room_for_stranger(&self) {
-        let mut strangers = self.strangers.borrow_mut();
-        while strangers.front().is_some_and(|first| self.get(*first).is_none_or(|connection| connection.known.get())) {
-            strangers.pop_front();
+        let is_full = || self.strangers.borrow().len() >= self.config.max_handshakes;
+        let longest_silent = self.longest_silent();
+        if is_full() {
+            self.strangers.borrow_mut().retain(|endpoint| self.get(*endpoint).is_some_and(|connection| !connection.known.get()));
         }
-        if strangers.len() >= self.config.max_handshakes {
-            strangers.retain(|endpoint| self.get(*endpoint).is_some_and(|connection| !connection.known.get()));
-        }
-        let full = strangers.len() >= self.config.max_handshakes;
-        drop(strangers);
-        if full {
-            self.evict_stranger();
+        if is_full() {
+            longest_silent.inspect(|stranger| self.evict(stranger));
         }
     }
 

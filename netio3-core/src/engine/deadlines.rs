@@ -23,7 +23,7 @@ impl Due {
 }
 
 /// How long an accept loop waits when the table of descriptors is full and no stranger can make room.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// How long a connection stays without traffic before it gives queue memory back.
 const TRIM_AFTER: Duration = Duration::from_secs(2);
 
