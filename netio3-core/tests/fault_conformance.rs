@@ -31,8 +31,14 @@ impl Harness for FaultHarness {
         Box::new(wrap(self.config, self.seed, &self.clock, ev, callbacks, create).unwrap())
     }
 
-    fn synchronized(&self, _: NetworkConfig, _: Box<dyn Callbacks + Send>, _: &dyn EventLoop) -> Box<dyn NetworkBackend + Send + Sync> {
-        unreachable!("the cases with threads are skipped")
+    /// Without faults, since a backend with faults belongs to its loop's thread.
+    fn synchronized(
+        &self,
+        config: NetworkConfig,
+        callbacks: Box<dyn Callbacks + Send>,
+        ev: &dyn EventLoop,
+    ) -> Box<dyn NetworkBackend + Send + Sync> {
+        loopback::create(config, callbacks, ev).unwrap()
     }
 
     fn is_synchronized(&self) -> bool {
@@ -50,7 +56,6 @@ impl Harness for FaultHarness {
     fn skip(&self, case: &str) -> Option<&'static str> {
         let is_slow = self.config != FaultConfig::none();
         match case {
-            _ if WITH_THREADS.contains(&case) => Some("a backend with faults belongs to its loop's thread"),
             "a_foreign_local_address_cannot_be_used" => Some("any address can be a local one of the loopback backend"),
             "an_accepted_message_leaves_with_the_turn" if is_slow => Some("not when it is delayed"),
             "counters_equal_what_happened" if is_slow => Some("the counters know no message that is held back"),
@@ -75,19 +80,6 @@ impl Source for Ticker {
     }
 }
 
-const WITH_THREADS: &[&str] = &[
-    "four_threads_send_at_once",
-    "no_call_waits_for_the_loop",
-    "a_call_wakes_the_sleeping_loop",
-    "a_close_from_another_thread_flushes",
-    "threads_open_and_close_at_once",
-    "pausing_from_another_thread_loses_nothing",
-    "buffers_travel_between_threads",
-    "dropping_on_another_thread_is_a_drop",
-    "calls_after_the_loop_is_gone_fail",
-    "the_loops_thread_may_call_as_well",
-];
-
 mod without_faults {
     use netio3_core::fault::FaultConfig;
 
@@ -98,4 +90,24 @@ mod slow {
     use netio3_core::fault::FaultConfig;
 
     netio3_core::conformance_suite!(super::FaultHarness::new(FaultConfig { would_block: 0.0, ..FaultConfig::rough() }, 1));
+}
+
+/// With all kinds of faults, the cases whose programs take whatever comes.
+mod rough {
+    use netio3_core::conformance::run;
+    use netio3_core::fault::FaultConfig;
+
+    use super::FaultHarness;
+
+    #[test]
+    fn random_calls_break_no_rule() {
+        run("random_calls_break_no_rule", FaultHarness::new(FaultConfig::rough(), 1));
+        run("random_calls_break_no_rule", FaultHarness::new(FaultConfig::resetting(), 2));
+    }
+
+    #[test]
+    fn random_ends_of_a_backend_break_no_rule() {
+        run("random_ends_of_a_backend_break_no_rule", FaultHarness::new(FaultConfig::rough(), 3));
+        run("random_ends_of_a_backend_break_no_rule", FaultHarness::new(FaultConfig::resetting(), 4));
+    }
 }
