@@ -71,6 +71,13 @@ impl Node {
         self.backend.listeners()[0].counters.snapshot()
     }
 
+    /// Forgets received messages and completions.
+    pub fn forget(&self) {
+        let mut told = self.told.borrow_mut();
+        told.retain(|told| !matches!(told, Told::Data(..) | Told::Completed(..)));
+        told.shrink_to_fit();
+    }
+
     /// Endpoints in the order in which they were established.
     pub fn established(&self) -> Vec<Endpoint> {
         let told = self.told.borrow();
