@@ -280,15 +280,17 @@ impl Transport for Loopback {
 /// What a turn may do, however much was done before.
 const LEAST: Budget = Budget { messages: 256, bytes: 64 << 10 };
 
-/// Whether what arrives is thrown away: the user stopped receiving and then closed.
+/// Whether what arrives is thrown away: the user stopped receiving and then closed. What comes after that is thrown
+/// away as well, since what the user gets has no gaps.
 fn is_unwanted(connection: &Connection<Link>) -> bool {
-    connection.is_paused() && matches!(connection.state(), State::Closing(_))
+    connection.link.discarding.get() || (connection.is_paused() && matches!(connection.state(), State::Closing(_)))
 }
 
 fn deliver(up: &mut Upcalls<'_, Loopback>, connection: &Rc<Connection<Link>>, memory: Vec<u8>, budget: &mut Budget) {
     let len = memory.len();
     budget.spend(1, len);
     if is_unwanted(connection) {
+        connection.link.discarding.set(true);
         up.engine().count_discarded(connection, 1);
         return connection.link.consume(len, memory);
     }
