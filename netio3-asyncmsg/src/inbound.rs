@@ -171,3 +171,6 @@ impl Inbound {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

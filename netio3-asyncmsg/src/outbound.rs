@@ -211,3 +211,6 @@ impl Segment {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+//! However a stream is cut, the same comes out of it.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// [`Incoming`] with a message of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Owned {
+    Hello(Hello),
+    Message(Vec<u8>),
+    Heartbeat,
+    Goodbye,
+}
+
+const MAX_LEN: usize = 600_000;
+
+fn hello() -> Hello {
+    Hello::new(12_345, Duration::from_millis(7))
+}
+
+fn content(len: usize) -> Vec<u8> {
+    let mut content: Vec<u8> = (0..251).cycle().take(len).collect();
+    if let Some(first) = content.first_mut() {
+        *first = len as u8;
+    }
+    content
+}
+
+fn encode(things: &[Owned]) -> Vec<u8> {
+    let mut stream = Vec::new();
+    for thing in things {
+        match thing {
+            Owned::Hello(hello) => stream.extend_from_slice(&hello.encode()),
+            Owned::Message(message) => {
+                stream.extend_from_slice(&Frame::Data(message.len()).head());
+                stream.extend_from_slice(message);
+            }
+            Owned::Heartbeat => stream.extend_from_slice(&Frame::Heartbeat.head()),
+            Owned::Goodbye => stream.extend_from_slice(&Frame::Goodbye.head()),
+        }
+    }
+    stream
+}
+
+/// Feeds pieces as the reader does: first into the message being assembled, then behind what was kept.
+fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<(Vec<Owned>, Inbound), Broken> {
+    let mut inbound = Inbound::new(MAX_LEN);
+    let mut out = Vec::new();
+    let mut arrived = 0;
+    for mut piece in pieces {
+        arrived += piece.len();
+        while let Some((room, is_all)) = inbound.assembly_room().filter(|_| !piece.is_empty()) {
+            assert!(!room.is_empty());
+            let n = room.len().min(piece.len());
+            room[..n].copy_from_slice(&piece[..n]);
+            let was_all = is_all && n == room.len();
+            piece = &piece[n..];
+            let done = inbound.assembled(n);
+            assert_eq!(done.is_some(), was_all);
+            if let Some(len) = done {
+                out.push(Owned::Message(inbound.memory()[..len].to_vec()));
+            }
+            assert!(inbound.held() <= FIRST_STEP.max(2 * arrived), "{} bytes held for {arrived}", inbound.held());
+        }
+        let mut joined = vec![0; inbound.partial_len()];
+        if !piece.is_empty() {
+            assert_eq!(inbound.take_partial(&mut joined), joined.len());
+            assert_eq!(inbound.partial_len(), 0);
+            joined.extend_from_slice(piece);
+            let mut bytes = &joined[..];
+            while !bytes.is_empty() {
+                match inbound.next(&mut bytes)? {
+                    Some(Incoming::Hello(hello)) => out.push(Owned::Hello(hello)),
+                    Some(Incoming::Message(message)) => out.push(Owned::Message(message.to_vec())),
+                    Some(Incoming::Heartbeat) => out.push(Owned::Heartbeat),
+                    Some(Incoming::Goodbye) => out.push(Owned::Goodbye),
+                    None => assert!(bytes.is_empty(), "all that is left was kept"),
+                }
+            }
+        }
+        assert!(inbound.held() <= FIRST_STEP.max(2 * arrived), "{} bytes held for {arrived}", inbound.held());
+    }
+    Ok((out, inbound))
+}
+
+fn expect(things: &[Owned], decoded: Result<(Vec<Owned>, Inbound), Broken>) {
+    let (out, inbound) = decoded.expect("it is a stream of this protocol");
+    // Not `assert_eq`, which would print megabytes.
+    assert!(out == things, "something else came out");
+    assert!(!inbound.is_inside_frame());
+}
+
+#[test]
+fn a_stream_may_be_cut_anywhere() {
+    let things = [
+        Owned::Hello(hello()),
+        Owned::Message(vec![]),
+        Owned::Heartbeat,
+        Owned::Message(content(1)),
+        Owned::Message(content(30)),
+        Owned::Heartbeat,
+        Owned::Message(content(7)),
+        Owned::Goodbye,
+    ];
+    let stream = encode(&things);
+    for cut in 0..=stream.len() {
+        expect(&things, decode([&stream[..cut], &stream[cut..]]));
+    }
+    expect(&things, decode(stream.chunks(1)));
+    expect(&things, decode([&stream[..]]));
+}
+
+#[test]
+fn assembling_takes_over_at_every_size() {
+    for len in
+        [1, FIRST_STEP - 1, FIRST_STEP, FIRST_STEP + 1, 2 * FIRST_STEP, 4 * FIRST_STEP - 1, 4 * FIRST_STEP, 4 * FIRST_STEP + 1, MAX_LEN]
+    {
+        let things = [Owned::Hello(hello()), Owned::Message(content(len)), Owned::Message(content(3)), Owned::Message(content(len))];
+        let stream = encode(&things);
+        for piece in [1_000, FIRST_STEP - 1, FIRST_STEP, FIRST_STEP + 8, 4 * FIRST_STEP] {
+            expect(&things, decode(stream.chunks(piece)));
+        }
+    }
+}
+
+#[test]
+fn an_end_inside_a_frame_is_seen() {
+    let stream = encode(&[Owned::Hello(hello()), Owned::Message(content(20)), Owned::Heartbeat]);
+    let frames = [72, 72 + 28, 72 + 36];
+    for cut in 1..=stream.len() {
+        let (_, inbound) = decode([&stream[..cut]]).expect("it is the beginning of a stream");
+        assert_eq!(inbound.is_inside_frame(), !frames.contains(&cut), "{cut}");
+    }
+}
+
+#[test]
+fn nothing_is_allocated_on_a_lengths_word() {
+    let mut stream = encode(&[Owned::Hello(hello())]);
+    stream.extend_from_slice(&Frame::Data(MAX_LEN).head());
+    stream.push(0);
+    let (_, inbound) = decode([&stream[..]]).expect("it is the beginning of a stream");
+    assert!(inbound.held() <= FIRST_STEP);
+}
+
+#[test]
+fn memory_is_given_back_between_messages_alone() {
+    let stream = encode(&[Owned::Hello(hello()), Owned::Message(content(100_000)), Owned::Message(content(100_000))]);
+    let (first, rest) = stream.split_at(72 + 100_008 + 50_000);
+    let (_, mut inbound) = decode([&first[..100_000], &first[100_000..]]).expect("it is the beginning of a stream");
+    let held = inbound.held();
+    inbound.trim();
+    assert_eq!(inbound.held(), held, "it is in use");
+    let mut rest = rest;
+    while let Some((room, _)) = inbound.assembly_room() {
+        let n = room.len();
+        room.copy_from_slice(&rest[..n]);
+        rest = &rest[n..];
+        if let Some(len) = inbound.assembled(n) {
+            assert!(inbound.memory()[..len] == content(100_000));
+        }
+    }
+    inbound.trim();
+    assert_eq!(inbound.held(), 0);
+}
+
+#[test]
+fn bad_heads_break_the_stream_however_they_are_cut() {
+    for (bad, expected) in [
+        ([9; HEAD_LEN], BadHead::Kind),
+        ([0; HEAD_LEN], BadHead::Kind),
+        ([0, 0, 0, 0, 0xD1, 0, 0, 1], BadHead::Kind),
+        ([1, 0, 0, 0, 0xE3, 0, 0, 0], BadHead::Kind),
+        (Frame::Data(MAX_LEN + 1).head(), BadHead::TooLong(MAX_LEN + 1)),
+        (Frame::Data(u32::MAX as usize).head(), BadHead::TooLong(u32::MAX as usize)),
+    ] {
+        let mut stream = encode(&[Owned::Hello(hello()), Owned::Message(content(5))]);
+        stream.extend_from_slice(&bad);
+        for cut in 0..=stream.len() {
+            assert_eq!(decode([&stream[..cut], &stream[cut..]]).err(), Some(Broken::Head(expected)), "{cut}");
+        }
+    }
+    assert_eq!(decode([&b"HTTP"[..]]).err(), Some(Broken::Hello));
+}
+
+fn thing() -> impl Strategy<Value = Owned> {
+    let around = |len: usize| (len - 9..len + 9).prop_map(content).prop_map(Owned::Message);
+    prop_oneof![
+        6 => (0_usize..300).prop_map(content).prop_map(Owned::Message),
+        1 => around(FIRST_STEP),
+        1 => around(4 * FIRST_STEP),
+        1 => (0..MAX_LEN).prop_map(content).prop_map(Owned::Message),
+        1 => Just(Owned::Heartbeat),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn any_pieces_give_the_same(
+        things in prop::collection::vec(thing(), 0..12),
+        cuts in prop::collection::vec(prop_oneof![0_usize..20, 0_usize..2_000, 0_usize..300_000], 1..60),
+    ) {
+        let things: Vec<_> = [Owned::Hello(hello())].into_iter().chain(things).collect();
+        let stream = encode(&things);
+        let mut pieces = Vec::new();
+        let mut rest = &stream[..];
+        for cut in cuts {
+            let (piece, after) = rest.split_at(cut.min(rest.len()));
+            pieces.push(piece);
+            rest = after;
+        }
+        pieces.push(rest);
+        expect(&things, decode(pieces));
+    }
+}
