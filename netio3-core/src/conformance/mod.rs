@@ -15,6 +15,7 @@
 //! case was about; when something failed, it is printed.
 
 mod buffers;
+mod callers;
 mod chaos;
 mod check;
 mod closing;
@@ -231,17 +232,19 @@ macro_rules! conformance_suite {
             }
             threads {
                 four_threads_send_at_once
-                no_call_waits_for_the_loop
                 a_call_wakes_the_sleeping_loop
-                a_close_from_another_thread_flushes
-                threads_open_and_close_at_once
                 pausing_from_another_thread_loses_nothing
                 buffers_travel_between_threads
+                the_loops_thread_may_call_as_well
+                refusals_of_another_thread_are_answered_once
+            }
+            callers {
+                no_call_waits_for_the_loop
+                a_close_from_another_thread_flushes
+                threads_open_and_close_at_once
                 dropping_on_another_thread_is_a_drop
                 calls_after_the_loop_is_gone_fail
-                the_loops_thread_may_call_as_well
                 sends_racing_with_the_end_are_accounted_for
-                refusals_of_another_thread_are_answered_once
             }
             liveness {
                 an_idle_connection_lives
