@@ -101,7 +101,10 @@
 //! | `LibFabricBufferError` | [`RegisterError`] |
 //! | `BaseEventLoop`, `EpollEventLoop` | [`EventLoop`], [`EpollEventLoop`] |
 //! | `AsioEventLoop` | any foreign loop can drive an [`EpollEventLoop`] by its descriptor |
-//! | `register_fd`, `remove_fd` | [`Handle`]: descriptors, timers, signals |
+//! | `register_fd`, `remove_fd` | [`Handle::add_fd`], [`EventLoop::remove_source`] |
+//! | timers, signals | [`Handle::add_timer`], [`Handle::add_interval`], [`Handle::add_signal`] |
+//! | the init callback | [`Handle::on_init`] |
+//! | work handed to the loop by another thread | [`EventLoop::remote`], [`Remote::post`] |
 //! | `run`, `run_for`, `stop` | [`EventLoop::run`], [`run_for`](EventLoop::run_for), [`stop`](EventLoop::stop) |
 #![forbid(unsafe_code)]
 
@@ -109,7 +112,16 @@ mod create;
 mod network_type;
 
 pub use bytes;
-pub use netio3_core::*;
+pub use netio3_core::{
+    AcceptFilter, AddressError, BackendCounters, BackendStats, Budget, BufferError, BufferFull, BufferPool, Buffers, Callbacks,
+    CloseListenError, CloseSendError, ClosedReason, Completion, CompletionKind, ConnectionCounters, ConnectionInfo, ConnectionParameters,
+    ConnectionParametersRecv, ConnectionState, ConnectionStats, Counter, CreateError, DeregisterError, Direction, EndPointAddress,
+    Endpoint, EventLoop, Handlers, HeldSlice, Interest, Job, Limits, ListenerCounters, ListenerState, ListenerStats, Liveness,
+    LivenessAction, LookupError, LoopCounters, LoopStats, MAX_ENDPOINTS, MemoryKind, MemoryRegion, Message, Meter, NetioStatus,
+    NetworkBackend, NetworkBuffer, NetworkConfig, Next, OpenListenError, OpenSendError, Phase, RawSlice, Ready, RefusedReason, RegionId,
+    RegionInUse, RegionOptions, RegisterError, Remote, RunError, SendError, Source, SourceId, Take, Target, Unsent, WatchId, engine,
+    lookup, loopback,
+};
 pub use netio3_evloop::{EpollEventLoop, Handle, Signal, TimerId};
 
 pub use crate::create::{create, create_local};
