@@ -46,7 +46,7 @@ pub struct Common {
     /// Poll for this long before sleeping
     #[arg(long, global = true, value_name = "MICROSECONDS", default_value_t = 0)]
     pub spin: u64,
-    /// Pin to this processor
+    /// Pin to this processor (the tour leaves it to the system)
     #[arg(long, global = true, value_name = "N")]
     pub cpu: Option<usize>,
     /// Check every byte, not just order and count

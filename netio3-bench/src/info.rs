@@ -1,5 +1,6 @@
 //! `info`: what can be used here, which limits hold, what is missing and how to get it.
 
+use std::fmt::Write;
 use std::fs;
 
 use netio3::NetworkType;
@@ -8,6 +9,7 @@ use serde::Serialize;
 
 use crate::args::{Backend, Common};
 use crate::failure::Failure;
+use crate::report::show;
 
 /// Everything that `info` tells; the field names are those of the JSON object.
 #[derive(Serialize, Debug)]
@@ -51,9 +53,9 @@ struct Limit {
 pub fn info(common: &Common) -> Result<(), Failure> {
     let info = Info::collect();
     if common.json {
-        println!("{}", serde_json::to_string(&info).expect("the information has a JSON form"));
+        show(&(serde_json::to_string(&info).expect("the information has a JSON form") + "\n"));
     } else {
-        info.print();
+        show(&info.text());
     }
     let Some(asked) = common.backend else { return Ok(()) };
     match info.backends.iter().find(|backend| backend.name == asked.name()) {
@@ -108,23 +110,23 @@ impl Info {
         }
     }
 
-    fn print(&self) {
+    fn text(&self) -> String {
         let Self { version, kernel, processors, backends, devices, limits, advice, .. } = self;
         let kernel = kernel.as_deref().unwrap_or("unknown");
-        println!("netio3-bench {version}, Linux {kernel}, {processors} processors\n\nbackends");
+        let mut text = format!("netio3-bench {version}, Linux {kernel}, {processors} processors\n\nbackends\n");
         for BackendInfo { name, usable, why, .. } in backends {
             let state = if *usable { "usable" } else { "not usable" };
-            println!("  {name:<12}{state:<12}{}", why.as_deref().unwrap_or_default());
+            let _ = writeln!(text, "  {name:<12}{state:<12}{}", why.as_deref().unwrap_or_default());
         }
-        println!("  RDMA devices: {}", if devices.is_empty() { "none".into() } else { devices.join(", ") });
-        println!("\nlimits");
+        let devices = if devices.is_empty() { "none".into() } else { devices.join(", ") };
+        let _ = writeln!(text, "  RDMA devices: {devices}\n\nlimits");
         for Limit { name, value, meaning } in limits {
-            println!("  {name:<32}{:<24}{meaning}", value.as_deref().unwrap_or("unknown"));
+            let _ = writeln!(text, "  {name:<32}{:<24}{meaning}", value.as_deref().unwrap_or("unknown"));
         }
         if !advice.is_empty() {
-            println!("\nadvice");
-            advice.iter().for_each(|line| println!("  {line}"));
+            let _ = writeln!(text, "\nadvice\n  {}", advice.join("\n  "));
         }
+        text
     }
 }
 

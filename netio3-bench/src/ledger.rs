@@ -11,6 +11,8 @@ use crate::report::Report;
 /// What came from all senders.
 pub struct Ledger {
     purpose: Purpose,
+    /// Whether every byte is checked even if the sender does not ask for it; messages always follow the pattern.
+    verify: bool,
     sessions: HashMap<u64, Session>,
     /// Senders that ended.
     pub ended: u64,
@@ -57,9 +59,10 @@ pub enum Answer {
 
 impl Ledger {
     /// An empty book for connections of one purpose.
-    pub fn new(purpose: Purpose) -> Self {
+    pub fn new(purpose: Purpose, verify: bool) -> Self {
         Self {
             purpose,
+            verify,
             sessions: HashMap::new(),
             ended: 0,
             failed: 0,
@@ -102,7 +105,7 @@ impl Ledger {
             if let Err(failure) = report.verdict() {
                 eprintln!("netio3-bench: {failure}");
             }
-            *self = Self::new(self.purpose);
+            *self = Self::new(self.purpose, self.verify);
         }
     }
 
@@ -171,7 +174,7 @@ impl Incoming {
         ledger.connections += 1;
         ledger.size = start.size;
         ledger.mode = start.mode;
-        self.check = Some(StreamCheck::new(start.size, start.stream, start.verify));
+        self.check = Some(StreamCheck::new(start.size, start.stream, start.verify || ledger.verify));
         let welcome = Control::Welcome.encode(start.size);
         self.start = Some(start);
         Answer::Send(welcome)
@@ -238,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_sender_ends_with_the_last_of_its_connections() {
-        let mut ledger = Ledger::new(Purpose::Stream);
+        let mut ledger = Ledger::new(Purpose::Stream, false);
         let mut both = [0, 1].map(|stream| connection(&mut ledger, start(stream, 2)));
         for (stream, incoming) in both.iter_mut().enumerate() {
             send_three(incoming, stream as u16);
@@ -255,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_sender_that_dies_has_failed_and_lost() {
-        let mut ledger = Ledger::new(Purpose::Stream);
+        let mut ledger = Ledger::new(Purpose::Stream, false);
         let mut incoming = connection(&mut ledger, start(0, 2));
         incoming.observe(&[0; 8]);
         incoming.close(&mut ledger);
@@ -264,7 +267,7 @@ mod tests {
 
     #[test]
     fn strangers_and_wrong_purposes_are_turned_away() {
-        let mut ledger = Ledger::new(Purpose::Stream);
+        let mut ledger = Ledger::new(Purpose::Stream, false);
         assert_eq!(Incoming::default().control(&mut ledger, b"GET / HTTP/1.1"), Answer::HangUp);
         let ping = Start { purpose: Purpose::RoundTrips, ..start(0, 1) };
         let answer = Incoming::default().control(&mut ledger, &Control::Start(ping).encode(8));

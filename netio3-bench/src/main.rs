@@ -62,6 +62,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     let backend = common.backend();
     info::usable(backend).map_err(Failure::NoConnection)?;
     pin(common)?;
+    allow_descriptors();
     let report = match (command, backend) {
         (Command::Recv(args), Backend::Raw) => raw::recv(common, args)?,
         (Command::Send(args), Backend::Raw) => raw::send(common, args)?,
@@ -84,4 +85,13 @@ fn pin(common: &Common) -> Result<(), Failure> {
     set.set(cpu)
         .and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set))
         .map_err(|error| Failure::NoConnection(format!("cannot pin to processor {cpu}: {error}; `nproc` tells how many there are")))
+}
+
+/// Raises the limit of descriptors as far as this process may: every connection takes one.
+fn allow_descriptors() {
+    let limit = nix::sys::resource::Resource::RLIMIT_NOFILE;
+    if let Ok((_, most)) = nix::sys::resource::getrlimit(limit) {
+        // Where it is refused, opening connections will tell.
+        let _ = nix::sys::resource::setrlimit(limit, most, most);
+    }
 }

@@ -9,6 +9,7 @@ use crate::args::{Common, Mode, PingArgs, SendArgs};
 use crate::control::{Purpose, Start, VERSION};
 use crate::failure::Failure;
 use crate::pattern::Layout;
+use crate::report::show;
 
 /// What a sending process is going to do.
 #[derive(Clone, Debug)]
@@ -107,10 +108,7 @@ pub fn parse_listen(text: &str) -> Result<EndPointAddress, Failure> {
 
 /// Tells where this process listens, by an address that can be dialled.
 pub fn announce(bound: SocketAddr) {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    // Whoever reads this may have gone; the run is not worse for it.
-    let _ = writeln!(out, "listening on {}", dialable(bound)).and_then(|()| out.flush());
+    show(&format!("listening on {}\n", dialable(bound)));
 }
 
 /// A wildcard address says nothing about where to connect to: names the address of the default route instead.

@@ -25,7 +25,7 @@ pub fn echo(common: &Common, backend: Backend, args: &EchoArgs) -> Result<Report
         return Err(alone("echo", "ping"));
     }
     let end = if args.forever { End::Never { json: common.json } } else { End::After(1) };
-    let echo = Echo::new(backend, end);
+    let echo = Echo::new(backend, end, common.verify);
     let (ledger, done) = (echo.ledger.clone(), echo.done.clone());
     let network = ground.backend(echo)?;
     announce(listen(&*network, &address)?);
@@ -57,8 +57,8 @@ struct Client {
 
 impl Echo {
     /// An echo without clients.
-    pub fn new(backend: Backend, end: End) -> Self {
-        let ledger = Rc::new(RefCell::new(Ledger::new(Purpose::RoundTrips)));
+    pub fn new(backend: Backend, end: End, verify: bool) -> Self {
+        let ledger = Rc::new(RefCell::new(Ledger::new(Purpose::RoundTrips, verify)));
         Self { backend, end, clients: Table::new(), ledger, done: Rc::default() }
     }
 }

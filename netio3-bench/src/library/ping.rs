@@ -26,7 +26,7 @@ pub fn ping(common: &Common, backend: Backend, args: &PingArgs) -> Result<Report
     // The other side, where it has to live in this process.
     let mut own = None;
     let addresses = if backend == Backend::Loopback {
-        let echo = Echo::new(backend, End::After(1));
+        let echo = Echo::new(backend, End::After(1), common.verify);
         let done = echo.done.clone();
         let network = ground.backend(echo)?;
         let address = listen(&*network, &EndPointAddress::localhost(0))?;

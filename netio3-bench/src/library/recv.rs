@@ -22,7 +22,7 @@ pub fn recv(common: &Common, backend: Backend, args: &RecvArgs) -> Result<Report
         return Err(alone("recv", "send"));
     }
     let end = if args.forever { End::Never { json: common.json } } else { End::After(args.senders) };
-    let receiver = Receiver::new(backend, end);
+    let receiver = Receiver::new(backend, end, common.verify);
     let (ledger, done) = (receiver.ledger.clone(), receiver.done.clone());
     let network = ground.backend(receiver)?;
     announce(listen(&*network, &address)?);
@@ -59,8 +59,8 @@ pub struct Receiver {
 
 impl Receiver {
     /// A receiver that nobody has sent to yet.
-    pub fn new(backend: Backend, end: End) -> Self {
-        let ledger = Rc::new(RefCell::new(Ledger::new(Purpose::Stream)));
+    pub fn new(backend: Backend, end: End, verify: bool) -> Self {
+        let ledger = Rc::new(RefCell::new(Ledger::new(Purpose::Stream, verify)));
         Self { backend, end, connections: Table::new(), ledger, done: Rc::default() }
     }
 }

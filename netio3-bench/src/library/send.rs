@@ -27,7 +27,7 @@ pub fn send(common: &Common, backend: Backend, args: &SendArgs) -> Result<Report
     // The other side, where it has to live in this process.
     let mut own = None;
     let addresses = if backend == Backend::Loopback {
-        let receiver = Receiver::new(backend, End::After(1));
+        let receiver = Receiver::new(backend, End::After(1), common.verify);
         let done = receiver.done.clone();
         let network = ground.backend(receiver)?;
         let address = listen(&*network, &EndPointAddress::localhost(0))?;

@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::ledger::{Answer, Incoming, Ledger};
 use crate::plan::{announce, parse_listen};
 use crate::raw::frame::{Inbox, frame};
-use crate::raw::socket::{Spinning, explain, listen, prepare, receive_first};
+use crate::raw::socket::{START_DEADLINE, Spinning, explain, listen, prepare, receive_first};
 use crate::report::Report;
 
 /// Sends everything back until the client said goodbye; with `--forever`, each client on a thread of its own.
@@ -34,7 +34,7 @@ pub fn echo(common: &Common, args: &EchoArgs) -> Result<Report, Failure> {
 
 /// Serves one client; `None` when it was none of ours.
 fn serve(common: &Common, socket: TcpStream) -> Option<Report> {
-    let mut ledger = Ledger::new(Purpose::RoundTrips);
+    let mut ledger = Ledger::new(Purpose::RoundTrips, common.verify);
     let mut incoming = Incoming::default();
     let error = converse(common, socket, &mut ledger, &mut incoming).err();
     incoming.start()?;
@@ -45,7 +45,7 @@ fn serve(common: &Common, socket: TcpStream) -> Option<Report> {
 fn converse(common: &Common, socket: TcpStream, ledger: &mut Ledger, incoming: &mut Incoming) -> io::Result<()> {
     prepare(&socket)?;
     let mut inbox = Inbox::new();
-    let first = receive_first(&socket, &mut inbox)?;
+    let first = receive_first(&socket, &mut inbox, START_DEADLINE)?;
     let mut socket = Spinning::new(socket, common.spin())?;
     let mut answer = incoming.control(ledger, &first);
     loop {

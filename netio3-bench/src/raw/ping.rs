@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::pattern::{Content, StreamCheck};
 use crate::plan::{Plan, dial};
 use crate::raw::frame::{Inbox, head};
-use crate::raw::socket::{Spinning, connect_any, explain, receive_first, receive_one, send_one, wait};
+use crate::raw::socket::{ANSWER_DEADLINE, Spinning, connect_any, explain, receive_first, receive_one, send_one, wait};
 use crate::report::{Report, RttHistogram};
 
 /// Measures round trips.
@@ -22,7 +22,7 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
     let mut inbox = Inbox::new();
     let silent = |_| Failure::NoConnection(format!("what listens on {address} does not answer as `netio3-bench echo --backend raw` does"));
     send_one(&socket, &Control::Start(plan.start(0)).encode(args.size)).map_err(silent)?;
-    match Control::decode(&receive_first(&socket, &mut inbox).map_err(silent)?) {
+    match Control::decode(&receive_first(&socket, &mut inbox, ANSWER_DEADLINE).map_err(silent)?) {
         Some(Control::Welcome) => {}
         Some(Control::Refused { why }) => return Err(Failure::NoConnection(format!("{address} refused: {why}"))),
         _ => return Err(silent(io::ErrorKind::InvalidData.into())),
@@ -67,6 +67,9 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
     report.error = error.map(|cause| format!("{}: {} messages were not answered", explain(&cause), total.lost));
     Ok(report)
 }
+
+/// Bytes of requests written at once.
+const BATCH_LEN: usize = 64 << 10;
 
 struct Run {
     content: Content,
@@ -135,7 +138,8 @@ impl Run {
             if written == self.requests.len() {
                 self.requests.clear();
                 written = 0;
-                while self.next < self.count && self.next - self.answered < self.sent_at.len() as u64 {
+                let window = self.sent_at.len() as u64;
+                while self.next < self.count && self.next - self.answered < window && self.requests.len() < BATCH_LEN {
                     self.request();
                 }
             }

@@ -12,37 +12,23 @@ use crate::failure::Failure;
 use crate::ledger::{Answer, Incoming, Ledger};
 use crate::plan::{announce, parse_listen};
 use crate::raw::frame::{Inbox, frame};
-use crate::raw::socket::{Spinning, explain, listen, prepare, receive_first};
+use crate::raw::socket::{START_DEADLINE, Spinning, explain, listen, prepare, receive_first};
 use crate::report::Report;
 
-/// Receives, and prints a report for every round of senders with `--forever`.
+/// Receives; with `--forever` prints a report whenever the last of the senders has gone.
 pub fn recv(common: &Common, args: &RecvArgs) -> Result<Report, Failure> {
     let listener = listen(parse_listen(&args.listen)?.socket_addr())?;
+    let failed = |cause: io::Error| Failure::NotDelivered(explain(&cause));
     announce(listener.local_addr().map_err(failed)?);
-    loop {
-        let report = receive_round(common, args, &listener).map_err(failed)?;
-        if !args.forever {
-            return Ok(report);
-        }
-        report.print(common.json);
-    }
-}
-
-fn failed(cause: io::Error) -> Failure {
-    Failure::NotDelivered(explain(&cause))
-}
-
-/// Receives from as many senders as asked for.
-fn receive_round(common: &Common, args: &RecvArgs, listener: &TcpListener) -> io::Result<Report> {
-    let mut ledger = Ledger::new(Purpose::Stream);
-    let mut first = accept(&mut ledger, listener)?;
-    let alone = first.incoming.start().is_some_and(|start| start.connections == 1) && args.senders == 1;
+    let mut ledger = Ledger::new(Purpose::Stream, common.verify);
+    let mut first = accept(&mut ledger, &listener).map_err(failed)?;
+    let alone = first.incoming.start().is_some_and(|start| start.connections == 1) && args.senders == 1 && !args.forever;
     let error = if alone {
         let error = receive_alone(common, &mut ledger, &mut first).err();
         first.incoming.close(&mut ledger);
         error
     } else {
-        receive_many(args, &mut ledger, listener, first)?;
+        receive_many(common, args, &mut ledger, &listener, first).map_err(failed)?;
         None
     };
     Ok(ledger.report("recv", Backend::Raw, error.as_ref().map(explain)))
@@ -56,13 +42,12 @@ struct Peer {
 
 /// Waits for a connection that announces itself properly.
 fn accept(ledger: &mut Ledger, listener: &TcpListener) -> io::Result<Peer> {
-    listener.set_nonblocking(false)?;
     loop {
         let (socket, _) = listener.accept()?;
         let (mut inbox, mut incoming) = (Inbox::new(), Incoming::default());
         let begin = || -> io::Result<bool> {
             prepare(&socket)?;
-            let message = receive_first(&socket, &mut inbox)?;
+            let message = receive_first(&socket, &mut inbox, START_DEADLINE)?;
             answer(&mut &socket, incoming.control(ledger, &message))
         };
         // A stranger, or one that died at once: the next one.
@@ -121,7 +106,7 @@ enum Rest {
 const LISTENER: Token = Token(usize::MAX);
 
 /// Many connections: edge-triggered readiness.
-fn receive_many(args: &RecvArgs, ledger: &mut Ledger, listener: &TcpListener, first: Peer) -> io::Result<()> {
+fn receive_many(common: &Common, args: &RecvArgs, ledger: &mut Ledger, listener: &TcpListener, first: Peer) -> io::Result<()> {
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(1_024);
     listener.set_nonblocking(true)?;
@@ -140,7 +125,7 @@ fn receive_many(args: &RecvArgs, ledger: &mut Ledger, listener: &TcpListener, fi
 
     let mut shared = Inbox::new();
     let mut again: Vec<usize> = Vec::new();
-    while args.senders > ledger.ended {
+    while args.forever || ledger.ended < args.senders {
         poll.poll(&mut events, (!again.is_empty()).then_some(std::time::Duration::ZERO))?;
         let mut ready = std::mem::take(&mut again);
         for event in &events {
@@ -158,7 +143,12 @@ fn receive_many(args: &RecvArgs, ledger: &mut Ledger, listener: &TcpListener, fi
             match member.turn(&mut shared, ledger) {
                 Ok(Turn::Empty) => {}
                 Ok(Turn::MoreToCome) => again.push(name),
-                Ok(Turn::Over) | Err(_) => members.remove(&name).into_iter().for_each(|member| member.incoming.close(ledger)),
+                Ok(Turn::Over) | Err(_) => {
+                    members.remove(&name).into_iter().for_each(|member| member.incoming.close(ledger));
+                    if args.forever {
+                        ledger.print_round("recv", Backend::Raw, common.json);
+                    }
+                }
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::pattern::Content;
 use crate::plan::{Plan, dial};
 use crate::raw::frame::Inbox;
 use crate::raw::outbox::{COPY_UP_TO, Outbox, Written};
-use crate::raw::socket::{STALL_DEADLINE, connect, connect_any, explain, receive_first, receive_one, send_one};
+use crate::raw::socket::{ANSWER_DEADLINE, STALL_DEADLINE, connect, connect_any, explain, receive_first, receive_one, send_one};
 use crate::report::Report;
 
 /// Sends, and prints the report.
@@ -32,7 +32,7 @@ pub fn send(common: &Common, args: &SendArgs) -> Result<Report, Failure> {
         send_one(socket, &start).map_err(|cause| Failure::connecting(format_args!("cannot talk to {address}"), &cause))?;
     }
     for (socket, inbox) in &mut connections {
-        let answer = receive_first(socket, inbox).map_err(|_| silent(address))?;
+        let answer = receive_first(socket, inbox, ANSWER_DEADLINE).map_err(|_| silent(address))?;
         match Control::decode(&answer) {
             Some(Control::Welcome) => {}
             Some(Control::Refused { why }) => return Err(Failure::NoConnection(format!("{address} refused: {why}"))),

@@ -11,8 +11,12 @@ use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use crate::failure::Failure;
 use crate::raw::frame::{Inbox, frame};
 
-/// The time for a connection to come about, and for the other side to answer.
+/// The time for a connection to come about.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// The time for an accepted peer to announce itself.
+pub const START_DEADLINE: Duration = Duration::from_secs(2);
+/// The time for the other side to answer; long enough for it to be rid of a few silent strangers before.
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// The time without any progress after which the other side counts as gone.
 pub const STALL_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -76,8 +80,8 @@ pub fn receive_one(socket: &mut impl Read, inbox: &mut Inbox) -> io::Result<Vec<
 }
 
 /// A first message. It has a deadline of its own, as the other side may not speak our language.
-pub fn receive_first(socket: &TcpStream, inbox: &mut Inbox) -> io::Result<Vec<u8>> {
-    socket.set_read_timeout(Some(CONNECT_DEADLINE))?;
+pub fn receive_first(socket: &TcpStream, inbox: &mut Inbox, deadline: Duration) -> io::Result<Vec<u8>> {
+    socket.set_read_timeout(Some(deadline))?;
     let answer = receive_one(&mut &*socket, inbox);
     socket.set_read_timeout(Some(STALL_DEADLINE))?;
     answer

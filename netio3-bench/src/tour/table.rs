@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::args::Backend;
-use crate::report::{bytes, metric};
+use crate::report::{bytes, metric, show};
 use crate::tour::Quantity;
 use crate::tour::peers::Measured;
 
@@ -63,7 +63,7 @@ impl Findings {
         self.rows.iter().flat_map(|row| &row.cells).flat_map(|(_, measured)| measured).map(|measured| measured.messages).sum()
     }
 
-    /// Prints the table, or the object.
+    /// Prints the table, and the object as the last line if asked for.
     pub fn print(&self, json: bool) {
         let of = |wanted: fn(&Quantity) -> bool| {
             let rows = self.rows.iter().filter(move |row| wanted(&row.quantity));
@@ -72,35 +72,37 @@ impl Findings {
         let throughput = of(|quantity| matches!(quantity, Quantity::Throughput(_)));
         let round_trips = of(|quantity| matches!(quantity, Quantity::RoundTrips(_)));
         let messages = self.messages();
-        println!("between two processes on this machine (loopback: within one); % is the share of the machine's limit,");
-        println!("which is what bare sockets reach, measured in turns\n");
-        self.print_block("throughput", &throughput, |summary| {
+        let mut text = String::from(
+            "between two processes on this machine (loopback: within one); % is the share of the machine's limit,\n\
+             which is what bare sockets reach, measured in turns\n\n",
+        );
+        text += &self.block("throughput", &throughput, |summary| {
             let gbytes = summary.gbytes_per_s.unwrap_or_default();
             format!("{:>9}/s {gbytes:>7.3} GB/s", metric(summary.msgs_per_s.unwrap_or_default()))
         });
-        self.print_block("round trip", &round_trips, |summary| {
+        text += &self.block("round trip", &round_trips, |summary| {
             let us = |time: Option<f64>| time.unwrap_or_default();
             format!("p50 {:>6.1}, p99 {:>6.1} us", us(summary.p50_us), us(summary.p99_us))
         });
         if self.error.is_none() {
-            println!("{messages} messages in {:.1} s, all delivered once and in order", self.seconds);
+            text += &format!("{messages} messages in {:.1} s, all delivered once and in order\n", self.seconds);
         }
         if json {
             let error = self.error.as_deref();
             let object = Object { role: "tour", throughput, round_trips, messages, seconds: self.seconds, error };
-            println!("{}", serde_json::to_string(&object).expect("the findings have a JSON form"));
+            text += &(serde_json::to_string(&object).expect("the findings have a JSON form") + "\n");
         }
+        show(&text);
     }
 
-    fn print_block(&self, title: &str, summaries: &[Summary], show: impl Fn(&Summary) -> String) {
-        print!("{title:<12}");
-        self.backends.iter().for_each(|backend| print!("{:<34}", column(*backend)));
-        println!();
+    /// A line per size, a column per backend.
+    fn block(&self, title: &str, summaries: &[Summary], cell: impl Fn(&Summary) -> String) -> String {
+        let columns = self.backends.iter().map(|backend| format!("{:<34}", column(*backend)));
+        let mut text = format!("{title:<12}{}", columns.collect::<String>());
         let mut size = None;
         for summary in summaries {
-            if size != Some(summary.size) {
-                print!("{}{:<12}", if size.is_some() { "\n" } else { "" }, bytes(summary.size as u64));
-                size = Some(summary.size);
+            if size.replace(summary.size) != Some(summary.size) {
+                text += &format!("\n{:<12}", bytes(summary.size as u64));
             }
             let share = match summary.backend {
                 Backend::Raw => String::new(),
@@ -108,9 +110,10 @@ impl Findings {
                 _ if summary.share_of_raw >= 1.995 => format!(" {:>4.1} x", summary.share_of_raw),
                 _ => format!(" {:>4.0} %", summary.share_of_raw * 100.0),
             };
-            print!("{:<34}", show(summary) + &share);
+            text += &format!("{:<34}", cell(summary) + &share);
         }
-        println!("\n");
+        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+        lines.join("\n") + "\n\n"
     }
 }
 
