@@ -73,6 +73,8 @@ pub struct Engine<T: Transport> {
     pub(super) gone: Cell<bool>,
     /// A front keeps books of its own, fuller than these, and counts by them what connections have queued.
     pub(super) fronted: Cell<bool>,
+    /// The end of the turn is being done: it finds by itself what is listed meanwhile.
+    pub(super) ending_turn: Cell<bool>,
     pub(super) ev: Rc<dyn EventLoop>,
     pub(super) source: Cell<Option<SourceId>>,
     remote: Arc<dyn Remote>,
@@ -112,6 +114,7 @@ impl<T: Transport> Engine<T> {
             shutdown_at: Cell::new(None),
             gone: Cell::new(false),
             fronted: Cell::new(false),
+            ending_turn: Cell::new(false),
             ev: ev.handle(),
             source: Cell::new(None),
             remote,
@@ -395,7 +398,7 @@ impl<T: Transport> Engine<T> {
         self.set_deadline(connection, None);
         self.transport.release(self, connection, how);
         self.over.borrow_mut().push_back(connection.clone());
-        self.ev.schedule();
+        self.end_turn_soon();
     }
 
     // ----- sending -----
@@ -433,7 +436,7 @@ impl<T: Transport> Engine<T> {
         }
         if !connection.listed.completed.replace(true) {
             self.completed.borrow_mut().push(connection.clone());
-            self.ev.schedule();
+            self.end_turn_soon();
         }
     }
 
@@ -467,11 +470,18 @@ impl<T: Transport> Engine<T> {
             && self.totals.queued_bytes.get() + len as u64 <= self.config.total_queue_bytes as u64
     }
 
+    /// Makes sure that what was listed is found.
+    fn end_turn_soon(&self) {
+        if !self.ending_turn.get() {
+            self.ev.schedule();
+        }
+    }
+
     /// Has a connection flushed at the end of the turn.
     pub fn flush_later(&self, connection: &Rc<Connection<T::Link>>) {
         if !connection.listed.unflushed.replace(true) {
             self.unflushed.borrow_mut().push(connection.clone());
-            self.ev.schedule();
+            self.end_turn_soon();
         }
     }
 

@@ -205,6 +205,7 @@ impl<T: Transport> Source for Driver<T> {
     fn before_sleep(&mut self, _ev: &dyn EventLoop, budget: &mut Budget) -> Next {
         let engine = self.engine();
         let mut next = Next::Wait;
+        engine.ending_turn.set(true);
         // Twice, so that what the flush completes is told in the same turn.
         for _ in 0..2 {
             if engine.is_gone() {
@@ -223,6 +224,7 @@ impl<T: Transport> Source for Driver<T> {
             return Next::Wait;
         }
         self.resume_capped(&engine);
+        engine.ending_turn.set(false);
         if engine.has_work() { Next::Again } else { next }
     }
 

@@ -62,6 +62,7 @@ impl<T: Transport> Source for FrontSource<T> {
             let mut next = Next::Wait;
             // Twice, so that what callbacks send leaves in the same turn.
             for _ in 0..2 {
+                side.engine().ending_turn.set(true);
                 // A budget of its own: what the mailboxes bring must not keep the backend from its work.
                 side.drain(&mut budget.clone());
                 side.tell_refused();
