@@ -176,6 +176,12 @@ impl Batch {
         self.done.copied
     }
 
+    /// The memory it has for bytes.
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Empties it. This drops user memory.
     pub(super) fn clear(&mut self) {
         self.done = Done::default();

@@ -43,7 +43,7 @@ impl<T: Transport> SyncBackend<T> {
             }
         }
         let started = shared.ids.allocate(crate::MAX_ENDPOINTS).ok_or_else(|| too_many(crate::MAX_ENDPOINTS)).and_then(|endpoint| {
-            let started = self.start(endpoint, address, params, owns);
+            let started = self.dial(endpoint, address, params, owns);
             started.inspect_err(|_| shared.ids.release(endpoint)).map(|()| endpoint)
         });
         if started.is_err() {
@@ -57,7 +57,7 @@ impl<T: Transport> SyncBackend<T> {
     }
 
     /// Starts a connection and passes it on to the loop.
-    fn start(&self, endpoint: Endpoint, address: EndPointAddress, params: &ConnectionParameters, owns: bool) -> io::Result<()> {
+    fn dial(&self, endpoint: Endpoint, address: EndPointAddress, params: &ConnectionParameters, owns: bool) -> io::Result<()> {
         let shared = &*self.shared;
         let pool = match params.buffers {
             Some(buffers) => Some(BufferPool::of_connection(endpoint, buffers.size, buffers.count, shared.inbox.remote.clone())?),
@@ -352,6 +352,6 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
 }
 
 /// Messages of the copying calls from this length on are copied before the mailbox is locked.
-const COPIED_APART: usize = 256 << 10;
+pub(super) const COPIED_APART: usize = 256 << 10;
 /// An instant further away than this may not be representable.
 const LONGEST_SHUTDOWN: Duration = Duration::from_secs(365 * 24 * 3_600);

@@ -23,6 +23,8 @@ mod quota;
 mod shared;
 mod slots;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -48,9 +50,10 @@ use crate::event_loop::EventLoop;
 /// that was listened on is free once the loop has closed the listener, which on another thread is a moment
 /// after `close_listen_endpoint`.
 ///
-/// **Dropping** on the loop's thread ends the backend at once. On another thread it waits until no callback
-/// is running, after which none will; the loop then closes the connections in its next turn. A callback must
-/// not wait for a thread that drops the backend: both would wait for ever.
+/// **Dropping** on the loop's thread ends the backend at once. On another thread it waits until the loop is
+/// outside the backend; after that no callback runs and no memory of the user's is read. The loop closes the
+/// connections and releases the memory in its next turn. A callback must not wait for a thread that drops the
+/// backend: both would wait for ever.
 ///
 /// # Errors
 /// The configuration is refused.
@@ -100,15 +103,7 @@ pub fn create<T: Transport>(
     ev: &dyn EventLoop,
 ) -> Result<Box<dyn NetworkBackend + Send + Sync>, CreateError> {
     config.check()?;
-    let ids = EndpointIds::default();
-    let engine = Engine::new(transport, Arc::new(opener), loop_side::inner_config(&config), ids.clone(), ev);
-    engine.fronted.set(true);
-    let shared = Arc::new(Shared::new(engine.opener.clone(), config, ids, engine.totals.clone(), ev.remote()));
-    let side = LoopSide::new(shared.clone(), engine.clone(), callbacks);
-    let driver = Driver::new(LocalBackend::view(engine.clone()), Box::new(FrontCallbacks(side.clone())));
-    let source = ev.add_source(Box::new(FrontSource::new(side, driver)));
-    engine.source.set(Some(source));
-    Ok(Box::new(SyncBackend::<T> { shared, owner: true, transport: PhantomData }))
+    Ok(Box::new(SyncBackend::start(transport, opener, config, callbacks, ev)))
 }
 
 /// The calls of a synchronized backend.
@@ -120,6 +115,18 @@ struct SyncBackend<T: Transport> {
 }
 
 impl<T: Transport> SyncBackend<T> {
+    fn start(transport: T, opener: T::Opener, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Self {
+        let ids = EndpointIds::default();
+        let engine = Engine::new(transport, Arc::new(opener), loop_side::inner_config(&config), ids.clone(), ev);
+        engine.fronted.set(true);
+        let shared = Arc::new(Shared::new(engine.opener.clone(), config, ids, engine.totals.clone(), ev.remote()));
+        let side = LoopSide::new(shared.clone(), engine.clone(), callbacks);
+        let driver = Driver::new(LocalBackend::view(engine.clone()), Box::new(FrontCallbacks(side.clone())));
+        let source = ev.add_source(Box::new(FrontSource::new(side, driver)));
+        engine.source.set(Some(source));
+        Self { shared, owner: true, transport: PhantomData }
+    }
+
     fn view(shared: Arc<Shared<T::Opener>>) -> Self {
         Self { shared, owner: false, transport: PhantomData }
     }

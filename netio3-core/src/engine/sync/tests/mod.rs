@@ -1,0 +1,294 @@
+//! The front before a transport that goes nowhere, turn by turn.
+
+mod mock;
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use self::mock::{MockLoop, MockOpener, MockTransport};
+use crate::address::EndPointAddress;
+use crate::backend::{NetworkBackend, Phase};
+use crate::callbacks::{Callbacks, ConnectionInfo};
+use crate::config::{ConnectionParameters, ConnectionParametersRecv, NetworkConfig};
+use crate::endpoint::Endpoint;
+use crate::engine::sync::SyncBackend;
+use crate::error::OpenListenError;
+use crate::event_loop::{Budget, Next};
+use crate::message::Message;
+use crate::status::{ClosedReason, Completion, NetioStatus, RefusedReason};
+
+/// Callbacks that send what they are told.
+struct Tell(Sender<Told>);
+
+#[derive(Debug, PartialEq)]
+enum Told {
+    Established,
+    Refused(RefusedReason),
+    Closed(Vec<u64>, ClosedReason),
+    Data,
+    Completed(Vec<u64>),
+    Writable,
+}
+
+fn keys(completions: &[Completion]) -> Vec<u64> {
+    completions.iter().map(|completion| completion.key).collect()
+}
+
+impl Callbacks for Tell {
+    fn on_connection_established(&mut self, _: &dyn NetworkBackend, _: &ConnectionInfo) {
+        self.0.send(Told::Established).unwrap();
+    }
+
+    fn on_connection_refused(&mut self, backend: &dyn NetworkBackend, at: Endpoint, address: &EndPointAddress, reason: RefusedReason) {
+        assert!(backend.limits(at).is_err() && backend.endpoint(address).is_none());
+        self.0.send(Told::Refused(reason)).unwrap();
+    }
+
+    fn on_connection_closed(
+        &mut self,
+        backend: &dyn NetworkBackend,
+        at: Endpoint,
+        address: &EndPointAddress,
+        pending: &[Completion],
+        reason: ClosedReason,
+    ) {
+        assert!(backend.limits(at).is_err() && backend.endpoint(address).is_none());
+        self.0.send(Told::Closed(keys(pending), reason)).unwrap();
+    }
+
+    fn on_data(&mut self, backend: &dyn NetworkBackend, from: Endpoint, _: &EndPointAddress, _: Message<'_>) {
+        self.0.send(Told::Data).unwrap();
+        backend.pause(from).unwrap();
+    }
+
+    fn on_send_completed(&mut self, _: &dyn NetworkBackend, _: Endpoint, _: &EndPointAddress, completions: &[Completion]) {
+        self.0.send(Told::Completed(keys(completions))).unwrap();
+    }
+
+    fn on_writable(&mut self, _: &dyn NetworkBackend, _: Endpoint, _: &EndPointAddress) {
+        self.0.send(Told::Writable).unwrap();
+    }
+}
+
+struct Scene {
+    backend: SyncBackend<MockTransport>,
+    wire: MockTransport,
+    told: Receiver<Told>,
+    ev: MockLoop,
+}
+
+const ADDRESS: u16 = 5;
+
+impl Scene {
+    fn new() -> Self {
+        let (ev, wire) = (MockLoop::new(), MockTransport::default());
+        let (tell, told) = mpsc::channel();
+        let backend = SyncBackend::start(wire.clone(), MockOpener, NetworkConfig::default(), Box::new(Tell(tell)), &ev);
+        Self { backend, wire, told, ev }
+    }
+
+    /// With a connection in the first place.
+    fn connected(params: &ConnectionParameters) -> (Self, Endpoint) {
+        let scene = Self::new();
+        let endpoint = scene.elsewhere(|backend| backend.open_send_endpoint(&EndPointAddress::localhost(ADDRESS), params).unwrap());
+        scene.ev.turn();
+        scene.ev.readable(0);
+        assert_eq!(scene.told(), [Told::Established]);
+        scene.ev.wakes();
+        (scene, endpoint)
+    }
+
+    /// Calls on another thread.
+    fn elsewhere<R: Send>(&self, call: impl FnOnce(&dyn NetworkBackend) -> R + Send) -> R {
+        let backend = &self.backend;
+        thread::scope(|scope| scope.spawn(|| call(backend)).join().unwrap())
+    }
+
+    fn told(&self) -> Vec<Told> {
+        self.told.try_iter().collect()
+    }
+
+    fn send(&self, to: Endpoint, keys: std::ops::Range<u64>) {
+        self.elsewhere(|backend| {
+            keys.for_each(|key| assert_eq!(backend.send_copy(to, &key.to_le_bytes(), b"", key), Ok(NetioStatus::Ok)));
+        });
+    }
+
+    fn enqueued(&self) -> Vec<u64> {
+        let bytes = self.wire.enqueued.borrow();
+        bytes.iter().map(|bytes| u64::from_le_bytes(bytes[..8].try_into().unwrap())).collect()
+    }
+}
+
+#[test]
+fn the_loop_is_woken_once_for_many_messages() {
+    let (scene, to) = Scene::connected(&ConnectionParameters::default());
+    scene.send(to, 0..100);
+    assert_eq!((scene.ev.wakes(), scene.enqueued().len()), (1, 0));
+    assert_eq!(scene.ev.turn(), Next::Wait);
+    assert_eq!(scene.told(), [Told::Completed((0..100).collect())]);
+    scene.send(to, 100..101);
+    assert_eq!(scene.ev.wakes(), 1);
+    assert_eq!(scene.ev.turn(), Next::Wait);
+    assert!(!scene.ev.is_scheduled());
+}
+
+#[test]
+fn what_the_loop_cannot_adopt_is_refused() {
+    let scene = Scene::new();
+    scene.wire.full.set(true);
+    let endpoint =
+        scene.elsewhere(|backend| backend.open_send_endpoint(&EndPointAddress::localhost(ADDRESS), &Default::default()).unwrap());
+    assert_eq!(scene.backend.connections()[0].phase, Phase::Opening);
+    assert_eq!(scene.ev.turn(), Next::Wait);
+    assert_eq!(scene.told(), [Told::Refused(RefusedReason::LocalResource)]);
+    assert!(scene.backend.connections().is_empty());
+    let totals = scene.backend.totals().snapshot();
+    assert_eq!((totals.opened, totals.refused, totals.connections), (1, 1, 0));
+    scene.wire.full.set(false);
+    let again = scene.backend.open_send_endpoint(&EndPointAddress::localhost(ADDRESS), &Default::default()).unwrap();
+    assert_eq!((again.slot(), again == endpoint), (endpoint.slot(), false));
+}
+
+#[test]
+fn a_listener_that_cannot_be_adopted_is_not_listed() {
+    let scene = Scene::new();
+    scene.wire.full.set(true);
+    let address = EndPointAddress::localhost(ADDRESS);
+    let here = scene.backend.open_listen_endpoint(&address, &ConnectionParametersRecv::default());
+    assert!(matches!(here, Err(OpenListenError::FailedOpenListenEndpoint { .. })), "found at once on the loop's thread");
+    scene.elsewhere(|backend| backend.open_listen_endpoint(&address, &ConnectionParametersRecv::default()).unwrap());
+    assert_eq!(scene.backend.listeners().len(), 1);
+    scene.ev.turn();
+    assert!(scene.backend.listeners().is_empty());
+}
+
+#[test]
+fn a_batch_beyond_the_budget_keeps_its_order_and_its_close() {
+    let (scene, to) = Scene::connected(&ConnectionParameters::default());
+    let budget = Budget { messages: 10, bytes: 1_000_000 };
+    scene.send(to, 0..25);
+    assert_eq!(scene.ev.turn_within(budget), Next::Again);
+    scene.send(to, 25..30);
+    scene.elsewhere(|backend| backend.close(to).unwrap());
+    assert_eq!(scene.elsewhere(|backend| backend.send_copy(to, b"late", b"", 0)), Ok(NetioStatus::NotConnected));
+    while scene.ev.turn_within(budget) == Next::Again {}
+    assert_eq!(scene.enqueued(), (0..30).collect::<Vec<_>>());
+    let mut told = scene.told();
+    assert_eq!(told.pop(), Some(Told::Closed(vec![], ClosedReason::Local)));
+    let completed = told.into_iter().flat_map(|told| if let Told::Completed(keys) = told { keys } else { panic!("{told:?}") });
+    assert_eq!(completed.collect::<Vec<_>>(), (0..30).collect::<Vec<_>>());
+}
+
+/// Memory whose sharers are counted by the second part.
+struct Held([u8; 5_000], #[allow(dead_code, reason = "it is there to be dropped")] Arc<()>);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[test]
+fn an_abort_returns_what_the_loop_has_and_what_it_has_not() {
+    let (scene, to) = Scene::connected(&ConnectionParameters::default());
+    scene.wire.blocked.set(true);
+    let count = Arc::new(());
+    let long = Bytes::from_owner(Held([0; 5_000], count.clone()));
+    scene.send(to, 0..2);
+    scene.elsewhere(|backend| assert_eq!(backend.send(to, &long, b"", 2), Ok(NetioStatus::Ok)));
+    scene.ev.turn_within(Budget { messages: 2, bytes: 1_000_000 });
+    scene.send(to, 3..5);
+    scene.elsewhere(|backend| backend.abort(to).unwrap());
+    drop(long);
+    assert_eq!(Arc::strong_count(&count), 2);
+    scene.ev.turn();
+    assert_eq!(scene.told(), [Told::Closed(vec![0, 1, 2, 3, 4], ClosedReason::Local)]);
+    assert_eq!(Arc::strong_count(&count), 1, "the memory is still held");
+    let totals = scene.backend.totals().snapshot();
+    assert_eq!((totals.messages_accepted, totals.messages_pending_at_close, totals.queued_messages), (5, 5, 0));
+}
+
+#[test]
+fn writable_follows_a_refusal_once() {
+    let (scene, to) = Scene::connected(&ConnectionParameters { queue_messages: 2, ..Default::default() });
+    scene.wire.blocked.set(true);
+    scene.send(to, 0..2);
+    scene.elsewhere(|backend| (0..3).for_each(|_| assert_eq!(backend.send_copy(to, b"more", b"", 9), Ok(NetioStatus::NoResources))));
+    scene.ev.turn();
+    assert_eq!(scene.told(), []);
+    scene.wire.blocked.set(false);
+    scene.elsewhere(|backend| backend.flush(to).unwrap());
+    scene.backend.flush(to).unwrap();
+    assert_eq!(scene.told(), [], "no callback inside a call");
+    scene.ev.turn();
+    assert_eq!(scene.told(), [Told::Completed(vec![0, 1]), Told::Writable]);
+    scene.ev.turn();
+    assert_eq!((scene.told(), scene.backend.stats(to).unwrap().refused_sends.get()), (vec![], 3));
+}
+
+#[test]
+fn a_pause_in_a_callback_acts_at_once() {
+    let (scene, to) = Scene::connected(&ConnectionParameters::default());
+    scene.ev.readable(0);
+    scene.ev.readable(0);
+    assert_eq!(scene.told(), [Told::Data]);
+    scene.elsewhere(|backend| backend.resume(to).unwrap());
+    assert_eq!(scene.ev.wakes(), 1);
+    scene.ev.turn();
+    scene.ev.readable(0);
+    assert_eq!(scene.told(), [Told::Data]);
+}
+
+#[test]
+fn a_long_copy_is_taken_whole() {
+    let (scene, to) = Scene::connected(&ConnectionParameters::default());
+    let mut bytes = vec![3; super::front::COPIED_APART];
+    scene.elsewhere(|backend| assert_eq!(backend.send_copy(to, &bytes, b"head", 1), Ok(NetioStatus::Ok)));
+    bytes.fill(4);
+    scene.ev.turn();
+    let sent = scene.wire.enqueued.borrow();
+    assert!(sent[0].starts_with(b"head") && sent[0].len() == bytes.len() + 4 && sent[0][4..].iter().all(|byte| *byte == 3));
+}
+
+#[test]
+fn an_idle_mailbox_gives_its_memory_back() {
+    let (scene, to) = Scene::connected(&ConnectionParameters::default());
+    let held = || scene.backend.shared.with(to, |mail| mail.batch.capacity()).unwrap();
+    for _ in 0..3 {
+        scene.send(to, 0..5_000);
+        scene.ev.turn();
+    }
+    assert!(held() >= 8 * 5_000);
+    scene.ev.pass(Duration::from_secs(2));
+    scene.ev.turn();
+    assert_eq!(held(), 0);
+    scene.send(to, 0..1);
+    scene.ev.turn();
+    assert_eq!(scene.told().len(), 4);
+}
+
+#[test]
+fn a_drop_elsewhere_is_carried_out_in_the_next_turn() {
+    let (scene, to) = Scene::connected(&ConnectionParameters::default());
+    scene.send(to, 0..3);
+    let Scene { backend, wire, told, ev } = scene;
+    thread::spawn(move || drop(backend)).join().unwrap();
+    assert!(ev.has_source());
+    assert_eq!(ev.turn(), Next::Wait);
+    assert!(!ev.has_source());
+    assert!(told.try_iter().next().is_none() && wire.enqueued.borrow().is_empty());
+}
+
+#[test]
+fn a_drop_here_is_carried_out_at_once() {
+    let (scene, to) = Scene::connected(&ConnectionParameters::default());
+    scene.send(to, 0..3);
+    let Scene { backend, told, ev, .. } = scene;
+    drop(backend);
+    assert!(!ev.has_source() && told.try_iter().next().is_none());
+}
