@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -75,8 +76,21 @@ pub(super) type FindRegions<'a> = &'a dyn Fn(&RegionTable) -> Option<HeldRegions
 /// What an ended backend leaves, to be dropped with no lock held.
 pub(super) struct Remains<O: Opener> {
     #[allow(clippy::vec_box, reason = "they are moved as they lie in their places")]
-    _mailboxes: Vec<Box<Mail>>,
+    mailboxes: Vec<Box<Mail>>,
     _commands: Vec<Command<O>>,
+}
+
+impl<O: Opener> Drop for Remains<O> {
+    fn drop(&mut self) {
+        for mail in self.mailboxes.drain(..) {
+            if !std::thread::panicking() {
+                drop(mail);
+            } else if std::panic::catch_unwind(AssertUnwindSafe(|| drop(mail))).is_err() {
+                // It would end the process.
+                tracing::error!("the drop of a message's memory panicked during another panic");
+            }
+        }
+    }
 }
 
 impl<O: Opener> Shared<O> {
@@ -218,7 +232,7 @@ impl<O: Opener> Shared<O> {
         };
         let mut mailboxes: Vec<_> = self.slots.iter().filter_map(|slot| slot.lock().take()).collect();
         mailboxes.extend(self.leaving.lock().drain().map(|(_, mail)| mail));
-        Remains { _mailboxes: mailboxes, _commands: commands }
+        Remains { mailboxes, _commands: commands }
     }
 }
 
