@@ -9,6 +9,34 @@
 //! Port 0 picks a port from 49,152 on. A connection comes from the address it is made to, unless
 //! [`local_address`](crate::ConnectionParameters::local_address) says otherwise, and from a port of its own.
 //!
+//! ```
+//! use std::time::Duration;
+//! use netio3_core::{ConnectionParameters, ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetworkConfig, loopback};
+//! use netio3_evloop::EpollEventLoop;
+//!
+//! let ev = EpollEventLoop::new()?;
+//! let echo = Handlers::new().on_data(|backend, from, _, message| {
+//!     let _ = backend.send_copy(from, &message, b"", 0);
+//! });
+//! let server = loopback::create_local(NetworkConfig::default(), Box::new(echo), &*ev)?;
+//! let address = server.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default())?;
+//!
+//! let stop = ev.local();
+//! let asking = Handlers::new()
+//!     .on_connection_established(|backend, connection| {
+//!         let _ = backend.send_copy(connection.endpoint, b"hello", b"", 1);
+//!     })
+//!     .on_data(move |_, _, _, message| {
+//!         assert_eq!(&*message, b"hello");
+//!         stop.stop();
+//!     });
+//! let client = loopback::create_local(NetworkConfig::default(), Box::new(asking), &*ev)?;
+//! client.open_send_endpoint(&address, &ConnectionParameters::default())?;
+//! ev.run_for(Duration::from_secs(10))?;
+//! # assert_eq!(client.totals().messages_received.get(), 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! **Completion** means that the message lies in the pipe to the peer: it was copied there, so that its
 //! memory is the user's again. A pipe holds 1,024 messages or 1 MiB, and when empty any one message.
 //! What the peer does not take, since it is paused or its loop does not run, therefore fills first the

@@ -324,4 +324,13 @@ mod tests {
         let again = spares.take(64);
         assert_eq!(again.as_ptr(), place);
     }
+    #[test]
+    fn an_idle_pipe_gives_memory_back() {
+        let pipe = Pipe::default();
+        put(&pipe, &[10; 100], None);
+        consume(&pipe, take(&pipe));
+        pipe.trim();
+        let inside = pipe.0.lock();
+        assert_eq!((inside.returned.capacity(), inside.frames.capacity()), (0, 0));
+    }
 }
