@@ -28,7 +28,8 @@ use crate::fault::{Clock, FaultConfig, FaultCounts};
 ///   against the queue's limits, an orderly close sends it on, and a pending list includes it.
 ///
 /// Faults befall established connections. The clock must move on for stalls and delays to end; it wakes the loop.
-/// The counters are those of the backend behind, which knows a message only once it was sent on.
+/// The counters, and the limits on all queues together, are those of the backend behind, which knows a message only
+/// once it was sent on. A backend with faults belongs to its loop's thread, and so must the one behind.
 pub struct FaultBackend {
     core: Rc<Core>,
     /// The user's handle ends the backend when dropped; the one that callbacks see does not.
