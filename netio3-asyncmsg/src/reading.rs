@@ -113,6 +113,7 @@ impl<N: Net> Tcp<N> {
         let more = n == wanted || link.read_closed.get();
 
         let assembled = n.min(room_len);
+        budget.spend(0, assembled);
         let complete = if assembled > 0 { inbound.assembled(assembled) } else { None };
         let held = inbound.held();
         let partial = inbound.partial_len();
@@ -200,8 +201,16 @@ impl<N: Net> Tcp<N> {
             connection.link.discarding.set(true);
         }
         self.count(engine, connection, &brought);
-        budget.spend(1, len);
-        if connection.link.inbound.borrow().held() > 0 {
+        budget.spend(1, 0);
+        let mut inbound = connection.link.inbound.borrow_mut();
+        // Memory kept for the next message must not use up the limit that others assemble within.
+        if engine.totals.assembly_bytes.get() > engine.config.total_assembly_bytes as u64 / 2 {
+            inbound.trim();
+        }
+        let held = inbound.held();
+        drop(inbound);
+        self.count_memory(engine, connection, held);
+        if held > 0 {
             engine.trim_later(connection);
         }
     }
@@ -329,6 +338,8 @@ impl<N: Net> Tcp<N> {
         connection: &netio3_core::engine::Connection<crate::link::Link<N::Stream>>,
         held: usize,
     ) -> bool {
+        // What is over was subtracted when it was released.
+        let held = if connection.is_over() { 0 } else { held };
         let before = connection.link.counted_memory.replace(held);
         if before == held {
             return true;
