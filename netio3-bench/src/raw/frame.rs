@@ -8,6 +8,9 @@ pub const HEAD_LEN: usize = 8;
 /// Bytes read at once.
 const READ_LEN: usize = 256 << 10;
 
+/// Moving less than this costs less than a read that finds little room.
+const LONG_REST: usize = 4 << 10;
+
 /// Marks every frame, so that strangers are noticed.
 const KIND: u32 = u32::from_le_bytes(*b"raw0");
 
@@ -102,14 +105,19 @@ impl Inbox {
 
     /// Makes room for a read: moves the rest to the front, and grows as a long message arrives.
     fn make_room(&mut self) {
-        if self.start > 0 {
+        let frame_len = match self.buffer[self.start..self.end].first_chunk() {
+            Some(len) => u32::from_le_bytes(*len) as usize + HEAD_LEN,
+            None => HEAD_LEN,
+        };
+        // A long message that has begun and can be completed where it lies is not moved.
+        let stays = self.end - self.start >= LONG_REST && self.start + frame_len <= self.buffer.len();
+        if self.start > 0 && !stays {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
         }
         if self.end == self.buffer.len() {
-            let wanted = u32::from_le_bytes(*self.buffer.first_chunk().expect("the buffer has more than four bytes"));
-            self.buffer.resize((wanted as usize + HEAD_LEN).min(self.buffer.len() * 2), 0);
+            self.buffer.resize(frame_len.min(self.buffer.len() * 2), 0);
         }
     }
 }

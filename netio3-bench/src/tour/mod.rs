@@ -22,7 +22,7 @@ use crate::tour::table::Findings;
 const SIZES: [usize; 5] = [64, 1 << 10, 16 << 10, 64 << 10, 1 << 20];
 /// Bytes of the messages whose round trips are measured.
 const ROUND_TRIP_SIZE: usize = 64;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 /// How long each transfer takes.
 const TRANSFER: Duration = Duration::from_millis(250);
 /// Round trips of each measurement.
