@@ -1,0 +1,137 @@
+//! Dropping the backend on another thread than the loop's.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use netio3_core::{ConnectionParameters, EndPointAddress, EventLoop, Handlers, NetioStatus, RawSlice, loopback};
+use netio3_evloop::EpollEventLoop;
+
+use super::{Pair, Shared, WAIT, alongside, counted, no_heartbeats};
+
+/// Dropping on another thread while the loop is busy with the backend: once it returns no callback comes, and raw
+/// memory may go away.
+#[test]
+fn a_drop_elsewhere_ends_all_use_of_memory() {
+    for round in 0..30 {
+        let pair = Pair::new(no_heartbeats());
+        let to = pair.connect(&ConnectionParameters::default());
+        let Pair { listener, dialer, book, ev, .. } = pair;
+        let alive = Arc::new(AtomicUsize::new(0));
+        let (memory, over) = (alive.clone(), book.over.clone());
+        alongside(&ev, move || {
+            let raw = Page::new();
+            for key in 0..500 {
+                let bytes = counted(2_000 + key, &memory);
+                assert_eq!(dialer.send(to, &bytes, b"", 0).unwrap(), NetioStatus::Ok);
+                // SAFETY: the page is unmapped only after the backend was dropped.
+                assert_eq!(unsafe { dialer.send_raw_iov(to, &[raw.slice()], b"", 1) }.unwrap(), NetioStatus::Ok);
+            }
+            thread::sleep(Duration::from_micros(round * 50));
+            drop(dialer);
+            over.store(true, Ordering::SeqCst);
+            drop(raw);
+        });
+        assert!(ev.run_until(&mut || listener.connections().is_empty(), WAIT).unwrap(), "the peer sees the loss");
+        assert_eq!(alive.load(Ordering::SeqCst), 0, "memory is still held");
+    }
+}
+
+/// A page of memory that faults when it is read after its drop.
+struct Page(*mut libc::c_void);
+
+const PAGE: usize = 4_096;
+
+impl Page {
+    fn new() -> Self {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping touches no existing memory.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, protection, flags, -1, 0) };
+        assert_ne!(page, libc::MAP_FAILED);
+        Self(page)
+    }
+
+    fn slice(&self) -> RawSlice {
+        RawSlice::new(self.0.cast(), PAGE)
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: the page is a mapping of this size. Leaving it mapped without access keeps its address unused.
+        assert_eq!(unsafe { libc::mprotect(self.0, PAGE, libc::PROT_NONE) }, 0);
+    }
+}
+
+/// A drop on another thread waits for the callback that is running, and for no more.
+#[test]
+fn a_drop_elsewhere_waits_for_the_running_callback() {
+    let ev = EpollEventLoop::new().unwrap();
+    let (entered, wait) = mpsc::channel();
+    let left = Arc::new(AtomicBool::new(false));
+    let leaving = left.clone();
+    let callbacks = Handlers::new().on_connection_refused(move |_, _, _, _| {
+        entered.send(()).unwrap();
+        thread::sleep(Duration::from_millis(30));
+        leaving.store(true, Ordering::SeqCst);
+    });
+    let backend = loopback::create(no_heartbeats(), Box::new(callbacks), &ev).unwrap();
+    for _ in 0..2 {
+        backend.connect(&EndPointAddress::localhost(1), &Default::default()).unwrap();
+    }
+    alongside(&ev, move || {
+        wait.recv().unwrap();
+        drop(backend);
+        assert!(left.load(Ordering::SeqCst), "the callback was still running");
+        assert!(wait.try_recv().is_err(), "another callback came");
+    });
+}
+
+/// A drop on another thread needs nobody to run the loop; the memory goes when the loop next runs, or is dropped.
+#[test]
+fn a_drop_elsewhere_does_not_need_the_loop_to_run() {
+    for run in [false, true] {
+        let pair = Pair::new(no_heartbeats());
+        let to = pair.connect(&ConnectionParameters::default());
+        let Pair { dialer, listener, book, ev, .. } = pair;
+        let alive = Arc::new(AtomicUsize::new(0));
+        // Some are with the backend, the others in the mailbox.
+        let send = || assert_eq!(dialer.send(to, &counted(2_000_000, &alive), b"", 0).unwrap(), NetioStatus::Ok);
+        (0..2).for_each(|_| send());
+        ev.run_once(Some(Duration::ZERO)).unwrap();
+        (0..2).for_each(|_| send());
+        let over = book.over.clone();
+        thread::spawn(move || {
+            drop(dialer);
+            over.store(true, Ordering::SeqCst);
+        })
+        .join()
+        .unwrap();
+        if run {
+            assert!(ev.run_until(&mut || listener.connections().is_empty(), WAIT).unwrap());
+        } else {
+            drop(ev);
+        }
+        assert_eq!(alive.load(Ordering::SeqCst), 0, "memory is still held");
+    }
+}
+
+/// A drop after the loop and its thread are gone.
+#[test]
+fn a_drop_may_come_after_the_loop() {
+    let (give, take) = mpsc::channel::<Shared>();
+    let thread = thread::spawn(move || {
+        let ev = EpollEventLoop::new().unwrap();
+        give.send(loopback::create(no_heartbeats(), Box::new(Handlers::new()), &ev).unwrap().into()).unwrap();
+        ev.run_for(Duration::from_millis(5)).unwrap();
+    });
+    let backend = take.recv().unwrap();
+    thread.join().unwrap();
+    assert!(backend.connect(&EndPointAddress::localhost(1), &Default::default()).is_err());
+    assert!(backend.open_listen_endpoint(&EndPointAddress::localhost(0), &Default::default()).is_err());
+    assert!(backend.connections().is_empty() && backend.listeners().is_empty());
+    backend.shutdown(Duration::ZERO);
+    drop(backend);
+}
