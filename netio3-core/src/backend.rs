@@ -1,5 +1,6 @@
 //! The interface of every backend.
 
+use std::fmt;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
@@ -177,7 +178,8 @@ pub trait NetworkBackend {
     fn connections(&self) -> Vec<ConnectionState>;
 
     /// Closes everything in an orderly way, with callbacks; what has not ended at the deadline is aborted.
-    /// Nothing can be opened any more. Returns at once; the last *closed* tells the end.
+    /// Nothing can be opened any more. Returns at once; the end is reached with the last *closed* or *refused*,
+    /// when [`totals`](Self::totals) counts no `connections` any more.
     fn shutdown(&self, deadline: Duration);
 
     // ----- provided: one piece instead of many -----
@@ -286,6 +288,18 @@ pub struct Unsent {
     /// Why: a status other than `Ok`, or an error.
     pub outcome: Result<NetioStatus, SendError>,
 }
+
+impl fmt::Display for Unsent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "buffer {} was not sent: ", self.buffer.id())?;
+        match &self.outcome {
+            Ok(status) => status.fmt(f),
+            Err(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Unsent {}
 
 /// A listener, as [`NetworkBackend::listeners`] tells it.
 #[derive(Clone, Debug)]

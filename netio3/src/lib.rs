@@ -126,3 +126,8 @@ pub use netio3_evloop::{EpollEventLoop, Handle, Signal, TimerId};
 
 pub use crate::create::{create, create_local};
 pub use crate::network_type::{NetworkType, UnknownNetworkType};
+
+/// The README's example is compiled and run with the documentation's.
+#[cfg(all(doctest, feature = "tcp"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;

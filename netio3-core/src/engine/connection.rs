@@ -142,7 +142,13 @@ impl<L> Connection<L> {
     pub(super) fn is_writable_due(&self, room: impl Fn(usize) -> bool) -> bool {
         let ledger = self.ledger.borrow();
         let fits = ledger.refused().is_some_and(|len| ledger.is_empty() || (ledger.fits(len) && room(len)));
-        let buffer_free = || self.pool.borrow().as_ref().is_some_and(|pool| pool.available() > 0);
+        let buffer_free = || {
+            self.pool.borrow().as_ref().is_some_and(|pool| {
+                // Asked for again each time: the buffer that was told of may have been taken since.
+                pool.set_starved();
+                pool.available() > 0
+            })
+        };
         match (ledger.refused().is_some(), self.starved.get()) {
             (false, false) => false,
             (true, false) => fits,

@@ -101,11 +101,11 @@ impl<T: Transport> Driver<T> {
             if engine.is_gone() {
                 return;
             }
-            if connection.is_over() || !matches!(connection.state(), State::Established) {
+            if !matches!(connection.state(), State::Opening | State::Established) {
                 connection.listed.refused.set(false);
                 continue;
             }
-            if !connection.is_writable_due(|len| engine.has_room(len)) {
+            if connection.state() == State::Opening || !connection.is_writable_due(|len| engine.has_room(len)) {
                 engine.refused.borrow_mut().push(connection);
                 continue;
             }
