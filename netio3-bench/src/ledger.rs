@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::args::{Backend, MAX_SIZE, Mode};
+use crate::check::StreamCheck;
 use crate::control::{Control, Purpose, Start, Tally, VERSION};
-use crate::pattern::StreamCheck;
-use crate::report::Report;
+use crate::report::{Report, plural};
 
 /// What came from all senders.
 pub struct Ledger {
@@ -91,8 +91,10 @@ impl Ledger {
         report.connections = self.connections;
         report.error = match (self.failed, error) {
             (0, error) => error,
-            (failed, None) => Some(format!("{failed} connections ended without a goodbye")),
-            (failed, Some(error)) => Some(format!("{failed} connections ended without a goodbye: {error}")),
+            (failed, cause) => {
+                let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
+                Some(format!("{} ended without a goodbye{cause}", plural(failed, "connection")))
+            }
         };
         report
     }

@@ -1,4 +1,4 @@
-//! What messages consist of, and how they are checked.
+//! What messages consist of, so that each can be told from all others and every byte checked.
 //!
 //! A message begins with a tag of eight bytes, of which shorter messages carry as many as they have: the
 //! sequence number in the lower 48 bits, the number of the connection above. It goes on with a piece of a
@@ -8,17 +8,14 @@
 use std::io::IoSlice;
 use std::ops::Range;
 use std::rc::Rc;
-use std::time::Instant;
 
 use bytes::Bytes;
-
-use crate::control::Tally;
 
 /// Bytes of the tag.
 pub const TAG_LEN: usize = 8;
 
 /// Bits of the sequence number in a tag.
-const SEQUENCE_BITS: u32 = 48;
+pub const SEQUENCE_BITS: u32 = 48;
 /// How many messages in a row differ in their bodies. A prime, so that an error with a period of a power of
 /// two is not hidden.
 const VARIANTS: u64 = 251;
@@ -173,179 +170,22 @@ impl Content {
 
 /// The tag of a message.
 #[inline]
-fn tag(stream: u16, sequence: u64) -> u64 {
+pub fn tag(stream: u16, sequence: u64) -> u64 {
     u64::from(stream) << SEQUENCE_BITS | sequence
 }
 
 /// The part of a tag that a message begins with.
 #[inline]
-fn read_tag(message: &[u8]) -> u64 {
+pub fn read_tag(message: &[u8]) -> u64 {
     match message.first_chunk::<TAG_LEN>() {
         Some(first) => u64::from_le_bytes(*first),
         None => message.iter().rev().fold(0, |tag, byte| tag << 8 | u64::from(*byte)),
     }
 }
 
-/// Checks the messages of one connection.
-pub struct StreamCheck {
-    size: usize,
-    /// The sequence number after the highest one that came.
-    next: u64,
-    /// The connection's part of the tag.
-    stream_bits: u64,
-    /// The bits of a tag that messages of this size carry.
-    mask: u64,
-    /// Whether a message in its place needs no further look: after the first one, without `pattern`.
-    fast: bool,
-    received: u64,
-    duplicated: u64,
-    reordered: u64,
-    corrupted: u64,
-    /// Sequence numbers that were skipped.
-    missing: Vec<Range<u64>>,
-    pattern: Option<Pattern>,
-    first: Option<Instant>,
-}
-
-/// Gaps that are remembered; a late message from an older one counts as a duplicate.
-const MAX_GAPS: usize = 4_096;
-/// The widest gap that is believed; beyond it the tag is taken for damaged.
-const MAX_GAP: i64 = 1 << 40;
-
-impl StreamCheck {
-    /// A check of messages of `size` bytes; of every byte if `verify`.
-    pub fn new(size: usize, stream: u16, verify: bool) -> Self {
-        let tag_bits = 8 * size.min(TAG_LEN) as u32;
-        Self {
-            size,
-            next: 0,
-            stream_bits: tag(stream, 0),
-            mask: 1u64.checked_shl(tag_bits).map_or(u64::MAX, |limit| limit - 1),
-            fast: false,
-            received: 0,
-            duplicated: 0,
-            reordered: 0,
-            corrupted: 0,
-            missing: Vec::new(),
-            pattern: verify.then(|| Pattern::new(size).of_stream(stream)),
-            first: None,
-        }
-    }
-
-    /// Bytes of each message.
-    #[inline]
-    pub fn size(&self) -> usize {
-        self.size
-    }
-
-    /// When the first message came.
-    pub fn first(&self) -> Option<Instant> {
-        self.first
-    }
-
-    /// Counts a message, which has the right size.
-    #[inline]
-    pub fn observe(&mut self, message: &[u8]) {
-        self.received += 1;
-        let tag = read_tag(message);
-        if self.fast && tag == (self.stream_bits | self.next) & self.mask {
-            self.next += 1;
-        } else {
-            self.observe_slowly(tag, message);
-        }
-    }
-
-    /// What came, given how many messages were sent (`None`: the sender did not say).
-    pub fn tally(&self, sent: Option<u64>) -> Tally {
-        let distinct = self.received - self.duplicated;
-        Tally {
-            messages: self.received,
-            bytes: self.received * self.size as u64,
-            lost: sent.map_or(0, |sent| sent.saturating_sub(distinct)),
-            duplicated: self.duplicated + sent.map_or(0, |sent| distinct.saturating_sub(sent)),
-            reordered: self.reordered,
-            corrupted: self.corrupted,
-        }
-    }
-
-    /// The first message, messages out of place, and all whose every byte is checked.
-    #[inline(never)]
-    fn observe_slowly(&mut self, tag: u64, message: &[u8]) {
-        if self.first.is_none() {
-            self.first = Some(Instant::now());
-            self.fast = self.pattern.is_none();
-        }
-        let intact = self.place(tag).is_some_and(|sequence| match &self.pattern {
-            Some(pattern) => message.get(TAG_LEN..).unwrap_or_default() == pattern.body(sequence),
-            None => true,
-        });
-        self.corrupted += u64::from(!intact);
-    }
-
-    /// Finds out which message a tag belongs to, and counts it if it is out of place. `None` when it can be none.
-    fn place(&mut self, tag: u64) -> Option<u64> {
-        let sequence_mask = self.mask & ((1 << SEQUENCE_BITS) - 1);
-        if (tag ^ self.stream_bits) & self.mask & !sequence_mask != 0 {
-            return None;
-        }
-        // The distance from the expected sequence number, as a signed number of the bits that there are.
-        let bits = sequence_mask.count_ones();
-        let ahead = match bits {
-            0 => 0,
-            _ => (tag.wrapping_sub(self.next) << (64 - bits)) as i64 >> (64 - bits),
-        };
-        let sequence = self.next.checked_add_signed(ahead)?;
-        match ahead {
-            0 => self.next += 1,
-            1..=MAX_GAP => {
-                if self.missing.len() == MAX_GAPS {
-                    self.missing.remove(0);
-                }
-                self.missing.push(self.next..sequence);
-                self.next = sequence + 1;
-            }
-            i64::MIN..0 if self.fill_gap(sequence) => self.reordered += 1,
-            i64::MIN..0 => self.duplicated += 1,
-            _ => return None,
-        }
-        Some(sequence)
-    }
-
-    fn fill_gap(&mut self, sequence: u64) -> bool {
-        let Some(index) = self.missing.iter().position(|gap| gap.contains(&sequence)) else {
-            return false;
-        };
-        let gap = self.missing.swap_remove(index);
-        self.missing.extend([gap.start..sequence, sequence + 1..gap.end].into_iter().filter(|part| !part.is_empty()));
-        true
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    /// The messages as a receiver gets them.
-    fn messages(layout: &Layout, stream: u16, count: u64) -> Vec<Vec<u8>> {
-        let content = Content::new(layout).of_stream(stream);
-        let message = |sequence| {
-            let mut message = vec![0; content.head_len()];
-            content.write_head(sequence, &mut message);
-            content.pieces(sequence).iter().for_each(|piece| message.extend_from_slice(piece));
-            message
-        };
-        (0..count).map(message).collect()
-    }
-
-    fn check(messages: &[Vec<u8>], size: usize, stream: u16, verify: bool, sent: u64) -> Tally {
-        let mut check = StreamCheck::new(size, stream, verify);
-        messages.iter().for_each(|message| check.observe(message));
-        check.tally(Some(sent))
-    }
-
-    const PLAIN: Layout = Layout { size: 64, header: None, pieces: 1 };
 
     #[test]
     fn shared_pieces_are_the_pieces() {
@@ -355,87 +195,6 @@ mod tests {
             let shared: Vec<&[u8]> = shared[content.variant_range(sequence)].iter().map(|bytes| &bytes[..]).collect();
             let plain: Vec<&[u8]> = content.pieces(sequence).iter().map(|slice| &slice[..]).collect();
             assert_eq!(shared, plain);
-        }
-    }
-
-    #[test]
-    fn loss_is_counted_at_both_ends_and_within() {
-        let sent = messages(&PLAIN, 0, 100);
-        for verify in [false, true] {
-            assert_eq!(check(&sent[3..], 64, 0, verify, 100).lost, 3);
-            assert_eq!(check(&sent[..97], 64, 0, verify, 100).lost, 3);
-            let mut gap = sent.clone();
-            gap.drain(40..50);
-            assert_eq!(check(&gap, 64, 0, verify, 100), Tally { messages: 90, bytes: 5_760, lost: 10, ..Default::default() });
-        }
-    }
-
-    #[test]
-    fn repeated_and_late_messages_are_told_apart() {
-        let sent = messages(&PLAIN, 0, 100);
-        let mut twice = sent.clone();
-        twice.insert(50, sent[20].clone());
-        let expected = Tally { messages: 101, bytes: 6_464, duplicated: 1, ..Default::default() };
-        assert_eq!(check(&twice, 64, 0, true, 100), expected);
-        let mut late = sent.clone();
-        let moved = late.remove(20);
-        late.insert(50, moved);
-        let expected = Tally { messages: 100, bytes: 6_400, reordered: 1, ..Default::default() };
-        assert_eq!(check(&late, 64, 0, false, 100), expected);
-    }
-
-    #[test]
-    fn a_message_of_another_stream_is_corrupt() {
-        let mut sent = messages(&PLAIN, 1, 10);
-        sent[5] = messages(&PLAIN, 2, 10).swap_remove(5);
-        let tally = check(&sent, 64, 1, false, 10);
-        assert_eq!((tally.corrupted, tally.lost), (1, 0));
-    }
-
-    #[test]
-    fn messages_without_a_byte_are_counted() {
-        let nothing = messages(&Layout { size: 0, ..PLAIN }, 0, 10);
-        assert_eq!(check(&nothing, 0, 0, true, 10), Tally { messages: 10, ..Default::default() });
-        assert_eq!(check(&nothing, 0, 0, true, 12).lost, 2);
-        assert_eq!(check(&nothing, 0, 0, true, 9).duplicated, 1);
-    }
-
-    #[test]
-    fn short_sequence_numbers_wrap() {
-        for size in 1..=9 {
-            let sent = messages(&Layout { size, ..PLAIN }, 0, 1_000);
-            let tally = check(&sent, size, 0, false, 1_000);
-            assert!(tally.is_clean() && tally.messages == 1_000, "{size}: {tally:?}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_sent_verifies(size in 0usize..3_000, header in prop::option::of(0usize..300), pieces in 1usize..20, stream: u16) {
-            let layout = Layout { size, header, pieces };
-            let sent = messages(&layout, stream, 300);
-            prop_assert!(sent.iter().all(|message| message.len() == size));
-            prop_assert!(check(&sent, size, stream, true, 300).is_clean());
-            prop_assert!(check(&sent, size, stream, false, 300).is_clean());
-        }
-
-        #[test]
-        fn one_wrong_byte_is_found(size in 9usize..2_000, at: prop::sample::Index, flip in 1u8.., message in 0usize..300) {
-            let mut sent = messages(&Layout { size, ..PLAIN }, 5, 300);
-            let at = TAG_LEN + at.index(size - TAG_LEN);
-            sent[message][at] ^= flip;
-            let tally = check(&sent, size, 5, true, 300);
-            prop_assert_eq!((tally.corrupted, tally.lost), (1, 0));
-        }
-
-        #[test]
-        fn any_loss_and_any_order_add_up(order in Just((0..60usize).collect::<Vec<_>>()).prop_shuffle(), keep in 0usize..60) {
-            let sent = messages(&PLAIN, 0, 60);
-            let came: Vec<_> = order[..keep].iter().map(|index| sent[*index].clone()).collect();
-            let tally = check(&came, 64, 0, true, 60);
-            prop_assert_eq!((tally.lost, tally.duplicated, tally.corrupted), (60 - keep as u64, 0, 0));
-            let late = order[..keep].iter().scan(0, |top, index| { *top = (*top).max(*index); Some(*index < *top) });
-            prop_assert_eq!(tally.reordered, late.filter(|late| *late).count() as u64);
         }
     }
 }

@@ -194,7 +194,7 @@ pub fn show(text: &str) {
 }
 
 /// A count with its noun.
-fn plural(count: u64, noun: &str) -> String {
+pub fn plural(count: u64, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 use netio3::{Callbacks, ClosedReason, Completion, ConnectionInfo, EndPointAddress, Endpoint, Message, NetworkBackend, RefusedReason};
 
 use crate::args::{Backend, Common, Mode, PingArgs};
+use crate::check::StreamCheck;
 use crate::control::{Control, Tally};
 use crate::failure::Failure;
 use crate::library::echo::Echo;
@@ -15,7 +16,6 @@ use crate::library::outgoing::{Messages, Outgoing};
 use crate::library::recv::End;
 use crate::library::send::say;
 use crate::library::{CONNECT_DEADLINE, FOR_EVER, Ground, STALL_DEADLINE, chain, listen};
-use crate::pattern::StreamCheck;
 use crate::plan::{Plan, dial};
 use crate::report::{Report, RttHistogram};
 

@@ -171,7 +171,8 @@ fn drive(written: &mut usize, mut write: impl FnMut() -> io::Result<(usize, bool
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pattern::{Layout, StreamCheck};
+    use crate::check::StreamCheck;
+    use crate::pattern::Layout;
     use crate::raw::frame::Inbox;
 
     /// Takes a few bytes at a time, and none every other time.

@@ -7,9 +7,10 @@ use std::time::Instant;
 use nix::poll::PollFlags;
 
 use crate::args::{Backend, Common, Mode, PingArgs};
+use crate::check::StreamCheck;
 use crate::control::{Control, Tally};
 use crate::failure::Failure;
-use crate::pattern::{Content, StreamCheck};
+use crate::pattern::Content;
 use crate::plan::{Plan, dial};
 use crate::raw::frame::{Inbox, head};
 use crate::raw::socket::{ANSWER_DEADLINE, Spinning, connect_any, explain, receive_first, receive_one, send_one, wait};

@@ -17,6 +17,8 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 pub const START_DEADLINE: Duration = Duration::from_secs(2);
 /// The time for the other side to answer; long enough for it to be rid of a few silent strangers before.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// The time after which the kernel gives up a peer that acknowledges nothing, or takes nothing.
+const DEAD_AFTER: Duration = Duration::from_secs(10);
 /// The time without any progress after which the other side counts as gone.
 pub const STALL_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -58,7 +60,7 @@ pub fn prepare(socket: &impl AsFd) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_read_timeout(Some(STALL_DEADLINE))?;
     socket.set_write_timeout(Some(STALL_DEADLINE))?;
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(10)))?;
+    socket.set_tcp_user_timeout(Some(DEAD_AFTER))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(2)).with_interval(Duration::from_secs(2)).with_retries(4))
 }
 
@@ -148,6 +150,7 @@ pub fn wait(socket: &TcpStream, events: PollFlags) -> io::Result<()> {
 /// What an error in the middle of a run means.
 pub fn explain(error: &io::Error) -> String {
     match error.kind() {
+        io::ErrorKind::TimedOut if error.raw_os_error().is_some() => "the peer took nothing for too long".into(),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("no progress for {} s", STALL_DEADLINE.as_secs()),
         io::ErrorKind::UnexpectedEof => "the peer hung up".into(),
         io::ErrorKind::InvalidData => "what came was no frame of ours".into(),
