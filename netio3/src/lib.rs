@@ -53,7 +53,7 @@
 //! - [`Callbacks`]: what is told, in which order; [`Handlers`] makes them from closures.
 //! - [`NetworkConfig`], [`ConnectionParameters`], [`ConnectionParametersRecv`]: everything that can be set.
 //! - [`EventLoop`], [`EpollEventLoop`]: running, timers, signals, descriptors, other event loops.
-//! - [`create_local`] and [`create`]: one thread or many.
+//! - [`create_local`] and [`create()`]: one thread or many.
 //!
 //! # Features
 //! - `tcp` (default): the TCP backend.
@@ -66,9 +66,9 @@
 //!
 //! | there | here |
 //! |---|---|
-//! | `NetworkBackend::create(type, config, evloop)` | [`create_local`], [`create`] |
+//! | `NetworkBackend::create(type, config, evloop)` | [`create_local`], [`create()`] |
 //! | `NetworkType::ASYNCMSG`, `LIBFABRIC` | [`NetworkType::Tcp`], [`NetworkType::Rdma`] |
-//! | `ThreadSafetyModel::UNSAFE`, `SAFE` | [`create_local`], [`create`]: the compiler knows the difference |
+//! | `ThreadSafetyModel::UNSAFE`, `SAFE` | [`create_local`], [`create()`]: the compiler knows the difference |
 //! | `NetworkMode::TCP`, `RDMA` in `NetworkConfig` | the [`NetworkType`] alone |
 //! | callbacks in `NetworkConfig` | [`Callbacks`], or closures by [`Handlers`] |
 //! | shared send and receive buffers in `NetworkConfig` | limits in [`NetworkConfig`], buffers by [`ConnectionParameters::buffers`] |
