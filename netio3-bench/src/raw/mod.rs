@@ -1,6 +1,6 @@
 //! The baseline: the same work over bare sockets, without any library.
 //!
-//! Small messages are copied into batches of 64 KiB, large ones are gathered from where they lie, half a MiB at
+//! Small messages are copied into batches of nearly 64 KiB, large ones are gathered from where they lie, half a MiB at
 //! a time; both go out with one call for many. What arrives is read 256 KiB at a time and parsed in place.
 
 mod echo;

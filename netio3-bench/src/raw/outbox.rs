@@ -10,8 +10,10 @@ use crate::raw::frame::{HEAD_LEN, head};
 /// tie from there to 8 KiB, and gathering wins from 16 KiB on.
 pub const COPY_UP_TO: usize = 8 << 10;
 
-/// Copied bytes written at once: what stays in the nearer caches.
-const COPIED_LEN: usize = 64 << 10;
+/// Copied bytes written at once: what stays in the nearer caches, and a little less than 64 KiB, so that they fit
+/// in one segment of the loopback interface. A batch that is a few bytes too long for that leaves as one large
+/// and one tiny segment, at half the rate (measured at 504 and 1,016 bytes).
+const COPIED_LEN: usize = (64 << 10) - 256;
 /// Gathered bytes written at once. They are in no buffer of ours, so that more of them cost nothing.
 const GATHERED_LEN: usize = 512 << 10;
 /// The kernel takes that many pieces in one call.
