@@ -50,8 +50,8 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Takes the message over: without a copy where it came in memory of its own (those that do not fit
-    /// in what a backend reads at once, 256 KiB on TCP, always do), copied otherwise.
+    /// Takes the message over: without a copy where it came in memory of its own (on TCP those that do not
+    /// fit in the 256 KiB read at once, unless that memory is more than twice as large), copied otherwise.
     ///
     /// It holds receive memory until the last clone is dropped, on any thread. What is held is capped by
     /// [`owned_messages`](crate::NetworkConfig::owned_messages) and its siblings; at the cap the backend

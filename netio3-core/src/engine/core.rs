@@ -15,7 +15,7 @@ use crate::endpoint::{Endpoint, EndpointIds, MAX_ENDPOINTS};
 use crate::engine::connection::{Accepted, Listed};
 use crate::engine::deadlines::{ACCEPT_RETRY, Due};
 use crate::engine::ledger::Sent;
-use crate::engine::{Connection, Ledger, Opener, Release, Retired, State, Transport};
+use crate::engine::{Connection, Ledger, Opener, Release, State, Transport};
 use crate::event_loop::{EventLoop, Ready, Remote, SourceId};
 use crate::memory::{BufferPool, RegionTable};
 use crate::message::{Meter, OwnedCaps};
@@ -465,6 +465,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Whether the backend's queues together have room for a message.
+    #[inline]
     pub(super) fn has_room(&self, len: usize) -> bool {
         self.totals.queued_messages.get() < self.config.total_queue_messages as u64
             && self.totals.queued_bytes.get() + len as u64 <= self.config.total_queue_bytes as u64
@@ -478,6 +479,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Has a connection flushed at the end of the turn.
+    #[inline]
     pub fn flush_later(&self, connection: &Rc<Connection<T::Link>>) {
         if !connection.listed.unflushed.replace(true) {
             self.unflushed.borrow_mut().push(connection.clone());
@@ -614,18 +616,22 @@ impl<T: Transport> Engine<T> {
             self.transport.retire(connection, &mut retired);
         }
         drop((lists, over, listeners, table));
-        drop_user_memory(&mut retired);
+        drop_each(&mut retired, drop);
     }
 }
 
-/// Drops memory whose drop is the user's code. During a panic a further panic is only logged, since it
-/// would end the process.
-fn drop_user_memory(retired: &mut Vec<Retired>) {
-    for memory in retired.drain(..) {
-        if !std::thread::panicking() {
-            drop(memory);
-        } else if std::panic::catch_unwind(AssertUnwindSafe(|| drop(memory))).is_err() {
-            tracing::error!("the drop of a message's memory panicked during another panic");
+/// Drops memory whose drop is the user's code. One that panics does not keep the others from being dropped;
+/// its panic goes on afterwards, or is only logged during another panic, where it would end the process.
+pub(crate) fn drop_each<M>(memory: &mut Vec<M>, give_up: impl Fn(M)) {
+    let mut first = None;
+    for piece in memory.drain(..) {
+        if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| give_up(piece))) {
+            first.get_or_insert(panic);
         }
+    }
+    match first {
+        Some(_) if std::thread::panicking() => tracing::error!("the drop of a message's memory panicked during another panic"),
+        Some(panic) => std::panic::resume_unwind(panic),
+        None => {}
     }
 }

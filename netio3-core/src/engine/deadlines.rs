@@ -53,7 +53,10 @@ impl<T: Transport> Engine<T> {
     /// Has [`Transport::trim`] called once the connection has been idle for a while.
     pub fn trim_later(&self, connection: &Connection<T::Link>) {
         if !connection.listed.untrimmed.replace(true) {
-            connection.progress.set(self.ev.now());
+            // With messages queued it says when they last moved.
+            if connection.ledger.borrow().messages() == 0 {
+                connection.progress.set(self.ev.now());
+            }
             self.update_deadline(connection);
         }
     }
@@ -115,7 +118,7 @@ impl<T: Transport> Engine<T> {
             match due {
                 Due::Connection(endpoint) => {
                     if let Some(connection) = self.get(endpoint) {
-                        connection.deadline.set(None);
+                        self.set_deadline(&connection, None);
                         self.expire_connection(up, &connection, now);
                         self.update_deadline(&connection);
                     }

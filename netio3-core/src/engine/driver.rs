@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::address::EndPointAddress;
 use crate::callbacks::{Callbacks, ConnectionInfo};
 use crate::config::Limits;
-use crate::engine::core::LISTENER;
+use crate::engine::core::{LISTENER, drop_each};
 use crate::engine::{Connection, Engine, LocalBackend, Retired, State, Transport};
 use crate::event_loop::{Budget, EventLoop, Next, Ready, Source};
 use crate::liveness::Liveness;
@@ -77,17 +77,14 @@ impl<T: Transport> Driver<T> {
         if self.scratch.retired.is_empty() {
             return;
         }
-        // Not drained in place: should a drop panic, what is left is dropped with this vector.
         let mut retired = std::mem::take(&mut self.scratch.retired);
-        for memory in retired.drain(..) {
-            match memory {
-                Retired::Shared(bytes) => drop(bytes),
-                Retired::Buffer(buffer) => match &mut *connection.pool.borrow_mut() {
-                    Some(pool) => pool.put_back(buffer),
-                    None => drop(buffer),
-                },
-            }
-        }
+        drop_each(&mut retired, |memory| match memory {
+            Retired::Shared(bytes) => drop(bytes),
+            Retired::Buffer(buffer) => match &mut *connection.pool.borrow_mut() {
+                Some(pool) => pool.put_back(buffer),
+                None => drop(buffer),
+            },
+        });
         self.scratch.retired = retired;
     }
 

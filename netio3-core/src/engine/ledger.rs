@@ -55,11 +55,13 @@ impl Ledger {
     }
 
     /// Accepted messages that have not completed.
+    #[inline]
     pub(crate) fn messages(&self) -> usize {
         self.messages
     }
 
     /// Their bytes.
+    #[inline]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -68,6 +70,7 @@ impl Ledger {
     ///
     /// A message counts until its completion is told, so that a callback which sends as long as it may comes
     /// to an end even when everything leaves at once.
+    #[inline]
     pub(crate) fn fits(&self, len: usize) -> bool {
         let messages = self.messages + self.completed.len();
         let bytes = self.bytes + self.completed_bytes;
@@ -75,6 +78,7 @@ impl Ledger {
     }
 
     /// Whether nothing is queued, so that any one message fits.
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.messages == 0 && self.completed.is_empty()
     }
@@ -93,6 +97,7 @@ impl Ledger {
         self.refused = None;
     }
 
+    #[inline]
     pub(crate) fn push(&mut self, key: u64, kind: CompletionKind, len: usize, held: HeldRegions) {
         self.messages += 1;
         self.bytes += len;

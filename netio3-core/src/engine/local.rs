@@ -83,7 +83,7 @@ impl<T: Transport> LocalBackend<T> {
         if owns && self.endpoint(&address).is_some() {
             return Err(OpenSendError::SendEndpointAlreadyExists { address });
         }
-        engine.check_open().map_err(failed)?;
+        engine.check_open().and_then(|()| params.check()).map_err(failed)?;
         let endpoint = engine.ids.allocate(crate::MAX_ENDPOINTS).ok_or_else(|| failed(too_many(crate::MAX_ENDPOINTS)))?;
         let dialing = engine.opener.dial(&address, params);
         let adopted = dialing.and_then(|dialing| engine.adopt(endpoint, address, owns, Arc::new(params.clone()), Arc::default(), dialing));
@@ -213,6 +213,10 @@ impl<T: Transport> Engine<T> {
         if !connection.is_over() {
             self.flush_later(connection);
         }
+        if connection.paused.get() {
+            // What waits unread now stands before the peer's goodbye.
+            self.read_again(connection);
+        }
     }
 
     /// The regions of a zero-copy message.
@@ -244,6 +248,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
             return Err(OpenListenError::ListenEndpointAlreadyExists { address });
         }
         engine.check_open().or_else(|error| if engine.is_full() && !engine.is_gone() { Ok(()) } else { Err(error) }).map_err(failed)?;
+        params.connection.check().map_err(failed)?;
         let (listening, bound) = engine.opener.listen(&address, params).map_err(failed)?;
         engine.adopt_listener(bound, params.clone(), Arc::default(), listening).map_err(failed)?;
         Ok(bound)
@@ -324,12 +329,15 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
             return Err(Unsent { buffer, outcome });
         }
         let offer = Offer { header_len: 0, payload_len: buffer.len(), key: buffer.id(), kind: CompletionKind::Buffer };
+        let (owned, range) = (buffer.pool().owner().is_some(), buffer.range());
         let mut offered = Some(buffer);
         let message = || {
             let buffer = offered.take().expect("taken once, on acceptance");
             Outgoing { header: &[], len: buffer.len(), payload: Payload::Buffer(buffer) }
         };
-        let outcome = self.submit(to, &offer, |_| Some(HeldRegions::default()), message);
+        // A connection's own buffers are known to the device anyway; others lie in a region of the user's.
+        let regions = |engine: &Engine<T>| if owned { Some(HeldRegions::default()) } else { engine.find_regions(&[range]) };
+        let outcome = self.submit(to, &offer, regions, message);
         match offered {
             None => Ok(()),
             Some(buffer) => Err(Unsent { buffer, outcome }),

@@ -77,7 +77,7 @@ pub trait Transport: Sized + 'static {
     /// Takes an accepted message into the connection's queue. Its record is in the ledger already.
     fn enqueue(&self, connection: &Connection<Self::Link>, message: Outgoing<'_>);
 
-    /// Bytes that wait to be sent.
+    /// Bytes that wait to be sent, to be compared with `flush_at`.
     fn unsent(&self, connection: &Connection<Self::Link>) -> usize;
 
     /// Sends what is queued, as far as it goes without waiting. Tells the ledger what left.

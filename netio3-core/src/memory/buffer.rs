@@ -123,6 +123,11 @@ impl NetworkBuffer {
         &self.block().region
     }
 
+    /// Address and length of the filled part.
+    pub(crate) fn range(&self) -> (usize, usize) {
+        (self.as_slice().as_ptr().addr(), self.len())
+    }
+
     pub(crate) fn pool(&self) -> &Arc<PoolShared> {
         &self.block().pool
     }

@@ -90,8 +90,8 @@ impl BufferPool {
 
     /// How many buffers are free now.
     pub fn available(&self) -> usize {
-        // Relaxed: a buffer dropped at this moment on another thread may be counted or not.
-        self.free.len() + self.shared.returned_count.load(Ordering::Relaxed)
+        // SeqCst: ordered after the store of `set_starved`, as `give_back` does both the other way round.
+        self.free.len() + self.shared.returned_count.load(Ordering::SeqCst)
     }
 
     /// The fewest free buffers since the last call of this.

@@ -134,6 +134,13 @@ impl Piece for Bytes {
     }
 }
 
+/// Address and length of a buffer's filled part.
+impl Piece for (usize, usize) {
+    fn range(&self) -> (usize, usize) {
+        *self
+    }
+}
+
 impl Piece for RawSlice {
     fn range(&self) -> (usize, usize) {
         (self.address(), self.len())

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::backend::{NetworkBackend, Unsent};
 use crate::endpoint::Endpoint;
+use crate::engine::core::drop_each;
 use crate::engine::{LocalBackend, Outgoing, Payload, Transport};
 use crate::error::SendError;
 use crate::event_loop::Budget;
@@ -189,7 +190,7 @@ impl Batch {
         self.bytes.clear();
         self.raw.clear();
         self.buffers.clear();
-        self.shared.clear();
+        drop_each(&mut self.shared, drop);
     }
 }
 

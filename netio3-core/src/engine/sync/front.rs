@@ -16,7 +16,7 @@ use crate::engine::sync::SyncBackend;
 use crate::engine::sync::inbox::{Adoption, Command};
 use crate::engine::sync::loop_side::here;
 use crate::engine::sync::mailbox::{End, Mail, Offer};
-use crate::engine::sync::shared::Life;
+use crate::engine::sync::shared::{FindRegions, Life};
 use crate::engine::{Opener, Outgoing, Payload, RawPieces, Transport};
 use crate::error::{
     BufferError, CloseListenError, CloseSendError, DeregisterError, OpenListenError, OpenSendError, RegisterError, SendError,
@@ -59,6 +59,7 @@ impl<T: Transport> SyncBackend<T> {
     /// Starts a connection and passes it on to the loop.
     fn dial(&self, endpoint: Endpoint, address: EndPointAddress, params: &ConnectionParameters, owns: bool) -> io::Result<()> {
         let shared = &*self.shared;
+        params.check()?;
         let pool = match params.buffers {
             Some(buffers) => Some(BufferPool::of_connection(endpoint, buffers.size, buffers.count, shared.inbox.remote.clone())?),
             None => None,
@@ -98,6 +99,7 @@ impl<T: Transport> SyncBackend<T> {
             }
             directory.check().map_err(failed)?;
         }
+        params.connection.check().map_err(failed)?;
         let (listening, bound) = shared.opener.listen(&address, params).map_err(failed)?;
         let (params, counters) = (params.clone(), Arc::default());
         let command = match &side {
@@ -253,14 +255,15 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
             let outcome = self.shared.known(to, |_| NetioStatus::Failed);
             return Err(Unsent { buffer, outcome });
         }
-        let len = buffer.len();
+        let (owned, range, len) = (buffer.pool().owner().is_some(), buffer.range(), buffer.len());
         let offer = Offer { header_len: 0, len, key: buffer.id(), kind: CompletionKind::Buffer };
         let mut offered = Some(buffer);
         let message = || {
             let buffer = offered.take().expect("taken once, on acceptance");
             Outgoing { header: &[], payload: Payload::Buffer(buffer), len }
         };
-        let outcome = self.shared.submit(to, &offer, None, message);
+        let find: FindRegions<'_> = &|regions| regions.find(&[range]);
+        let outcome = self.shared.submit(to, &offer, (!owned).then_some(find), message);
         match offered {
             None => Ok(()),
             Some(buffer) => Err(Unsent { buffer, outcome }),

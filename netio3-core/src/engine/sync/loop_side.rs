@@ -267,6 +267,8 @@ impl<T: Transport> LoopSide<T> {
             engine.totals.opened.add(1);
             self.refused.borrow_mut().push_back((endpoint, address));
         }
+        // It may have been asked to end before the backend knew of it.
+        self.unstick(endpoint);
     }
 
     /// Accepts no more messages on some connections, and hands over what they have.
