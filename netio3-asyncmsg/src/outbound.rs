@@ -20,6 +20,8 @@ pub(crate) struct Outbound {
     /// The copied bytes, from `copied_start` on.
     copied: Vec<u8>,
     copied_start: usize,
+    /// The last so many copied bytes come after all segments.
+    open: usize,
     len: usize,
     /// Bytes at the front that belong to the hello, not to a frame.
     hello: usize,
@@ -41,6 +43,7 @@ const MIN_GATHERED: usize = 256;
 
 impl Outbound {
     /// Bytes that wait.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -61,10 +64,11 @@ impl Outbound {
     }
 
     /// Adds a message; up to `copy_below` bytes it is copied, whatever its payload is.
+    #[inline]
     pub(crate) fn push(&mut self, message: Outgoing<'_>, copy_below: usize) {
+        let gathered_from = if message.len <= copy_below { usize::MAX } else { MIN_GATHERED };
         self.copy(&Frame::Data(message.len).head());
         self.copy(message.header);
-        let gathered_from = if message.len <= copy_below { usize::MAX } else { MIN_GATHERED };
         match message.payload {
             Payload::Copied(pieces) => pieces.iter().for_each(|piece| self.copy(piece)),
             Payload::Shared(pieces) => {
@@ -81,6 +85,14 @@ impl Outbound {
             // Never copied, so that it returns to its pool only after completion.
             Payload::Buffer(buffer) => self.gather(buffer.len(), Segment::Buffer(buffer)),
         }
+    }
+
+    /// How much waits, as far as it bears on when to write: bytes that were copied count whole, those to be
+    /// gathered a quarter. Copied ones are best written while they are in the cache, gathered ones many at once.
+    #[inline]
+    pub(crate) fn weight(&self) -> usize {
+        let copied = self.copied.len() - self.copied_start;
+        copied + (self.len - copied) / 4
     }
 
     /// Fills `slices` with what is to be written next, at most `max_bytes` (but at least one piece); gives
@@ -111,6 +123,11 @@ impl Outbound {
             count += 1;
             bytes += rest.len();
         }
+        if self.open > 0 && count < slices.len() && bytes < max_bytes {
+            slices[count] = IoSlice::new(&self.copied[self.copied.len() - self.open..]);
+            count += 1;
+            bytes += self.open;
+        }
         (count, bytes)
     }
 
@@ -118,26 +135,28 @@ impl Outbound {
     pub(crate) fn written(&mut self, n: usize) -> usize {
         debug_assert!(n <= self.len);
         self.len -= n;
-        let mut rest = self.offset + n;
-        let mut front_before = self.offset;
+        let mut rest = n;
         while let Some(front) = self.segments.front() {
-            let len = front.len();
-            let done = rest.min(len);
+            let left = front.len() - self.offset;
+            let done = rest.min(left);
+            rest -= done;
             if let Segment::Copied(_) = front {
-                self.copied_start += done - front_before;
+                self.copied_start += done;
             }
-            front_before = 0;
-            if rest < len {
+            if done < left {
+                self.offset += done;
                 break;
             }
-            rest -= len;
+            self.offset = 0;
             match self.segments.pop_front() {
                 Some(Segment::Shared(piece)) => self.retired.push(Retired::Shared(piece)),
                 Some(Segment::Buffer(buffer)) => self.retired.push(Retired::Buffer(buffer)),
                 Some(Segment::Copied(_) | Segment::Raw(_)) | None => {}
             }
         }
-        self.offset = rest;
+        // What is left belongs to the open end: only with all segments gone is it more than nothing.
+        self.copied_start += rest;
+        self.open -= rest;
         self.compact();
         let hello = n.min(self.hello);
         self.hello -= hello;
@@ -170,18 +189,15 @@ impl Outbound {
 
     #[inline]
     fn copy(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
         self.copied.extend_from_slice(bytes);
         self.len += bytes.len();
-        match self.segments.back_mut() {
-            Some(Segment::Copied(n)) => *n += bytes.len(),
-            _ => self.segments.push_back(Segment::Copied(bytes.len())),
-        }
+        self.open += bytes.len();
     }
 
     fn gather(&mut self, len: usize, segment: Segment) {
+        if self.open > 0 {
+            self.segments.push_back(Segment::Copied(std::mem::take(&mut self.open)));
+        }
         self.len += len;
         self.segments.push_back(segment);
     }

@@ -5,8 +5,8 @@ use std::io::{self, IoSlice};
 use std::marker::PhantomData;
 use std::rc::Rc;
 
-use netio3_core::engine::{Connection, Engine, Listener, Opener, Outgoing, Release, Retired, State, Transport, Upcalls};
-use netio3_core::{Budget, ClosedReason, ConnectionParameters, Next, Ready, WatchId};
+use netio3_core::engine::{Connection, Engine, Listener, Opener, Outgoing, Payload, Release, Retired, State, Transport, Upcalls};
+use netio3_core::{Budget, ClosedReason, ConnectionParameters, Next, Ready, RefusedReason, WatchId};
 
 use crate::frame::{Frame, HEAD_LEN};
 use crate::hello::Hello;
@@ -53,6 +53,11 @@ impl<N: Net> Tcp<N> {
         let Some(socket) = link.socket() else { return };
         match link.refused.take().map_or_else(|| socket.is_connected(), Err) {
             Ok(false) => {}
+            // Dialling a port of this machine that is just being given to the dialling socket itself, the kernel
+            // connects it to itself.
+            Ok(true) if socket.local_address().is_ok_and(|local| local == connection.address) => {
+                engine.refuse(connection, RefusedReason::NoListener);
+            }
             Ok(true) => {
                 link.with_session(|session| session.stage = Stage::Greeting);
                 link.outbound.borrow_mut().push_hello(&self.hello(engine).encode());
@@ -70,10 +75,11 @@ impl<N: Net> Tcp<N> {
         tracing::debug!(endpoint = %connection.endpoint, %error, "cannot write");
         connection.link.broken.set(true);
         connection.link.read_closed.set(true);
-        if engine.is_receiving(connection) {
-            engine.read_again(connection);
-        } else {
+        // At a cap the reading goes on when there is room. After the peer's goodbye there is nothing to read.
+        if connection.is_paused() || connection.link.session.get().has_heard_goodbye() {
             self.lost(engine, connection, error);
+        } else {
+            engine.read_again(connection);
         }
     }
 
@@ -181,13 +187,17 @@ impl<N: Net> Transport for Tcp<N> {
 
     #[inline]
     fn enqueue(&self, connection: &Connection<Self::Link>, message: Outgoing<'_>) {
-        connection.link.outbound.borrow_mut().push(message, connection.params.copy_below);
+        let copy_below = connection.params.copy_below;
+        if message.len <= copy_below && matches!(message.payload, Payload::Shared(_) | Payload::Raw(_)) {
+            connection.counters.copied_messages.add(1);
+        }
+        connection.link.outbound.borrow_mut().push(message, copy_below);
     }
 
     #[inline]
     fn unsent(&self, connection: &Connection<Self::Link>) -> usize {
         // A blocked socket is flushed when it is writable, not for more bytes.
-        if connection.link.blocked.get() { 0 } else { connection.link.outbound.borrow().len() }
+        if connection.link.blocked.get() { 0 } else { connection.link.outbound.borrow().weight() }
     }
 
     fn flush(&self, engine: &Engine<Self>, connection: &Conn<N>) {

@@ -4,6 +4,7 @@
 //! `ConnectionParameters { queue_messages: 64, ..Default::default() }`.
 
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,7 +155,8 @@ pub struct ConnectionParameters {
     /// the same, since that is faster; their keys come back alike. Default
     /// [`DEFAULT_COPY_BELOW`](Self::DEFAULT_COPY_BELOW).
     pub copy_below: usize,
-    /// Bytes waiting in a queue at which it is flushed without waiting for the end of the turn.
+    /// Bytes waiting in a queue at which it is flushed without waiting for the end of the turn. On TCP those
+    /// that are gathered from the user's memory count a quarter, since larger batches of them pay.
     /// Default [`DEFAULT_FLUSH_AT`](Self::DEFAULT_FLUSH_AT).
     pub flush_at: usize,
 }
@@ -163,8 +165,21 @@ impl ConnectionParameters {
     /// Default of [`copy_below`](Self::copy_below): measured over loopback, copying beats
     /// gathering up to a few hundred bytes and loses from 4 KiB on.
     pub const DEFAULT_COPY_BELOW: usize = 1_024;
-    /// Default of [`flush_at`](Self::flush_at).
-    pub const DEFAULT_FLUSH_AT: usize = 64 << 10;
+    /// Default of [`flush_at`](Self::flush_at): two segments of the loopback interface, which takes at most
+    /// 65,483 bytes each, with room for a last message of some KiB. A write just above one leaves a tiny second.
+    pub const DEFAULT_FLUSH_AT: usize = 120 << 10;
+}
+
+impl ConnectionParameters {
+    /// Checks the values that make no sense for any connection.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        match self.buffers {
+            Some(Buffers { size: 0, .. } | Buffers { count: 0, .. }) => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, "`buffers` must be at least one of at least one byte"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Default for ConnectionParameters {

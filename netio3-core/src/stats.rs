@@ -12,17 +12,20 @@ pub struct Counter(AtomicU64);
 
 impl Counter {
     /// The present value.
+    #[inline]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::SeqCst)
     }
 
     /// Adds `n`. For backends and loops: one thread at a time may write.
+    #[inline]
     pub fn add(&self, n: u64) {
         // No read-modify-write: there is one writer at a time, so a load and a store lose nothing.
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
     /// Sets a level. For backends and loops: one thread at a time may write.
+    #[inline]
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
