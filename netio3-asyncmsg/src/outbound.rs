@@ -7,7 +7,7 @@ use bytes::Bytes;
 use netio3_core::engine::{Outgoing, Payload, Retired};
 use netio3_core::{HeldSlice, NetworkBuffer};
 
-use crate::frame::Frame;
+use crate::frame::{Frame, HEAD_LEN};
 
 /// The bytes to be written, in order: those that were copied here, and pieces of the user's memory.
 ///
@@ -66,9 +66,15 @@ impl Outbound {
     /// Adds a message; up to `copy_below` bytes it is copied, whatever its payload is.
     #[inline]
     pub(crate) fn push(&mut self, message: Outgoing<'_>, copy_below: usize) {
-        let gathered_from = if message.len <= copy_below { usize::MAX } else { MIN_GATHERED };
+        let small = message.len <= copy_below;
+        let gathered_from = if small { usize::MAX } else { MIN_GATHERED };
+        if small {
+            self.copied.reserve(HEAD_LEN + message.len);
+        }
         self.copy(&Frame::Data(message.len).head());
-        self.copy(message.header);
+        if !message.header.is_empty() {
+            self.copy(message.header);
+        }
         match message.payload {
             Payload::Copied(pieces) => pieces.iter().for_each(|piece| self.copy(piece)),
             Payload::Shared(pieces) => {

@@ -112,38 +112,32 @@ impl Ledger {
     /// `n` bytes of a stream left, in which every message is preceded by a head of `head` bytes.
     pub(crate) fn complete_bytes(&mut self, n: usize, head: usize, regions: &mut RegionTable) -> Sent {
         let mut credit = self.credit + n;
-        let mut sent = Sent::default();
-        while let Some(front) = self.records.front().copied() {
-            let Some(rest) = credit.checked_sub(head + front.len as usize) else { break };
+        let mut whole = 0;
+        for record in &self.records {
+            let Some(rest) = credit.checked_sub(head + record.len as usize) else { break };
             credit = rest;
-            self.pop(front, &mut sent, regions);
+            whole += 1;
         }
         self.credit = credit;
-        sent
+        self.complete_messages(whole, regions)
     }
 
-    /// The first `n` messages left.
+    /// The first `n` records left.
     pub(crate) fn complete_messages(&mut self, n: usize, regions: &mut RegionTable) -> Sent {
         let mut sent = Sent::default();
-        for _ in 0..n {
-            let Some(front) = self.records.front().copied() else { break };
-            self.pop(front, &mut sent, regions);
+        for record in self.records.drain(..n.min(self.records.len())) {
+            let Some(kind) = record.kind else { continue };
+            sent.messages += 1;
+            sent.bytes += record.len as usize;
+            if !record.held.is_none() {
+                regions.release(record.held);
+            }
+            self.completed.push(Completion { key: record.key, kind });
         }
+        self.messages -= sent.messages;
+        self.bytes -= sent.bytes;
+        self.completed_bytes += sent.bytes;
         sent
-    }
-
-    fn pop(&mut self, front: Record, sent: &mut Sent, regions: &mut RegionTable) {
-        self.records.pop_front();
-        let Some(kind) = front.kind else { return };
-        self.messages -= 1;
-        self.bytes -= front.len as usize;
-        sent.messages += 1;
-        sent.bytes += front.len as usize;
-        if !front.held.is_none() {
-            regions.release(front.held);
-        }
-        self.completed_bytes += front.len as usize;
-        self.completed.push(Completion { key: front.key, kind });
     }
 
     /// Completions that were not told yet; the given vector is taken in exchange, for its memory.
