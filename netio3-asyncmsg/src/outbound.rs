@@ -17,9 +17,10 @@ pub(crate) struct Outbound {
     segments: VecDeque<Segment>,
     /// Bytes of the first segment that are written already.
     offset: usize,
-    /// The copied bytes, from `copied_start` on.
+    /// Memory for the copied bytes, which lie from `copied_start` to `copied_end`.
     copied: Vec<u8>,
     copied_start: usize,
+    copied_end: usize,
     /// The last so many copied bytes come after all segments.
     open: usize,
     len: usize,
@@ -64,32 +65,36 @@ impl Outbound {
     }
 
     /// Adds a message; up to `copy_below` bytes it is copied, whatever its payload is.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, message: Outgoing<'_>, copy_below: usize) {
-        let small = message.len <= copy_below;
-        let gathered_from = if small { usize::MAX } else { MIN_GATHERED };
-        if small {
-            self.copied.reserve(HEAD_LEN + message.len);
-        }
-        self.copy(&Frame::Data(message.len).head());
-        if !message.header.is_empty() {
-            self.copy(message.header);
-        }
+        let head = Frame::Data(message.len).head();
         match message.payload {
-            Payload::Copied(pieces) => pieces.iter().for_each(|piece| self.copy(piece)),
+            // Never copied, so that it returns to its pool only after completion.
+            Payload::Buffer(buffer) => {
+                let buffer = Payload::take(buffer);
+                self.copy(&head);
+                self.gather(buffer.len(), Segment::Buffer(buffer));
+            }
+            Payload::Copied(pieces) => self.copy_message(&head, message.header, message.len, pieces),
+            Payload::Shared(pieces) if message.len <= copy_below => self.copy_message(&head, message.header, message.len, pieces),
+            Payload::Raw(pieces) if message.len <= copy_below => {
+                self.copy(&head);
+                self.copy(message.header);
+                pieces.held().for_each(|piece| self.copy(piece.as_slice()));
+            }
             Payload::Shared(pieces) => {
+                self.copy_message::<&[u8]>(&head, message.header, message.header.len(), &[]);
                 for piece in pieces {
-                    if piece.len() < gathered_from { self.copy(piece) } else { self.gather(piece.len(), Segment::Shared(piece.clone())) }
+                    if piece.len() < MIN_GATHERED { self.copy(piece) } else { self.gather(piece.len(), Segment::Shared(piece.clone())) }
                 }
             }
             Payload::Raw(pieces) => {
+                self.copy_message::<&[u8]>(&head, message.header, message.header.len(), &[]);
                 for piece in pieces.held() {
                     let len = piece.as_slice().len();
-                    if len < gathered_from { self.copy(piece.as_slice()) } else { self.gather(len, Segment::Raw(piece)) }
+                    if len < MIN_GATHERED { self.copy(piece.as_slice()) } else { self.gather(len, Segment::Raw(piece)) }
                 }
             }
-            // Never copied, so that it returns to its pool only after completion.
-            Payload::Buffer(buffer) => self.gather(buffer.len(), Segment::Buffer(buffer)),
         }
     }
 
@@ -97,7 +102,7 @@ impl Outbound {
     /// gathered a quarter. Copied ones are best written while they are in the cache, gathered ones many at once.
     #[inline]
     pub(crate) fn weight(&self) -> usize {
-        let copied = self.copied.len() - self.copied_start;
+        let copied = self.copied_end - self.copied_start;
         copied + (self.len - copied) / 4
     }
 
@@ -130,7 +135,7 @@ impl Outbound {
             bytes += rest.len();
         }
         if self.open > 0 && count < slices.len() && bytes < max_bytes {
-            slices[count] = IoSlice::new(&self.copied[self.copied.len() - self.open..]);
+            slices[count] = IoSlice::new(&self.copied[self.copied_end - self.open..self.copied_end]);
             count += 1;
             bytes += self.open;
         }
@@ -193,11 +198,43 @@ impl Outbound {
         }
     }
 
-    #[inline]
     fn copy(&mut self, bytes: &[u8]) {
-        self.copied.extend_from_slice(bytes);
-        self.len += bytes.len();
-        self.open += bytes.len();
+        self.room(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// Copies a whole message: its head, its header, and pieces, which together with the header are `len` bytes.
+    #[inline(always)]
+    fn copy_message<P: std::ops::Deref<Target = [u8]>>(&mut self, head: &[u8; HEAD_LEN], header: &[u8], len: usize, pieces: &[P]) {
+        let (head_room, message) = self.room(HEAD_LEN + len).split_at_mut(HEAD_LEN);
+        head_room.copy_from_slice(head);
+        let (header_room, mut rest) = message.split_at_mut(header.len());
+        copy_short(header_room, header);
+        for piece in pieces {
+            let (room, after) = rest.split_at_mut(piece.len());
+            room.copy_from_slice(piece);
+            rest = after;
+        }
+        debug_assert!(rest.is_empty());
+    }
+
+    /// Room for so many more copied bytes, to be filled by the caller.
+    #[inline(always)]
+    fn room(&mut self, n: usize) -> &mut [u8] {
+        if self.copied.len() - self.copied_end < n {
+            self.grow(n);
+        }
+        let start = self.copied_end;
+        self.copied_end += n;
+        self.len += n;
+        self.open += n;
+        &mut self.copied[start..start + n]
+    }
+
+    #[cold]
+    fn grow(&mut self, n: usize) {
+        self.copied.truncate(self.copied_end);
+        self.copied.reserve(n);
+        self.copied.resize(self.copied.capacity(), 0);
     }
 
     fn gather(&mut self, len: usize, segment: Segment) {
@@ -211,15 +248,28 @@ impl Outbound {
     /// Keeps the copied bytes from wandering off: they move to the front when more room is lost there than
     /// they take, so that each byte is moved at most once on average.
     fn compact(&mut self) {
-        let left = self.copied.len() - self.copied_start;
+        let left = self.copied_end - self.copied_start;
         if left == 0 {
-            self.copied.clear();
-            self.copied_start = 0;
+            (self.copied_start, self.copied_end) = (0, 0);
         } else if self.copied_start > left {
-            self.copied.copy_within(self.copied_start.., 0);
-            self.copied.truncate(left);
-            self.copied_start = 0;
+            self.copied.copy_within(self.copied_start..self.copied_end, 0);
+            (self.copied_start, self.copied_end) = (0, left);
         }
+    }
+}
+
+/// Copies bytes that are mostly few, such as a header: without a call where they are at most 16.
+#[inline(always)]
+fn copy_short(to: &mut [u8], from: &[u8]) {
+    if from.len() > 16 {
+        return to.copy_from_slice(from);
+    }
+    // Two halves that overlap where the length is not a power of two.
+    if let (Some(head), Some(tail)) = (from.first_chunk::<8>(), from.last_chunk::<8>()) {
+        to[..8].copy_from_slice(head);
+        *to.last_chunk_mut::<8>().expect("as long as `from`") = *tail;
+    } else {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
     }
 }
 

@@ -185,19 +185,17 @@ impl<N: Net> Transport for Tcp<N> {
         Next::Again
     }
 
-    #[inline]
-    fn enqueue(&self, connection: &Connection<Self::Link>, message: Outgoing<'_>) {
+    // Inlined, so that a message is never built in memory: each call of the library has one kind of payload.
+    #[inline(always)]
+    fn enqueue(&self, connection: &Connection<Self::Link>, message: Outgoing<'_>) -> usize {
         let copy_below = connection.params.copy_below;
         if message.len <= copy_below && matches!(message.payload, Payload::Shared(_) | Payload::Raw(_)) {
             connection.counters.copied_messages.add(1);
         }
-        connection.link.outbound.borrow_mut().push(message, copy_below);
-    }
-
-    #[inline]
-    fn unsent(&self, connection: &Connection<Self::Link>) -> usize {
+        let mut outbound = connection.link.outbound.borrow_mut();
+        outbound.push(message, copy_below);
         // A blocked socket is flushed when it is writable, not for more bytes.
-        if connection.link.blocked.get() { 0 } else { connection.link.outbound.borrow().weight() }
+        if connection.link.blocked.get() { 0 } else { outbound.weight() }
     }
 
     fn flush(&self, engine: &Engine<Self>, connection: &Conn<N>) {

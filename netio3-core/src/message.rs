@@ -99,6 +99,8 @@ pub(crate) struct OwnedCaps {
     pub(crate) total_messages: u64,
     pub(crate) total_bytes: u64,
     pub(crate) backend: Arc<BackendCounters>,
+    /// Messages were taken over, so that the caps have to be looked at. Written by the loop's thread alone.
+    pub(crate) in_use: AtomicBool,
     /// The loop found a cap reached and waits for room.
     pub(crate) blocked: AtomicBool,
     pub(crate) remote: Arc<dyn Remote>,
@@ -112,6 +114,7 @@ impl Meter {
     /// Makes memory that holds a message the user's, counted until dropped.
     pub fn own(&self, memory: Vec<u8>) -> Bytes {
         let held = memory.capacity() as u64;
+        self.shared.in_use.store(true, Ordering::Relaxed);
         self.connection.owned_messages.rise(1);
         self.connection.owned_bytes.rise(held);
         self.shared.backend.owned_messages.rise(1);
@@ -119,9 +122,20 @@ impl Meter {
         Bytes::from_owner(Owned { memory, held, meter: self.clone() })
     }
 
-    /// Whether a cap is reached; if so, the loop is woken when something is dropped.
+    /// Whether a cap is reached; if so, the loop is woken when something is dropped. On the loop's thread, as
+    /// `own`.
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
+        self.shared.in_use.load(Ordering::Relaxed) && self.look()
+    }
+
+    #[cold]
+    fn look(&self) -> bool {
         if !self.at_cap() {
+            // Others only drop.
+            if self.shared.backend.owned_messages.get() == 0 {
+                self.shared.in_use.store(false, Ordering::Relaxed);
+            }
             return false;
         }
         // SeqCst: ordered against the counters in `drop`, so that one of the two sides sees the other.

@@ -118,7 +118,7 @@ fn run(steps: Vec<Step>, hello: bool) {
                 let bytes = model.bytes(len);
                 buffer.extend_from_slice(&bytes).expect("it fits");
                 let name = Name::Buffer(buffer.id());
-                outbound.push(Outgoing { header: &[], payload: Payload::Buffer(buffer), len }, 1_024);
+                outbound.push(Outgoing { header: &[], payload: Payload::Buffer(&mut Some(buffer)), len }, 1_024);
                 model.stream.extend(Frame::Data(len).head());
                 model.stream.extend(bytes);
                 model.held.push((model.stream.len(), name));

@@ -4,7 +4,7 @@ use std::io::IoSlice;
 use std::rc::Rc;
 
 use netio3::bytes::{Bytes, BytesMut};
-use netio3::{Buffers, ConnectionParameters, Endpoint, NetioStatus, NetworkBackend, NetworkBuffer, Unsent};
+use netio3::{BufferError, Buffers, ConnectionParameters, Endpoint, NetioStatus, NetworkBackend, NetworkBuffer, SendError, Unsent};
 
 use crate::args::Mode;
 use crate::library::STALL_DEADLINE;
@@ -132,14 +132,25 @@ impl Outgoing {
     /// As [`fill`](Self::fill).
     #[inline]
     pub fn send_next(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<(), String> {
+        match self.offer_next(backend, to) {
+            Ok(NetioStatus::Ok) => {
+                self.next += 1;
+                Ok(())
+            }
+            other => self.not_accepted(other),
+        }
+    }
+
+    #[inline(always)]
+    fn offer_next(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
         let Self { messages, next, head, .. } = self;
         let Messages { layout, mode, content, shared } = messages;
         if *mode == Mode::Buffered {
-            return self.send_buffer(backend, to);
+            return self.offer_buffer(backend, to);
         }
         content.write_head(*next, head);
         let (header, tag) = head.split_at(layout.header_len());
-        let status = match (mode, tag) {
+        match (mode, tag) {
             (Mode::ZeroCopy, []) => backend.send_iov(to, &shared[content.variant_range(*next)], header, *next),
             (Mode::ZeroCopy, tag) => {
                 // The tag needs memory of its own until the message has left.
@@ -157,37 +168,38 @@ impl Outgoing {
                 [piece] => backend.send_copy_iov(to, &[IoSlice::new(tag), *piece], header, *next),
                 pieces => backend.send_copy_iov(to, &[&[IoSlice::new(tag)], pieces].concat(), header, *next),
             },
-        };
-        let status = status.map_err(|error| error.to_string())?;
-        self.judge(status)
+        }
     }
 
-    fn judge(&mut self, status: NetioStatus) -> Result<(), String> {
+    #[cold]
+    fn not_accepted(&mut self, status: Result<NetioStatus, SendError>) -> Result<(), String> {
         match status {
-            NetioStatus::Ok => self.next += 1,
-            NetioStatus::NoResources => {
+            Ok(NetioStatus::NoResources) => {
                 self.refused += 1;
                 self.blocked = true;
+                Ok(())
             }
-            NetioStatus::TooBig => return Err("messages or headers of this size are too big for this connection".into()),
-            other => return Err(other.to_string()),
+            Ok(NetioStatus::TooBig) => Err("messages or headers of this size are too big for this connection".into()),
+            Ok(other) => Err(other.to_string()),
+            Err(error) => Err(error.to_string()),
         }
-        Ok(())
     }
 
-    fn send_buffer(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<(), String> {
+    fn offer_buffer(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
         let buffer = match self.buffer.take() {
             Some(buffer) => buffer,
-            None => match backend.take_buffer(to).map_err(|error| error.to_string())? {
-                Some(buffer) => self.filled(buffer),
-                None => return self.judge(NetioStatus::NoResources),
+            None => match backend.take_buffer(to) {
+                Ok(Some(buffer)) => self.filled(buffer),
+                Ok(None) => return Ok(NetioStatus::NoResources),
+                Err(BufferError::UnknownSendEndpoint(known)) => return Err(SendError::UnknownSendEndpoint(known)),
+                Err(error) => unreachable!("the connection has buffers: {error}"),
             },
         };
         match backend.send_taken(to, buffer) {
-            Ok(()) => self.judge(NetioStatus::Ok),
+            Ok(()) => Ok(NetioStatus::Ok),
             Err(Unsent { buffer, outcome }) => {
                 self.buffer = Some(buffer);
-                self.judge(outcome.map_err(|error| error.to_string())?)
+                outcome
             }
         }
     }

@@ -42,6 +42,8 @@ pub struct Connection<L> {
     pub(super) paused: Cell<bool>,
     pub(super) limits: Cell<Limits>,
     pub(super) ledger: RefCell<Ledger>,
+    /// How many accepted messages are in the backend's totals.
+    pub(super) counted: Cell<u64>,
     pub(super) pool: RefCell<Option<BufferPool>>,
     /// A buffer was asked for in vain.
     pub(super) starved: Cell<bool>,

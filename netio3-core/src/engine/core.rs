@@ -39,6 +39,13 @@ pub struct Listener<L> {
 /// Watch tokens of listeners have this bit; the others are places in the table of connections.
 pub(super) const LISTENER: usize = 1 << 40;
 
+/// Messages that were accepted and have not completed.
+#[derive(Default)]
+pub(super) struct Queued {
+    pub(super) messages: Cell<usize>,
+    pub(super) bytes: Cell<usize>,
+}
+
 type Rcc<T> = Rc<Connection<<T as Transport>::Link>>;
 type Rcl<T> = Rc<Listener<<T as Transport>::Listener>>;
 
@@ -59,6 +66,8 @@ pub struct Engine<T: Transport> {
     pub(super) regions: RefCell<RegionTable>,
     /// Whether zero-copy sends have to be looked up in the table of regions.
     pub(super) look_up_regions: Cell<bool>,
+    /// What all connections together have queued.
+    pub(super) queued: Queued,
     /// Connections that are over and not told yet.
     pub(super) over: RefCell<VecDeque<Rcc<T>>>,
     pub(super) unflushed: RefCell<Vec<Rcc<T>>>,
@@ -91,6 +100,7 @@ impl<T: Transport> Engine<T> {
             total_messages: config.total_owned_messages as u64,
             total_bytes: config.total_owned_bytes as u64,
             backend: totals.clone(),
+            in_use: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             remote: remote.clone(),
         });
@@ -104,6 +114,7 @@ impl<T: Transport> Engine<T> {
             listeners: RefCell::default(),
             regions: RefCell::new(RegionTable::new(config.max_regions, config.strict_regions)),
             look_up_regions: Cell::new(config.strict_regions),
+            queued: Queued::default(),
             over: RefCell::default(),
             unflushed: RefCell::default(),
             completed: RefCell::default(),
@@ -319,6 +330,7 @@ impl<T: Transport> Engine<T> {
             address,
             direction,
             ledger: RefCell::new(Ledger::new(&params)),
+            counted: Cell::new(0),
             meter: Meter::new(Arc::clone(&counters), self.caps.clone()),
             params,
             counters,
@@ -451,24 +463,41 @@ impl<T: Transport> Engine<T> {
     }
 
     fn unqueue(&self, messages: usize, bytes: usize) {
-        self.totals.queued_messages.set(self.totals.queued_messages.get() - messages as u64);
-        self.totals.queued_bytes.set(self.totals.queued_bytes.get() - bytes as u64);
+        self.queued.messages.set(self.queued.messages.get() - messages);
+        self.queued.bytes.set(self.queued.bytes.get() - bytes);
+        self.count_queues();
     }
 
-    fn count_queue(&self, connection: &Connection<T::Link>) {
-        if self.fronted.get() {
-            return;
-        }
+    /// Brings the counters of what a connection has accepted and queued up to date: not for each message, but
+    /// when something is flushed, leaves or is refused, and when the user asks for them.
+    pub(super) fn count_queue(&self, connection: &Connection<T::Link>) {
+        self.count_queues();
         let ledger = connection.ledger.borrow();
-        connection.counters.queued_messages.set(ledger.messages() as u64);
-        connection.counters.queued_bytes.set(ledger.bytes() as u64);
+        let newly = ledger.accepted() - connection.counted.replace(ledger.accepted());
+        self.totals.messages_accepted.add(newly);
+        if !self.fronted.get() {
+            connection.counters.messages_accepted.set(ledger.accepted());
+            connection.counters.queued_messages.set(ledger.messages() as u64);
+            connection.counters.queued_bytes.set(ledger.bytes() as u64);
+        }
+    }
+
+    /// The same for the backend's levels.
+    pub(super) fn count_queues(&self) {
+        self.totals.queued_messages.set(self.queued.messages.get() as u64);
+        self.totals.queued_bytes.set(self.queued.bytes.get() as u64);
     }
 
     /// Whether the backend's queues together have room for a message.
     #[inline]
     pub(super) fn has_room(&self, len: usize) -> bool {
-        self.totals.queued_messages.get() < self.config.total_queue_messages as u64
-            && self.totals.queued_bytes.get() + len as u64 <= self.config.total_queue_bytes as u64
+        self.queued.messages.get() < self.config.total_queue_messages && self.queued.bytes.get() + len <= self.config.total_queue_bytes
+    }
+
+    /// Sends what a connection has queued, as far as it goes without waiting.
+    pub(super) fn flush(&self, connection: &Rc<Connection<T::Link>>) {
+        self.count_queue(connection);
+        self.transport.flush(self, connection);
     }
 
     /// Makes sure that what was listed is found.
@@ -482,9 +511,14 @@ impl<T: Transport> Engine<T> {
     #[inline]
     pub fn flush_later(&self, connection: &Rc<Connection<T::Link>>) {
         if !connection.listed.unflushed.replace(true) {
-            self.unflushed.borrow_mut().push(connection.clone());
-            self.end_turn_soon();
+            self.list_unflushed(connection);
         }
+    }
+
+    #[cold]
+    fn list_unflushed(&self, connection: &Rcc<T>) {
+        self.unflushed.borrow_mut().push(connection.clone());
+        self.end_turn_soon();
     }
 
     // ----- receiving -----
@@ -521,9 +555,12 @@ impl<T: Transport> Engine<T> {
         if connection.is_over() || connection.paused.get() || connection.listed.capped.get() {
             return false;
         }
-        if !connection.meter.is_full() {
-            return true;
-        }
+        !connection.meter.is_full() || self.hold_back(connection)
+    }
+
+    /// Lists a connection that has reached a cap; `false`, since it does not receive.
+    #[cold]
+    fn hold_back(&self, connection: &Rcc<T>) -> bool {
         connection.listed.capped.set(true);
         self.capped.borrow_mut().push(connection.clone());
         false
@@ -608,8 +645,9 @@ impl<T: Transport> Engine<T> {
         let lists = [&self.unflushed, &self.completed, &self.refused, &self.capped].map(RefCell::take);
         let over = self.over.take();
         self.totals.connections.set(0);
-        self.totals.queued_messages.set(0);
-        self.totals.queued_bytes.set(0);
+        self.queued.messages.set(0);
+        self.queued.bytes.set(0);
+        self.count_queues();
         // User memory goes last, with no borrow held: its drop may call into the backend.
         let mut retired = Vec::new();
         for connection in table.iter().flatten().chain(&over) {

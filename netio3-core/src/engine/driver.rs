@@ -154,7 +154,7 @@ impl<T: Transport> Driver<T> {
         for connection in self.scratch.connections.drain(..) {
             connection.listed.unflushed.set(false);
             if !connection.is_over() {
-                engine.transport.flush(engine, &connection);
+                engine.flush(&connection);
             }
         }
     }

@@ -9,9 +9,21 @@ use crate::status::{Completion, CompletionKind};
 /// What was accepted and has not completed, in send order, and what has completed and was not told yet.
 #[derive(Debug)]
 pub struct Ledger {
-    records: VecDeque<Record>,
+    /// Those that have not completed, from `first` on.
+    records: Vec<Record>,
+    first: usize,
+    /// The regions of those that hold some, each with the number of its record.
+    held: VecDeque<(u64, HeldRegions)>,
+    /// The number of the record at `first`.
+    passed: u64,
     messages: usize,
     bytes: usize,
+    /// The same with those that have completed and were not told yet.
+    untold_messages: usize,
+    untold_bytes: usize,
+    /// Frames of the transport's own among the records.
+    controls: usize,
+    accepted: u64,
     max_messages: usize,
     max_bytes: usize,
     /// Stream bytes that left and belong to the front record.
@@ -19,8 +31,6 @@ pub struct Ledger {
     /// The largest message refused since the last *writable*.
     refused: Option<usize>,
     completed: Vec<Completion>,
-    /// Bytes of the completions that were not told yet.
-    completed_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +39,6 @@ struct Record {
     len: u32,
     /// `None` for the transport's own frames.
     kind: Option<CompletionKind>,
-    held: HeldRegions,
 }
 
 /// What a call that completes messages counts.
@@ -42,15 +51,21 @@ pub(crate) struct Sent {
 impl Ledger {
     pub(crate) fn new(params: &ConnectionParameters) -> Self {
         Self {
-            records: VecDeque::new(),
+            records: Vec::new(),
+            first: 0,
+            held: VecDeque::new(),
+            passed: 0,
             messages: 0,
             bytes: 0,
+            untold_messages: 0,
+            untold_bytes: 0,
+            controls: 0,
+            accepted: 0,
             max_messages: params.queue_messages.max(1),
             max_bytes: params.queue_bytes,
             credit: 0,
             refused: None,
             completed: Vec::new(),
-            completed_bytes: 0,
         }
     }
 
@@ -66,21 +81,24 @@ impl Ledger {
         self.bytes
     }
 
+    /// All messages ever accepted.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted
+    }
+
     /// Whether a message of this length fits; an empty queue takes any one.
     ///
     /// A message counts until its completion is told, so that a callback which sends as long as it may comes
     /// to an end even when everything leaves at once.
     #[inline]
     pub(crate) fn fits(&self, len: usize) -> bool {
-        let messages = self.messages + self.completed.len();
-        let bytes = self.bytes + self.completed_bytes;
-        messages == 0 || (messages < self.max_messages && len <= self.max_bytes.saturating_sub(bytes))
+        self.untold_messages == 0 || (self.untold_messages < self.max_messages && len <= self.max_bytes.saturating_sub(self.untold_bytes))
     }
 
     /// Whether nothing is queued, so that any one message fits.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.messages == 0 && self.completed.is_empty()
+        self.untold_messages == 0
     }
 
     /// Notes a refusal; `true` for the first since the last *writable*.
@@ -99,21 +117,33 @@ impl Ledger {
 
     #[inline]
     pub(crate) fn push(&mut self, key: u64, kind: CompletionKind, len: usize, held: HeldRegions) {
+        if !held.is_none() {
+            self.held.push_back((self.passed + (self.records.len() - self.first) as u64, held));
+        }
         self.messages += 1;
         self.bytes += len;
-        self.records.push_back(Record { key, len: len as u32, kind: Some(kind), held });
+        self.untold_messages += 1;
+        self.untold_bytes += len;
+        self.accepted += 1;
+        self.records.push(Record { key, len: len as u32, kind: Some(kind) });
     }
 
     /// Enters a frame of the transport's own, which completes in turn without being told to anybody.
     pub fn push_control(&mut self) {
-        self.records.push_back(Record { key: 0, len: 0, kind: None, held: HeldRegions::default() });
+        self.controls += 1;
+        self.records.push(Record { key: 0, len: 0, kind: None });
     }
 
     /// `n` bytes of a stream left, in which every message is preceded by a head of `head` bytes.
     pub(crate) fn complete_bytes(&mut self, n: usize, head: usize, regions: &mut RegionTable) -> Sent {
+        let waiting = &self.records[self.first..];
         let mut credit = self.credit + n;
         let mut whole = 0;
-        for record in &self.records {
+        if credit == self.bytes + head * waiting.len() {
+            // All of them, as after most writes.
+            (credit, whole) = (0, waiting.len());
+        }
+        for record in &waiting[whole..] {
             let Some(rest) = credit.checked_sub(head + record.len as usize) else { break };
             credit = rest;
             whole += 1;
@@ -124,25 +154,52 @@ impl Ledger {
 
     /// The first `n` records left.
     pub(crate) fn complete_messages(&mut self, n: usize, regions: &mut RegionTable) -> Sent {
-        let mut sent = Sent::default();
-        for record in self.records.drain(..n.min(self.records.len())) {
-            let Some(kind) = record.kind else { continue };
-            sent.messages += 1;
-            sent.bytes += record.len as usize;
-            if !record.held.is_none() {
-                regions.release(record.held);
-            }
-            self.completed.push(Completion { key: record.key, kind });
+        let n = n.min(self.records.len() - self.first);
+        let done = &self.records[self.first..self.first + n];
+        let told = |record: &Record| record.kind.map(|kind| Completion { key: record.key, kind });
+        let before = self.completed.len();
+        let bytes = if n == self.records.len() - self.first { self.bytes } else { done.iter().map(|record| record.len as usize).sum() };
+        if self.controls == 0 {
+            self.completed.extend(done.iter().map(|record| told(record).expect("no frame of the transport's own is queued")));
+        } else {
+            self.completed.extend(done.iter().filter_map(told));
         }
+        let sent = Sent { messages: self.completed.len() - before, bytes };
+        self.controls -= n - sent.messages;
         self.messages -= sent.messages;
-        self.bytes -= sent.bytes;
-        self.completed_bytes += sent.bytes;
+        self.bytes -= bytes;
+        self.first += n;
+        self.passed += n as u64;
+        self.release_passed(regions);
+        self.compact();
         sent
+    }
+
+    fn release_passed(&mut self, regions: &mut RegionTable) {
+        while let Some((number, held)) = self.held.front().copied() {
+            if number >= self.passed {
+                break;
+            }
+            self.held.pop_front();
+            regions.release(held);
+        }
+    }
+
+    /// Keeps the records at the beginning of their memory, so that a short queue stays in the cache: they move
+    /// there when less is left than was passed, so that each is moved at most once on average.
+    fn compact(&mut self) {
+        if self.first == self.records.len() {
+            self.records.clear();
+            self.first = 0;
+        } else if 2 * self.first > self.records.len() {
+            self.records.drain(..self.first);
+            self.first = 0;
+        }
     }
 
     /// Completions that were not told yet; the given vector is taken in exchange, for its memory.
     pub(crate) fn take_completed(&mut self, spare: Vec<Completion>) -> Vec<Completion> {
-        self.completed_bytes = 0;
+        (self.untold_messages, self.untold_bytes) = (self.messages, self.bytes);
         std::mem::replace(&mut self.completed, spare)
     }
 
@@ -152,20 +209,22 @@ impl Ledger {
 
     /// Everything that has not completed, at the end of a connection.
     pub(crate) fn take_pending(&mut self, regions: &mut RegionTable) -> Vec<Completion> {
-        let records = std::mem::take(&mut self.records);
-        (self.messages, self.bytes) = (0, 0);
-        let told = |record: Record| {
-            regions.release(record.held);
-            record.kind.map(|kind| Completion { key: record.key, kind })
-        };
-        records.into_iter().filter_map(told).collect()
+        let records = std::mem::take(&mut self.records).split_off(self.first);
+        self.first = 0;
+        self.passed += records.len() as u64;
+        self.release_passed(regions);
+        self.untold_messages -= self.messages;
+        self.untold_bytes -= self.bytes;
+        (self.messages, self.bytes, self.controls) = (0, 0, 0);
+        records.iter().filter_map(|record| record.kind.map(|kind| Completion { key: record.key, kind })).collect()
     }
 
     /// Gives the memory of an empty ledger back.
     pub(crate) fn trim(&mut self) {
         if self.records.is_empty() && self.completed.is_empty() {
-            self.records = VecDeque::new();
+            self.records = Vec::new();
             self.completed = Vec::new();
+            self.held = VecDeque::new();
         }
     }
 }

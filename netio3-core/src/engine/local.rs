@@ -93,12 +93,12 @@ impl<T: Transport> LocalBackend<T> {
 
     /// Accepts or refuses a message, without looking at its bytes.
     #[inline]
-    fn submit<'a>(
+    fn submit(
         &self,
         to: Endpoint,
         offer: &Offer,
         regions: impl FnOnce(&Engine<T>) -> Option<HeldRegions>,
-        message: impl FnOnce() -> Outgoing<'a>,
+        message: Outgoing<'_>,
     ) -> Result<NetioStatus, SendError> {
         let engine = &*self.engine;
         let table = engine.table.borrow();
@@ -118,30 +118,26 @@ impl<T: Transport> LocalBackend<T> {
         if !ledger.fits(len) || (!ledger.is_empty() && !engine.has_room(len)) {
             ledger.refuse(len);
             drop(ledger);
+            engine.count_queue(connection);
             engine.note_refusal(connection);
             return Ok(NetioStatus::NoResources);
         }
+        let was_empty = ledger.messages() == 0;
         ledger.push(offer.key, offer.kind, len, held);
-        if !engine.fronted.get() {
-            connection.counters.messages_accepted.add(1);
-            connection.counters.queued_messages.set(ledger.messages() as u64);
-            connection.counters.queued_bytes.set(ledger.bytes() as u64);
-        }
         drop(ledger);
         if !held.is_none() {
             engine.regions.borrow_mut().hold(held);
         }
-        engine.totals.queued_messages.add(1);
-        engine.totals.queued_bytes.add(len as u64);
-        engine.totals.messages_accepted.add(1);
-        engine.transport.enqueue(connection, message());
-        if !connection.listed.untrimmed.get() || connection.params.stall_timeout.is_some() {
+        engine.queued.messages.set(engine.queued.messages.get() + 1);
+        engine.queued.bytes.set(engine.queued.bytes.get() + len);
+        let unsent = engine.transport.enqueue(connection, message);
+        if was_empty || !connection.listed.untrimmed.get() {
             engine.watch_queue(connection);
         }
-        if engine.transport.unsent(connection) >= connection.params.flush_at {
+        if unsent >= connection.params.flush_at {
             let connection = connection.clone();
             drop(table);
-            engine.transport.flush(engine, &connection);
+            engine.flush(&connection);
         } else {
             engine.flush_later(connection);
         }
@@ -289,14 +285,17 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
     fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         let payload_len = data.iter().map(Bytes::len).sum();
         let offer = Offer { header_len: header.len(), payload_len, key, kind: CompletionKind::ZeroCopy };
-        let message = || Outgoing { header, payload: Payload::Shared(data), len: header.len() + payload_len };
+        let message = Outgoing { header, payload: Payload::Shared(data), len: header.len() + payload_len };
         self.submit(to, &offer, |engine| engine.find_regions(data), message)
     }
 
     fn send_copy_iov(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
-        let payload_len = data.iter().map(|piece| piece.len()).sum();
+        let payload_len = match data {
+            [piece] => piece.len(),
+            pieces => pieces.iter().map(|piece| piece.len()).sum(),
+        };
         let offer = Offer { header_len: header.len(), payload_len, key, kind: CompletionKind::Copy };
-        let message = || Outgoing { header, payload: Payload::Copied(data), len: header.len() + payload_len };
+        let message = Outgoing { header, payload: Payload::Copied(data), len: header.len() + payload_len };
         self.submit(to, &offer, |_| Some(HeldRegions::default()), message)
     }
 
@@ -307,7 +306,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         // SAFETY: the caller vouches that the pieces stay readable until the key comes back or the backend is
         // dropped; what is made of them here is dropped before either.
         let pieces = unsafe { crate::engine::RawPieces::new(data) };
-        let message = || Outgoing { header, payload: Payload::Raw(pieces), len: header.len() + payload_len };
+        let message = Outgoing { header, payload: Payload::Raw(pieces), len: header.len() + payload_len };
         self.submit(to, &offer, |engine| engine.find_regions(data), message)
     }
 
@@ -331,10 +330,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         let offer = Offer { header_len: 0, payload_len: buffer.len(), key: buffer.id(), kind: CompletionKind::Buffer };
         let (owned, range) = (buffer.pool().owner().is_some(), buffer.range());
         let mut offered = Some(buffer);
-        let message = || {
-            let buffer = offered.take().expect("taken once, on acceptance");
-            Outgoing { header: &[], len: buffer.len(), payload: Payload::Buffer(buffer) }
-        };
+        let message = Outgoing { header: &[], len: offer.payload_len, payload: Payload::Buffer(&mut offered) };
         // A connection's own buffers are known to the device anyway; others lie in a region of the user's.
         let regions = |engine: &Engine<T>| if owned { Some(HeldRegions::default()) } else { engine.find_regions(&[range]) };
         let outcome = self.submit(to, &offer, regions, message);
@@ -385,7 +381,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
     fn flush(&self, endpoint: Endpoint) -> Result<(), SendError> {
         let connection = self.known(endpoint)?;
         if !connection.is_over() {
-            self.engine.transport.flush(&self.engine, &connection);
+            self.engine.flush(&connection);
         }
         Ok(())
     }
@@ -395,10 +391,13 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
     }
 
     fn stats(&self, endpoint: Endpoint) -> Result<Arc<ConnectionCounters>, SendError> {
-        Ok(self.known(endpoint)?.counters.clone())
+        let connection = self.known(endpoint)?;
+        self.engine.count_queue(&connection);
+        Ok(connection.counters.clone())
     }
 
     fn totals(&self) -> Arc<BackendCounters> {
+        self.engine.count_queues();
         self.engine.totals.clone()
     }
 

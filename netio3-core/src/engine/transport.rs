@@ -74,11 +74,9 @@ pub trait Transport: Sized + 'static {
     /// A listener is ready: accept.
     fn listener_ready(&self, engine: &Rc<Engine<Self>>, listener: &Rc<Listener<Self::Listener>>, budget: &mut Budget) -> Next;
 
-    /// Takes an accepted message into the connection's queue. Its record is in the ledger already.
-    fn enqueue(&self, connection: &Connection<Self::Link>, message: Outgoing<'_>);
-
-    /// Bytes that wait to be sent, to be compared with `flush_at`.
-    fn unsent(&self, connection: &Connection<Self::Link>) -> usize;
+    /// Takes an accepted message into the connection's queue. Its record is in the ledger already. Gives what
+    /// waits to be sent, in bytes, to be compared with `flush_at`.
+    fn enqueue(&self, connection: &Connection<Self::Link>, message: Outgoing<'_>) -> usize;
 
     /// Sends what is queued, as far as it goes without waiting. Tells the ledger what left.
     fn flush(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>);
@@ -143,8 +141,18 @@ pub enum Payload<'a> {
     Copied(&'a [IoSlice<'a>]),
     /// Raw memory, readable until the message comes back.
     Raw(RawPieces<'a>),
-    /// A buffer.
-    Buffer(NetworkBuffer),
+    /// A buffer, to be taken out: with nothing to drop, a message need never be built in memory.
+    Buffer(&'a mut Option<NetworkBuffer>),
+}
+
+impl Payload<'_> {
+    /// Takes a buffer out.
+    ///
+    /// # Panics
+    /// When it was taken already.
+    pub fn take(buffer: &mut Option<NetworkBuffer>) -> NetworkBuffer {
+        buffer.take().expect("a message is accepted once")
+    }
 }
 
 /// User memory that a transport needs no longer.

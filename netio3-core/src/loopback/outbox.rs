@@ -60,7 +60,7 @@ impl Outbox {
             }
             Payload::Raw(pieces) => self.pieces.extend(pieces.held().map(Piece::Raw)),
             // Not copied early: it goes back to its pool by being retired.
-            Payload::Buffer(buffer) => self.pieces.push_back(Piece::Buffer(buffer)),
+            Payload::Buffer(buffer) => self.pieces.push_back(Piece::Buffer(Payload::take(buffer))),
         }
         self.bytes += len;
         self.waiting.push_back(Waiting { copied, pieces: self.pieces.len() - before, len });

@@ -167,15 +167,12 @@ impl Transport for Loopback {
         Next::Wait
     }
 
-    fn enqueue(&self, connection: &Connection<Link>, message: Outgoing<'_>) {
-        let copied = connection.link.outbox.borrow_mut().push(message, connection.params.copy_below);
-        if copied {
+    fn enqueue(&self, connection: &Connection<Link>, message: Outgoing<'_>) -> usize {
+        let mut outbox = connection.link.outbox.borrow_mut();
+        if outbox.push(message, connection.params.copy_below) {
             connection.counters.copied_messages.add(1);
         }
-    }
-
-    fn unsent(&self, connection: &Connection<Link>) -> usize {
-        connection.link.outbox.borrow().bytes()
+        outbox.bytes()
     }
 
     fn flush(&self, engine: &Engine<Self>, connection: &Rc<Connection<Link>>) {

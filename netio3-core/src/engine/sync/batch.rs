@@ -106,7 +106,7 @@ impl Batch {
                 (Form::Raw, pieces.slices().len())
             }
             Payload::Buffer(buffer) => {
-                self.buffers.push_back(buffer);
+                self.buffers.push_back(Payload::take(buffer));
                 (Form::Buffer, 0)
             }
         };

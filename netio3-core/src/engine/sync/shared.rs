@@ -165,12 +165,12 @@ impl<O: Opener> Shared<O> {
 
     /// Accepts or refuses a message, without looking at its bytes.
     #[inline]
-    pub(super) fn submit<'a>(
+    pub(super) fn submit(
         &self,
         to: Endpoint,
         offer: &Offer,
         regions: Option<FindRegions<'_>>,
-        message: impl FnOnce() -> Outgoing<'a>,
+        message: Outgoing<'_>,
     ) -> Result<NetioStatus, SendError> {
         let unknown = || SendError::UnknownSendEndpoint(to.into());
         let mut place = self.slots.get(to.slot()).ok_or_else(unknown)?.lock();
@@ -190,7 +190,7 @@ impl<O: Opener> Shared<O> {
             if let Some((table, _)) = &mut table {
                 table.hold(held);
             }
-            mail.accept(offer, held, message());
+            mail.accept(offer, held, message);
             mail.mark()
         } else {
             mail.ledger.refuse(offer.len);
