@@ -106,6 +106,11 @@ impl Outbound {
         copied + (self.len - copied) / 4
     }
 
+    /// How many pieces wait, not counting copied bytes after the last one of the user's.
+    pub(crate) fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
     /// Fills `slices` with what is to be written next, at most `max_bytes` (but at least one piece); gives
     /// their number and their bytes.
     pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>], max_bytes: usize) -> (usize, usize) {

@@ -17,7 +17,7 @@ use crate::transport::{Conn, Tcp};
 pub(crate) struct ReadBuffer(Box<[u8]>);
 
 /// Bytes read at once, at most.
-const READ_LEN: usize = 256 << 10;
+const READ_LEN: usize = 128 << 10;
 /// Room in front for the beginning of a head or hello that an earlier read brought; hellos are shorter.
 const PREFIX_LEN: usize = 1 << 10;
 

@@ -12,6 +12,7 @@ use crate::frame::{Frame, HEAD_LEN};
 use crate::hello::Hello;
 use crate::link::Link;
 use crate::net::{Dialing, Listen, Net, Stream};
+use crate::outbound::Outbound;
 use crate::reading::ReadBuffer;
 use crate::refusal;
 use crate::session::{Session, Stage};
@@ -32,6 +33,8 @@ pub(crate) type Conn<N> = Rc<Connection<Link<<N as Net>::Stream>>>;
 
 /// The most pieces in one gathered write; the kernel takes 1,024.
 const MAX_SLICES: usize = 256;
+/// So few need not the room for all.
+const FEW_SLICES: usize = 8;
 /// Bytes in one gathered write, as soon as they are reached.
 const WRITE_BATCH: usize = 1 << 20;
 /// Peers accepted in one go, before other descriptors get their turn.
@@ -98,6 +101,16 @@ impl<N: Net> Tcp<N> {
             }
         }
     }
+}
+
+/// Writes what comes next; gives what came of it, and how many bytes were offered.
+fn write<'a, S: Stream, const SLICES: usize>(
+    socket: &S,
+    outbound: &'a Outbound,
+    mut slices: [IoSlice<'a>; SLICES],
+) -> (io::Result<usize>, usize) {
+    let (count, offered) = outbound.slices(&mut slices, WRITE_BATCH);
+    (socket.write(&slices[..count]), offered)
 }
 
 impl<N: Net> Transport for Tcp<N> {
@@ -210,9 +223,11 @@ impl<N: Net> Transport for Tcp<N> {
             if outbound.is_empty() {
                 break None;
             }
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let (count, offered) = outbound.slices(&mut slices, WRITE_BATCH);
-            match socket.write(&slices[..count]) {
+            let (written, offered) = match outbound.segments() {
+                0..FEW_SLICES => write(&*socket, &outbound, [IoSlice::new(&[]); FEW_SLICES]),
+                _ => write(&*socket, &outbound, [IoSlice::new(&[]); MAX_SLICES]),
+            };
+            match written {
                 Ok(0) => break Some(io::ErrorKind::WriteZero.into()),
                 Ok(n) => {
                     connection.counters.writes.add(1);

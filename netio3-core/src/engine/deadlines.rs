@@ -34,9 +34,13 @@ impl<T: Transport> Engine<T> {
         self.arm();
     }
 
-    /// Sets the deadline of a connection anew, from what it waits for.
+    /// Sets the deadline of a connection anew, from what it waits for. One that is set for earlier stays: it
+    /// is found out then what is due next, which costs less than to put it off for each message.
     pub(super) fn update_deadline(&self, connection: &Connection<T::Link>) {
-        self.set_deadline(connection, self.next_deadline(connection));
+        let next = self.next_deadline(connection);
+        if connection.deadline.get().is_none_or(|set| next.is_some_and(|next| next < set)) {
+            self.set_deadline(connection, next);
+        }
     }
 
     /// Makes sure that a connection's queue is looked after: it must move, and give its memory back.
