@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::marker::PhantomData;
 use std::rc::Rc;
 
-use netio3_core::engine::{Connection, Engine, Listener, Opener, Outgoing, Payload, Release, Retired, State, Transport, Upcalls};
+use netio3_core::engine::{Connection, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, State, Transport, Upcalls};
 use netio3_core::{Budget, ClosedReason, ConnectionParameters, Next, Ready, RefusedReason, WatchId};
 
 use crate::frame::{Frame, HEAD_LEN};
@@ -286,7 +286,7 @@ impl<N: Net> Transport for Tcp<N> {
         self.flush(engine, connection);
     }
 
-    fn release(&self, engine: &Engine<Self>, connection: &Connection<Self::Link>, how: Release) {
+    fn release(&self, engine: &Engine<Self>, connection: &Conn<N>, how: Release) -> Freed {
         let link = &connection.link;
         if let Some((socket, watch)) = link.take_socket() {
             socket.unwatch(engine.event_loop(), watch);
@@ -296,6 +296,7 @@ impl<N: Net> Transport for Tcp<N> {
         }
         link.outbound.borrow_mut().abandon();
         self.count_memory(engine, connection, 0);
+        Freed::AtOnce
     }
 
     fn release_listener(&self, engine: &Engine<Self>, listener: &Listener<Self::Listener>) {

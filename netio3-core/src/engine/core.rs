@@ -15,7 +15,7 @@ use crate::endpoint::{Endpoint, EndpointIds, MAX_ENDPOINTS};
 use crate::engine::connection::{Accepted, Listed};
 use crate::engine::deadlines::{ACCEPT_RETRY, Due};
 use crate::engine::ledger::Sent;
-use crate::engine::{Connection, Ledger, Opener, Release, State, Transport};
+use crate::engine::{Connection, Freed, Ledger, Opener, Release, State, Transport};
 use crate::event_loop::{EventLoop, Ready, Remote, SourceId};
 use crate::memory::{BufferPool, RegionTable};
 use crate::message::{Meter, OwnedCaps};
@@ -408,9 +408,17 @@ impl<T: Transport> Engine<T> {
         }
         connection.state.set(state);
         self.set_deadline(connection, None);
-        self.transport.release(self, connection, how);
-        self.over.borrow_mut().push_back(connection.clone());
-        self.end_turn_soon();
+        if self.transport.release(self, connection, how) == Freed::AtOnce {
+            self.freed(connection);
+        }
+    }
+
+    /// Everything of a connection that is over is freed: its end may be told.
+    pub fn freed(&self, connection: &Rc<Connection<T::Link>>) {
+        if connection.known.get() && !self.gone.get() {
+            self.over.borrow_mut().push_back(connection.clone());
+            self.end_turn_soon();
+        }
     }
 
     // ----- sending -----

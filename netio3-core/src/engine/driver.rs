@@ -7,7 +7,7 @@ use crate::address::EndPointAddress;
 use crate::callbacks::{Callbacks, ConnectionInfo};
 use crate::config::Limits;
 use crate::engine::core::{LISTENER, drop_each};
-use crate::engine::{Connection, Engine, LocalBackend, Retired, State, Transport};
+use crate::engine::{Connection, Engine, LocalBackend, OWN, Retired, State, Transport};
 use crate::event_loop::{Budget, EventLoop, Next, Ready, Source};
 use crate::liveness::Liveness;
 use crate::message::Message;
@@ -181,6 +181,9 @@ impl<T: Transport> Source for Driver<T> {
         let engine = self.engine();
         if engine.is_gone() {
             return Next::Wait;
+        }
+        if token & OWN != 0 {
+            return engine.transport.own_ready(&mut self.upcalls(), token, budget);
         }
         if token & LISTENER != 0 {
             return match engine.listener_at(token) {

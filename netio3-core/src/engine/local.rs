@@ -350,6 +350,10 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         }
         let mut regions = self.engine.regions.borrow_mut();
         let id = regions.register(region)?;
+        if let Err(error) = self.engine.opener.register(id, region) {
+            let _ = regions.deregister(id);
+            return Err(error);
+        }
         self.engine.totals.registered_bytes.set(regions.bytes());
         self.engine.look_up_regions.set(true);
         Ok(id)
@@ -358,6 +362,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
     fn deregister(&self, region: RegionId) -> Result<(), DeregisterError> {
         let mut regions = self.engine.regions.borrow_mut();
         let freed = regions.deregister(region)?;
+        self.engine.opener.deregister(region);
         self.engine.totals.registered_bytes.set(regions.bytes());
         self.engine.look_up_regions.set(self.engine.config.strict_regions || regions.bytes() > 0);
         drop(regions);

@@ -26,4 +26,4 @@ pub(crate) use self::local::LocalBackend;
 pub use self::local::create_local;
 pub use self::raw_send::RawPieces;
 pub use self::sync::create;
-pub use self::transport::{Opener, Outgoing, Payload, Release, Retired, Transport};
+pub use self::transport::{Freed, OWN, Opener, Outgoing, Payload, Release, Retired, Transport};

@@ -9,7 +9,8 @@ use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::engine::{Connection, Engine, Listener, RawPieces, Upcalls};
 use crate::event_loop::{Budget, Next, Ready};
-use crate::memory::NetworkBuffer;
+use crate::error::RegisterError;
+use crate::memory::{MemoryRegion, NetworkBuffer, RegionId};
 
 /// The part of a backend that any thread may use: it starts connections and listeners, without waiting.
 pub trait Opener: Send + Sync + 'static {
@@ -29,6 +30,20 @@ pub trait Opener: Send + Sync + 'static {
     /// # Errors
     /// What the user gets as the source of `FailedOpenListenEndpoint`.
     fn listen(&self, address: &EndPointAddress, params: &ConnectionParametersRecv) -> io::Result<(Self::Listening, EndPointAddress)>;
+
+    /// Makes memory known to the device, for as long as the region is registered.
+    ///
+    /// # Errors
+    /// Why the device cannot use it; it is then not registered.
+    fn register(&self, id: RegionId, region: &MemoryRegion) -> Result<(), RegisterError> {
+        let _ = (id, region);
+        Ok(())
+    }
+
+    /// Takes memory from the device; no message holds it any more.
+    fn deregister(&self, id: RegionId) {
+        let _ = id;
+    }
 }
 
 /// The part of a backend that moves bytes, on the loop's thread.
@@ -90,8 +105,10 @@ pub trait Transport: Sized + 'static {
     /// Sends a heartbeat.
     fn heartbeat(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>);
 
-    /// Frees what the connection holds of the system, so that nothing of it is touched any more.
-    fn release(&self, engine: &Engine<Self>, connection: &Connection<Self::Link>, how: Release);
+    /// Frees what the connection holds of the system, so that nothing of it is touched any more. Where that takes
+    /// a while, it gives [`Freed::Later`] and calls [`Engine::freed`] when it is done, and the user learns of the
+    /// end not before; at the end of the backend ([`Engine::is_gone`]) it is done at once all the same.
+    fn release(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>, how: Release) -> Freed;
 
     /// Frees what the listener holds of the system.
     fn release_listener(&self, engine: &Engine<Self>, listener: &Listener<Self::Listener>);
@@ -104,6 +121,12 @@ pub trait Transport: Sized + 'static {
     /// The turn ends; for transports that are not driven by watched descriptors alone.
     fn before_sleep(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
         let _ = (up, budget);
+        Next::Wait
+    }
+
+    /// A descriptor of the transport's own is ready, which it watches under [`OWN`] and bits of its choice.
+    fn own_ready(&self, up: &mut Upcalls<'_, Self>, token: usize, budget: &mut Budget) -> Next {
+        let _ = (up, token, budget);
         Next::Wait
     }
 
@@ -122,6 +145,18 @@ pub enum Release {
     /// At once, so that the peer learns of it as a loss.
     Reset,
 }
+
+/// Whether a connection's resources are free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freed {
+    /// They are.
+    AtOnce,
+    /// [`Engine::freed`] will tell.
+    Later,
+}
+
+/// Watch tokens of a transport's own descriptors have this bit.
+pub const OWN: usize = 1 << 41;
 
 /// An accepted message on its way into a transport's queue.
 pub struct Outgoing<'a> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
-use crate::engine::{Connection, Engine, Listener, Opener, Outgoing, Release, Retired, State, Transport, Upcalls};
+use crate::engine::{Connection, Engine, Freed, Listener, Opener, Outgoing, Release, Retired, State, Transport, Upcalls};
 use crate::event_loop::{Budget, EventLoop, Next, Ready};
 use crate::loopback::line::{End, Mailbox, Waker};
 use crate::loopback::link::{Link, Stage, Whole};
@@ -238,11 +238,12 @@ impl Transport for Loopback {
         }
     }
 
-    fn release(&self, engine: &Engine<Self>, connection: &Connection<Link>, _how: Release) {
+    fn release(&self, engine: &Engine<Self>, connection: &Rc<Connection<Link>>, _how: Release) -> Freed {
         let lost = connection.link.hang_up();
         if lost > 0 {
             engine.count_discarded(connection, lost);
         }
+        Freed::AtOnce
     }
 
     fn release_listener(&self, _engine: &Engine<Self>, listener: &Listener<Bound>) {

@@ -278,6 +278,10 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
             return Err(RegisterError::BackendGone);
         }
         let id = regions.register(region)?;
+        if let Err(error) = self.shared.opener.register(id, region) {
+            let _ = regions.deregister(id);
+            return Err(error);
+        }
         self.shared.totals.registered_bytes.set(regions.bytes());
         self.shared.look_up_regions.store(true, Ordering::Release);
         Ok(id)
@@ -286,6 +290,7 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
     fn deregister(&self, region: RegionId) -> Result<(), DeregisterError> {
         let mut regions = self.shared.regions.lock();
         let freed = regions.deregister(region)?;
+        self.shared.opener.deregister(region);
         self.shared.totals.registered_bytes.set(regions.bytes());
         self.shared.look_up_regions.store(self.shared.config.strict_regions || regions.bytes() > 0, Ordering::Release);
         drop(regions);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
-use crate::engine::{Connection, Engine, Listener, Opener, Outgoing, Payload, Release, Retired, State, Transport, Upcalls};
+use crate::engine::{Connection, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, State, Transport, Upcalls};
 use crate::error::RunError;
 use crate::event_loop::{Budget, EventLoop, Interest, Next, Ready, Remote, Source, SourceId, WatchId};
 use crate::message::Message;
@@ -285,7 +285,9 @@ impl Transport for MockTransport {
 
     fn heartbeat(&self, _: &Engine<Self>, _: &Rc<Connection<MockLink>>) {}
 
-    fn release(&self, _: &Engine<Self>, _: &Connection<MockLink>, _: Release) {}
+    fn release(&self, _: &Engine<Self>, _: &Rc<Connection<MockLink>>, _: Release) -> Freed {
+        Freed::AtOnce
+    }
 
     fn release_listener(&self, _: &Engine<Self>, _: &Listener<()>) {}
 }
