@@ -123,6 +123,12 @@ impl Inbound {
         self.assembling = Some((len, first.len()));
     }
 
+    /// To which length the memory must grow before more of the message can be read.
+    fn grown_len(&self) -> Option<usize> {
+        let (len, have) = self.assembling?;
+        (have == self.memory.len()).then(|| len.min((2 * have).max(FIRST_STEP)))
+    }
+
     fn grow_to(&mut self, len: usize) {
         self.memory.reserve_exact(len - self.memory.len());
         self.memory.resize(len, 0);
@@ -132,8 +138,8 @@ impl Inbound {
     /// it is all that the message needs. `None` when no message is being assembled.
     pub(crate) fn assembly_room(&mut self) -> Option<(&mut [u8], bool)> {
         let (len, have) = self.assembling?;
-        if have == self.memory.len() {
-            self.grow_to(len.min((2 * have).max(FIRST_STEP)));
+        if let Some(len) = self.grown_len() {
+            self.grow_to(len);
         }
         let end = len.min(self.memory.len());
         Some((&mut self.memory[have..end], end == len))
@@ -159,6 +165,30 @@ impl Inbound {
     /// Memory held, in bytes.
     pub(crate) fn held(&self) -> usize {
         self.memory.capacity()
+    }
+
+    /// Memory that will be held once there is [room](Self::assembly_room) for the next bytes.
+    pub(crate) fn held_with_room(&self) -> usize {
+        self.grown_len().map_or(self.held(), |len| len.max(self.held()))
+    }
+
+    /// How many messages begin in a piece of the stream that was not fed, a cut-off one included.
+    pub(crate) fn count_messages(&self, mut bytes: &[u8]) -> u64 {
+        let mut messages = 0;
+        while let Some((head, rest)) = bytes.split_first_chunk::<HEAD_LEN>() {
+            let len = match Frame::parse(*head, self.max_len) {
+                Ok(Frame::Data(len)) => len,
+                Ok(Frame::Heartbeat) => {
+                    bytes = rest;
+                    continue;
+                }
+                // Nothing counts after these.
+                Ok(Frame::Goodbye) | Err(_) => return messages,
+            };
+            messages += 1;
+            bytes = rest.get(len..).unwrap_or_default();
+        }
+        messages + u64::from(!bytes.is_empty())
     }
 
     /// Gives memory back that is not in use.

@@ -19,6 +19,7 @@ mod refusal;
 mod session;
 #[cfg(test)]
 mod sim;
+mod stash;
 mod transport;
 
 use netio3_core::{Callbacks, CreateError, EventLoop, NetworkBackend, NetworkConfig, engine};

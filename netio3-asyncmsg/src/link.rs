@@ -10,6 +10,7 @@ use crate::inbound::Inbound;
 use crate::net::Stream;
 use crate::outbound::Outbound;
 use crate::session::Session;
+use crate::stash::Stash;
 
 /// A connection's socket and the bytes on their way to and from it.
 pub(crate) struct Link<S> {
@@ -20,7 +21,9 @@ pub(crate) struct Link<S> {
     pub(crate) inbound: RefCell<Inbound>,
     pub(crate) outbound: RefCell<Outbound>,
     /// Bytes that were read and may not be delivered yet.
-    pub(crate) stash: RefCell<Vec<u8>>,
+    pub(crate) stash: RefCell<Stash>,
+    /// The memory that the stash has, also while it is taken out to be delivered.
+    pub(crate) stash_held: Cell<usize>,
     /// The socket takes nothing more until it is writable again.
     pub(crate) blocked: Cell<bool>,
     /// Writing failed; what is left to read is still delivered.
@@ -29,7 +32,7 @@ pub(crate) struct Link<S> {
     pub(crate) discarding: Cell<bool>,
     /// The system told that the stream ends.
     pub(crate) read_closed: Cell<bool>,
-    /// What this link contributes to the backend's count of assembly memory, in bytes.
+    /// What this link contributes to the backend's count of assembly memory and stashes, in bytes.
     pub(crate) counted_memory: Cell<usize>,
 }
 
@@ -47,6 +50,7 @@ impl<S: Stream> Link<S> {
             inbound: RefCell::new(Inbound::new(max_len)),
             outbound: RefCell::default(),
             stash: RefCell::default(),
+            stash_held: Cell::new(0),
             blocked: Cell::new(false),
             broken: Cell::new(false),
             discarding: Cell::new(false),

@@ -3,13 +3,15 @@
 use std::io::{self, IoSliceMut};
 
 use bytes::Bytes;
-use netio3_core::engine::{Engine, Release, State, Upcalls};
+use netio3_core::engine::{Connection, Engine, Release, State, Upcalls};
 use netio3_core::{Budget, ClosedReason, Message, Meter, Next, Take};
 
 use crate::hello::{Hello, VERSIONS};
 use crate::inbound::{Broken, Incoming};
+use crate::link::Link;
 use crate::net::{Net, Stream};
 use crate::session::{OnGoodbye, Stage};
+use crate::stash::Stash;
 use crate::transport::{Conn, Tcp};
 
 /// The memory that all connections of a backend read into, one after the other.
@@ -45,9 +47,11 @@ impl<N: Net> Tcp<N> {
     /// Reads until the socket is empty, the budget spent, or the connection does not receive.
     pub(crate) fn read(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn<N>, budget: &mut Budget) -> Next {
         let link = &connection.link;
-        let stash = link.stash.take();
+        let mut stash = link.stash.take();
         if !stash.is_empty() {
-            self.feed(up, engine, connection, &stash, budget);
+            let rest = self.feed(up, engine, connection, stash.rest(), budget);
+            stash.keep_last(rest);
+            self.put_back(engine, connection, stash);
         }
         let mut buffer = self.read_buffer.take();
         if buffer.0.is_empty() {
@@ -85,6 +89,12 @@ impl<N: Net> Tcp<N> {
         let link = &connection.link;
         let Some(socket) = link.socket() else { return Ok(false) };
         let mut inbound = link.inbound.borrow_mut();
+        let held = inbound.held_with_room();
+        if !self.count_memory(engine, connection, held) {
+            drop(inbound);
+            engine.finish(connection, ClosedReason::Limit, Release::Reset);
+            return Ok(false);
+        }
         let (prefix, shared) = buffer.split_at_mut(PREFIX_LEN);
         let (room_len, wanted, read) = match inbound.assembly_room() {
             Some((room, true)) => {
@@ -115,29 +125,59 @@ impl<N: Net> Tcp<N> {
         let assembled = n.min(room_len);
         budget.spend(0, assembled);
         let complete = if assembled > 0 { inbound.assembled(assembled) } else { None };
-        let held = inbound.held();
         let partial = inbound.partial_len();
         inbound.take_partial(&mut prefix[PREFIX_LEN - partial..]);
         drop(inbound);
-        if !self.count_memory(engine, connection, held) {
-            engine.finish(connection, ClosedReason::Limit, Release::Reset);
-            return Ok(false);
-        }
         if let Some(len) = complete {
             self.deliver_assembled(up, engine, connection, len, budget);
         }
         let from = PREFIX_LEN - partial;
         let fresh = n - assembled;
         if fresh > 0 {
-            self.feed(up, engine, connection, &buffer[from..PREFIX_LEN + fresh], budget);
+            let bytes = &buffer[from..PREFIX_LEN + fresh];
+            let rest = self.feed(up, engine, connection, bytes, budget);
+            if rest > 0 {
+                self.hold_back(engine, connection, &bytes[bytes.len() - rest..]);
+            }
         }
         Ok(more)
     }
 
-    /// Cuts bytes into frames and handles each. What may not be handled yet is stashed.
-    fn feed(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn<N>, mut bytes: &[u8], budget: &mut Budget) {
+    /// Keeps bytes that may not be delivered yet, as far as the limit on memory allows.
+    #[cold]
+    fn hold_back(&self, engine: &Engine<Self>, connection: &Conn<N>, bytes: &[u8]) {
+        let link = &connection.link;
+        let held = link.inbound.borrow().held();
+        link.stash_held.set(bytes.len());
+        if self.count_memory(engine, connection, held) {
+            self.put_back(engine, connection, Stash::new(bytes));
+        } else {
+            engine.count_discarded(connection, link.inbound.borrow().count_messages(bytes));
+            engine.finish(connection, ClosedReason::Limit, Release::Reset);
+        }
+    }
+
+    /// Keeps what is left of a stash.
+    fn put_back(&self, engine: &Engine<Self>, connection: &Conn<N>, stash: Stash) {
+        let link = &connection.link;
+        link.stash_held.set(stash.held());
+        link.stash.replace(stash);
+        let held = link.inbound.borrow().held();
+        self.count_memory(engine, connection, held);
+    }
+
+    /// Cuts bytes into frames and handles each; gives how many of the last may not be handled yet.
+    fn feed(
+        &self,
+        up: &mut Upcalls<'_, Self>,
+        engine: &Engine<Self>,
+        connection: &Conn<N>,
+        mut bytes: &[u8],
+        budget: &mut Budget,
+    ) -> usize {
         let link = &connection.link;
         let fed = bytes.len();
+        let mut rest = 0;
         let mut brought = Brought::default();
         let mut inbound = link.inbound.borrow_mut();
         let mut mode = self.mode(engine, connection);
@@ -145,10 +185,15 @@ impl<N: Net> Tcp<N> {
             match mode {
                 Mode::Deliver | Mode::Discard => {}
                 Mode::Hold => {
-                    link.stash.borrow_mut().extend_from_slice(bytes);
+                    rest = bytes.len();
                     break;
                 }
-                Mode::Stop => break,
+                Mode::Stop => {
+                    if link.session.get().stage == Stage::Open {
+                        brought.discarded += inbound.count_messages(bytes);
+                    }
+                    break;
+                }
             }
             match inbound.next(&mut bytes) {
                 Ok(Some(Incoming::Message(message))) if mode == Mode::Deliver => {
@@ -181,10 +226,11 @@ impl<N: Net> Tcp<N> {
         let held = inbound.held();
         drop(inbound);
         self.count(engine, connection, &brought);
-        budget.spend(brought.messages, fed);
+        budget.spend(brought.messages, fed - rest);
         if !connection.is_over() && !self.count_memory(engine, connection, held) {
             engine.finish(connection, ClosedReason::Limit, Release::Reset);
         }
+        rest
     }
 
     /// Hands out the message that lies in the assembly memory.
@@ -277,18 +323,25 @@ impl<N: Net> Tcp<N> {
         let session = connection.link.session.get();
         match connection.state() {
             State::Closing(reason) if session.has_said_goodbye() && connection.link.outbound.borrow().is_empty() => {
-                self.count_cut_off(engine, connection);
                 engine.finish(connection, reason, Release::Orderly);
             }
             _ => self.lost(engine, connection, &io::ErrorKind::UnexpectedEof.into()),
         }
     }
 
-    /// Counts the message that the end of the stream cuts off.
-    pub(crate) fn count_cut_off(&self, engine: &Engine<Self>, connection: &Conn<N>) {
-        // Borrowed while a callback runs that found the end by sending: then a whole message was the last.
-        if connection.link.inbound.try_borrow().is_ok_and(|inbound| inbound.is_inside_frame()) {
-            engine.count_discarded(connection, 1);
+    /// Counts the messages that were read and are not delivered when the connection ends, the one that the end
+    /// cuts off included.
+    pub(crate) fn count_undelivered(&self, engine: &Engine<Self>, connection: &Connection<Link<N::Stream>>) {
+        let link = &connection.link;
+        if link.session.get().stage != Stage::Open {
+            return;
+        }
+        // Borrowed while a callback runs in which the end came: then a whole message was the last, and who
+        // called it counts the rest.
+        let Ok(inbound) = link.inbound.try_borrow() else { return };
+        let undelivered = inbound.count_messages(link.stash.borrow().rest()) + u64::from(inbound.is_inside_frame());
+        if undelivered > 0 {
+            engine.count_discarded(connection, undelivered);
         }
     }
 
@@ -331,15 +384,11 @@ impl Take for Assembled<'_> {
 }
 
 impl<N: Net> Tcp<N> {
-    /// Brings the backend's count of assembly memory up to date; `false` when it exceeds the limit.
-    pub(crate) fn count_memory(
-        &self,
-        engine: &Engine<Self>,
-        connection: &netio3_core::engine::Connection<crate::link::Link<N::Stream>>,
-        held: usize,
-    ) -> bool {
+    /// Brings the backend's count of assembly memory and stashes up to date, of which the assembly memory of this
+    /// connection is `held`; `false` when it grew beyond the limit.
+    pub(crate) fn count_memory(&self, engine: &Engine<Self>, connection: &Connection<Link<N::Stream>>, held: usize) -> bool {
         // What is over was subtracted when it was released.
-        let held = if connection.is_over() { 0 } else { held };
+        let held = if connection.is_over() { 0 } else { held + connection.link.stash_held.get() };
         let before = connection.link.counted_memory.replace(held);
         if before == held {
             return true;

@@ -95,10 +95,7 @@ impl<N: Net> Tcp<N> {
                 engine.drop_stranger(connection);
             }
             State::Opening => engine.refuse(connection, refusal::reason(error)),
-            _ => {
-                self.count_cut_off(engine, connection);
-                engine.finish(connection, ClosedReason::PeerLost, Release::Reset);
-            }
+            _ => engine.finish(connection, ClosedReason::PeerLost, Release::Reset),
         }
     }
 }
@@ -295,6 +292,8 @@ impl<N: Net> Transport for Tcp<N> {
             }
         }
         link.outbound.borrow_mut().abandon();
+        self.count_undelivered(engine, connection);
+        link.stash.take();
         self.count_memory(engine, connection, 0);
         Freed::AtOnce
     }

@@ -105,7 +105,7 @@ counters! {
         heartbeats_sent,
         /// Heartbeats received.
         heartbeats_received,
-        /// Messages that arrived after a local close and were not delivered, or were cut off by the end.
+        /// Messages that arrived and were not delivered before the end, one cut off by it included.
         messages_discarded,
         /// Messages returned in *closed*'s pending list.
         messages_pending_at_close,
@@ -191,7 +191,7 @@ counters! {
         owned_messages,
         /// Level: their bytes.
         owned_bytes,
-        /// Level: memory held for assembling large messages, in bytes.
+        /// Level: memory held for assembling large messages and for what was read of paused connections, in bytes.
         assembly_bytes,
         /// Level: bytes of registered regions.
         registered_bytes,

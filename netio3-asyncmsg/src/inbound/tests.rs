@@ -217,3 +217,22 @@ proptest! {
         expect(&things, decode(pieces));
     }
 }
+
+#[test]
+fn messages_are_counted_without_being_fed() {
+    let inbound = Inbound::new(100);
+    let stream = |frames: &[Frame]| -> Vec<u8> {
+        let of = |frame: &Frame| [&frame.head()[..], &vec![0; if let Frame::Data(len) = frame { (*len).min(100) } else { 0 }]].concat();
+        frames.iter().flat_map(of).collect()
+    };
+    let all = stream(&[Frame::Data(5), Frame::Heartbeat, Frame::Data(0), Frame::Data(100)]);
+    assert_eq!(inbound.count_messages(&[]), 0);
+    assert_eq!(inbound.count_messages(&all), 3);
+    for cut in [1, 50, 100, 101, 107] {
+        assert_eq!(inbound.count_messages(&all[..all.len() - cut]), 3, "one is cut off by {cut}");
+    }
+    assert_eq!(inbound.count_messages(&all[..all.len() - 108]), 2);
+    for end in [Frame::Goodbye, Frame::Data(101)] {
+        assert_eq!(inbound.count_messages(&stream(&[Frame::Data(5), end, Frame::Data(5)])), 1, "nothing counts after {end:?}");
+    }
+}

@@ -1,0 +1,166 @@
+//! What was read of a connection when it stopped receiving: kept, counted, bounded, and named when it is lost.
+
+mod util;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use netio3_core::{ClosedReason, ConnectionParametersRecv, EndPointAddress, Endpoint, Handlers, Message, NetworkBackend, NetworkConfig};
+use netio3_evloop::EpollEventLoop;
+use util::{Bare, config, hello, message, until};
+
+/// A server that pauses, or does something else, for each message.
+struct Server {
+    ev: EpollEventLoop,
+    backend: Box<dyn NetworkBackend>,
+    address: EndPointAddress,
+    established: Rc<RefCell<Vec<Endpoint>>>,
+    closed: Rc<RefCell<Vec<(Endpoint, ClosedReason)>>>,
+}
+
+impl Server {
+    fn new(config: NetworkConfig, on_data: impl FnMut(&dyn NetworkBackend, Endpoint, &EndPointAddress, Message<'_>) + 'static) -> Self {
+        let ev = EpollEventLoop::new().expect("descriptors are left");
+        let (established, closed): (Rc<RefCell<Vec<_>>>, Rc<RefCell<Vec<_>>>) = Default::default();
+        let (came, went) = (established.clone(), closed.clone());
+        let callbacks = Handlers::new()
+            .on_data(on_data)
+            .on_connection_established(move |_, connection| came.borrow_mut().push(connection.endpoint))
+            .on_connection_closed(move |_, endpoint, _, _, reason| went.borrow_mut().push((endpoint, reason)));
+        let backend = netio3_asyncmsg::create_local(config, Box::new(callbacks), &ev).expect("the configuration is valid");
+        let address = backend.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default());
+        Self { ev, backend, address: address.expect("a port is free"), established, closed }
+    }
+
+    #[track_caller]
+    fn until(&self, what: &str, condition: impl FnMut() -> bool) {
+        until(&self.ev, what, condition);
+    }
+
+    /// A peer that has exchanged hellos, and its endpoint here.
+    #[track_caller]
+    fn greeted(&self) -> (Bare, Endpoint) {
+        let before = self.established.borrow().len();
+        let mut bare = Bare::connect(self.address);
+        bare.write(&hello());
+        self.until("it is established", || {
+            bare.read();
+            bare.arrived.len() >= 72 && self.established.borrow().len() > before
+        });
+        (bare, self.established.borrow()[before])
+    }
+
+    fn closed(&self, endpoint: Endpoint) -> Option<ClosedReason> {
+        self.closed.borrow().iter().find(|(of, _)| *of == endpoint).map(|(_, reason)| *reason)
+    }
+
+    fn assembly_bytes(&self) -> u64 {
+        self.backend.totals().assembly_bytes.get()
+    }
+}
+
+/// So many messages of a few bytes, each with its number, on the wire.
+fn numbered(count: u32) -> Vec<u8> {
+    (0..count).flat_map(|number| message(&number.to_le_bytes())).collect()
+}
+
+/// As many of these as are read at once and a bit: less than 128 KiB.
+const CHUNK: u32 = 10_000;
+/// Such a message on the wire.
+const FRAME: usize = 12;
+
+#[test]
+fn pausing_after_every_message_keeps_the_order_and_copies_the_rest_once() {
+    let seen: Rc<RefCell<Vec<(u32, usize)>>> = Rc::default();
+    let notes = seen.clone();
+    let server = Server::new(config(), move |backend, from, _, message| {
+        let number = u32::from_le_bytes(message[..].try_into().expect("four bytes"));
+        notes.borrow_mut().push((number, message.as_ptr().addr()));
+        backend.pause(from).expect("it is there");
+    });
+    let (mut bare, endpoint) = server.greeted();
+    bare.write(&numbered(CHUNK));
+    server.until("all arrive, one by one", || {
+        server.backend.resume(endpoint).expect("it is there");
+        assert!(server.assembly_bytes() <= 128 << 10);
+        seen.borrow().len() == CHUNK as usize
+    });
+    let seen = seen.borrow();
+    assert!(seen.iter().map(|(number, _)| *number).eq(0..CHUNK), "in order");
+    // What lies behind the message before it was not moved meanwhile. Each read is moved once at most, and the
+    // kernel may have given the chunk in pieces.
+    let moved = seen.windows(2).filter(|pair| pair[1].1 != pair[0].1 + FRAME).count() as u64;
+    let reads = server.backend.totals().reads.get();
+    assert!(moved <= 2 * reads, "{moved} moves in {reads} reads");
+    server.until("the memory is given back", || server.assembly_bytes() == 0);
+}
+
+#[test]
+fn what_paused_connections_keep_is_within_the_limit_on_memory() {
+    // One write is one read, as long as it is short.
+    const SHORT: u32 = 1_000;
+    const KEPT: usize = (SHORT as usize - 1) * FRAME;
+    let calm: Rc<Cell<u32>> = Rc::default();
+    let count = calm.clone();
+    let config = NetworkConfig { total_assembly_bytes: 7 * KEPT / 2, ..config() };
+    let server = Server::new(config, move |backend, from, _, message| match &message[..] {
+        b"calm" => count.set(count.get() + 1),
+        _ => backend.pause(from).expect("it is there"),
+    });
+    let (mut witness, calm_one) = server.greeted();
+    let mut peers = Vec::new();
+    for kept in 1..=3 {
+        let (mut bare, endpoint) = server.greeted();
+        bare.write(&numbered(SHORT));
+        server.until("it is kept", || server.assembly_bytes() as usize == kept * KEPT);
+        peers.push((bare, endpoint));
+    }
+    let (mut last, ended) = server.greeted();
+    let stats = server.backend.stats(ended).expect("it is there");
+    last.write(&numbered(SHORT));
+    server.until("the limit is reached", || server.closed(ended).is_some());
+    assert_eq!(server.closed(ended), Some(ClosedReason::Limit));
+    assert_eq!((stats.messages_received.get(), stats.messages_discarded.get()), (1, u64::from(SHORT) - 1));
+    assert_eq!(server.assembly_bytes() as usize, 3 * KEPT, "nothing is held of the one that ended");
+    witness.write(&message(b"calm"));
+    server.until("others go on", || calm.get() == 1);
+    // What was kept is lost with its connection, and named.
+    let discarded = server.backend.totals().messages_discarded.get();
+    server.backend.abort(peers[0].1).expect("it is there");
+    server.until("it is closed", || server.closed(peers[0].1).is_some());
+    assert_eq!(server.assembly_bytes() as usize, 2 * KEPT);
+    assert_eq!(server.backend.totals().messages_discarded.get() - discarded, u64::from(SHORT) - 1);
+    assert!([calm_one, peers[1].1, peers[2].1].iter().all(|endpoint| server.closed(*endpoint).is_none()), "they live");
+}
+
+#[test]
+fn messages_that_were_read_and_not_delivered_at_the_end_are_counted() {
+    type End = fn(&dyn NetworkBackend, Endpoint);
+    let ends: [(&str, End, u32); 3] = [
+        ("aborted in the callback", |backend, from| backend.abort(from).expect("it is there"), 1),
+        ("aborted later", |backend, from| backend.pause(from).expect("it is there"), 1),
+        ("closed while paused", |backend, from| _ = (backend.pause(from), backend.close(from)), 1),
+    ];
+    for (name, end, delivered) in ends {
+        for cut_off in [false, true] {
+            let server = Server::new(config(), move |backend, from, _, _| end(backend, from));
+            let (mut bare, endpoint) = server.greeted();
+            let stats = server.backend.stats(endpoint).expect("it is there");
+            let mut bytes = numbered(100);
+            if cut_off {
+                bytes.extend(&message(b"never whole")[..10]);
+            }
+            bare.write(&bytes);
+            server.until("one is delivered", || stats.messages_received.get() > 0);
+            if name == "aborted later" {
+                server.backend.abort(endpoint).expect("it is there");
+            }
+            bare.reset();
+            server.until("it is closed", || server.closed(endpoint).is_some());
+            let expected = (u64::from(delivered), u64::from(100 - delivered) + u64::from(cut_off));
+            assert_eq!((stats.messages_received.get(), stats.messages_discarded.get()), expected, "{name}, cut off: {cut_off}");
+            assert_eq!(server.backend.totals().messages_discarded.get(), expected.1);
+            assert_eq!(server.assembly_bytes(), 0);
+        }
+    }
+}
