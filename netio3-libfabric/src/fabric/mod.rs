@@ -1,0 +1,1 @@
+//! libfabric in types that own what they stand for.
