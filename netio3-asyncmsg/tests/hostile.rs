@@ -223,6 +223,43 @@ fn who_never_says_hello_is_dropped_at_the_deadline() {
 }
 
 #[test]
+fn who_says_hello_during_a_shutdown_is_told_so() {
+    let server = Server::new();
+    let mut bare = Bare::connect(server.address);
+    let other_loop = EpollEventLoop::new().expect("descriptors are left");
+    let dialler = Node::new(&other_loop);
+    let endpoint = dialler.backend.connect(&server.address, &ConnectionParameters::default()).expect("a connection is started");
+    server.until("both are accepted", || server.node.listener().accepted == 3);
+    let told = server.node.told().len();
+    let counters = server.node.backend.listeners()[0].counters.clone();
+    server.node.backend.shutdown(Duration::from_secs(600));
+    server.until("the witness has gone", || server.node.backend.connections().is_empty());
+    bare.write(&hello());
+    assert_eq!(bare.until_end(&server.ev), Ok(()));
+    assert_eq!((bare.arrived.len(), bare.arrived[12]), (72, 4), "the verdict");
+    until(&other_loop, "the other one is refused", || {
+        server.ev.run_once(Some(Duration::ZERO)).expect("the loop can wait");
+        dialler.refused(endpoint).is_some()
+    });
+    assert_eq!(dialler.refused(endpoint), Some(RefusedReason::Shutdown));
+    assert_eq!((counters.silent.get(), counters.failed_hello.get(), counters.established.get()), (0, 0, 1));
+    assert!(server.node.told()[told..].iter().all(|told| matches!(told, Told::Closed(..))), "of strangers nothing is told");
+    assert!(TcpStream::connect(server.address.socket_addr()).is_err(), "nobody listens any more");
+}
+
+#[test]
+fn who_says_nothing_during_a_shutdown_is_dropped_at_its_deadline() {
+    let server = Server::with(NetworkConfig { hello_deadline: Duration::from_secs(600), ..config() }, ConnectionParameters::default());
+    let mut silent = Bare::connect(server.address);
+    server.until("it is accepted", || server.node.listener().accepted == 2);
+    let counters = server.node.backend.listeners()[0].counters.clone();
+    server.node.backend.shutdown(Duration::from_millis(100));
+    _ = silent.until_end(&server.ev);
+    assert!(silent.arrived.is_empty());
+    assert_eq!(counters.silent.get(), 1);
+}
+
+#[test]
 fn a_crowd_that_says_nothing_hinders_nobody() {
     // Both ends are in this process.
     let limit = getrlimit(Resource::Nofile);

@@ -178,7 +178,8 @@ pub trait NetworkBackend {
     fn connections(&self) -> Vec<ConnectionState>;
 
     /// Closes everything in an orderly way, with callbacks; what has not ended at the deadline is aborted.
-    /// Nothing can be opened any more. Returns at once; the end is reached with the last *closed* or *refused*,
+    /// Nothing can be opened any more, and peers that were just accepted are refused when they say hello. Returns
+    /// at once; the end is reached with the last *closed* or *refused*,
     /// when [`totals`](Self::totals) counts no `connections` any more.
     fn shutdown(&self, deadline: Duration);
 

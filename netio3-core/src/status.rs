@@ -88,7 +88,8 @@ pub enum RefusedReason {
     Limit,
     /// This process ran out of something: descriptors, memory, ports.
     LocalResource,
-    /// The backend is being shut down, here or at the peer's.
+    /// The backend is being shut down, here or at the peer's. A peer tells so that had accepted the connection
+    /// before; one that had not is [`NoListener`](Self::NoListener).
     Shutdown,
 }
 

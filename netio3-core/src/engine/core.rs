@@ -265,7 +265,7 @@ impl<T: Transport> Engine<T> {
     /// Decides about an accepted peer that said hello: a connection from now on, or refused.
     ///
     /// # Errors
-    /// `Limit`, `Filter` or `Shutdown`, counted by the listener; tell the peer and then
+    /// `Limit` or `Filter`, counted by the listener, or `Shutdown`; tell the peer and then
     /// [`drop_stranger`](Self::drop_stranger).
     pub fn admit(&self, connection: &Rc<Connection<T::Link>>) -> Result<(), RefusedReason> {
         let listener = connection.listener.as_ref().expect("only accepted connections are admitted");

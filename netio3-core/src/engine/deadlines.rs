@@ -93,7 +93,10 @@ impl<T: Transport> Engine<T> {
         let params = &connection.params;
         match connection.state() {
             State::Opening if connection.known.get() => connection.since.get().checked_add(params.connect_deadline),
-            State::Opening => connection.since.get().checked_add(self.config.hello_deadline),
+            State::Opening => {
+                let hello = connection.since.get().checked_add(self.config.hello_deadline);
+                [hello, self.shutdown_at.get()].into_iter().flatten().min()
+            }
             State::Established => {
                 let liveness = connection.liveness.borrow().as_ref().and_then(|liveness| liveness.next_deadline());
                 let trim = connection.listed.untrimmed.get().then(|| connection.progress.get().checked_add(TRIM_AFTER)).flatten();
@@ -137,7 +140,7 @@ impl<T: Transport> Engine<T> {
         let passed = |limit: Duration| connection.since.get().checked_add(limit).is_some_and(|at| at <= now);
         match connection.state() {
             State::Opening if !connection.known.get() => {
-                if passed(self.config.hello_deadline) {
+                if passed(self.config.hello_deadline) || self.shutdown_at.get().is_some_and(|at| at <= now) {
                     connection.listener_counters().inspect(|counters| counters.silent.add(1));
                     self.drop_stranger(connection);
                 }

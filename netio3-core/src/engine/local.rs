@@ -424,9 +424,9 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         let listeners: Vec<_> = engine.listeners.borrow().iter().flatten().cloned().collect();
         listeners.iter().for_each(|listener| engine.close_listener(listener));
         for connection in self.connections_where(|_| true) {
-            match connection.known.get() {
-                true => self.close_with(&connection, RefusedReason::Shutdown, ClosedReason::Shutdown),
-                false => engine.drop_stranger(&connection),
+            // Peers that have not said hello are told when they do, for as long as the backend lasts.
+            if connection.known.get() {
+                self.close_with(&connection, RefusedReason::Shutdown, ClosedReason::Shutdown);
             }
             engine.update_deadline(&connection);
         }
