@@ -194,6 +194,13 @@ impl Batch {
     }
 }
 
+/// Wherever a batch ends, of its memory no two pieces panic at once.
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 /// The way of raw memory on to the backend.
 #[allow(unsafe_code, reason = "forwards the trait's one call whose contract the compiler cannot check")]
 fn send_raw<T: Transport>(

@@ -12,6 +12,7 @@ use crate::backend::{NetworkBackend, Phase};
 use crate::callbacks::Callbacks;
 use crate::config::NetworkConfig;
 use crate::endpoint::Endpoint;
+use crate::engine::core::drop_each;
 use crate::engine::local::too_many;
 use crate::engine::sync::batch::{Batch, Progress};
 use crate::engine::sync::inbox::{Adoption, Command};
@@ -164,7 +165,7 @@ impl<T: Transport> LoopSide<T> {
             }
             let progress = batch.hand_over(endpoint, &self.inner, budget);
             if progress != Progress::Done {
-                let handed_over = batch.take_handed_over();
+                let mut handed_over = batch.take_handed_over();
                 // Should the mailbox be gone, the batch is dropped here, with no lock held.
                 let mut rest = Some(batch);
                 self.shared.with(endpoint, |mail| {
@@ -172,7 +173,8 @@ impl<T: Transport> LoopSide<T> {
                     mail.dirty = progress == Progress::OutOfBudget;
                 });
                 // Last, since it may call back.
-                drop((rest, handed_over));
+                drop_each(&mut handed_over, drop);
+                drop(rest);
                 return progress;
             }
             match taken.end {

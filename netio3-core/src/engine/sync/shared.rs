@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -11,6 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::address::EndPointAddress;
 use crate::config::NetworkConfig;
 use crate::endpoint::{Endpoint, EndpointIds};
+use crate::engine::core::drop_each;
 use crate::engine::local::too_many;
 use crate::engine::sync::inbox::{Command, Inbox};
 use crate::engine::sync::mailbox::{Mail, Offer};
@@ -82,14 +82,7 @@ pub(super) struct Remains<O: Opener> {
 
 impl<O: Opener> Drop for Remains<O> {
     fn drop(&mut self) {
-        for mail in self.mailboxes.drain(..) {
-            if !std::thread::panicking() {
-                drop(mail);
-            } else if std::panic::catch_unwind(AssertUnwindSafe(|| drop(mail))).is_err() {
-                // It would end the process.
-                tracing::error!("the drop of a message's memory panicked during another panic");
-            }
-        }
+        drop_each(&mut self.mailboxes, drop);
     }
 }
 
