@@ -309,3 +309,6 @@ impl<N: Net> Transport for Tcp<N> {
         connection.link.outbound.borrow_mut().trim();
     }
 }
+
+#[cfg(test)]
+mod tests;

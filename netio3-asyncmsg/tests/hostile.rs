@@ -373,6 +373,29 @@ fn who_never_reads_is_stalled() {
 }
 
 #[test]
+fn what_arrives_does_not_keep_a_stalled_queue_alive() {
+    // Longer than it takes until an idle connection's memory is looked after.
+    let timeout = Duration::from_millis(2_500);
+    let params = ConnectionParameters { stall_timeout: Some(timeout), ..Default::default() };
+    let server = Server::with(config(), params);
+    let (mut bare, endpoint) = server.greeted();
+    for key in 0..100 {
+        server.node.send(endpoint, &[5; 100_000], key);
+    }
+    // Too long for what is read at once, so that memory is used for each.
+    let stream = message(&[6; 200_000]);
+    let (mut written, started) = (0, std::time::Instant::now());
+    server.until("it is found stalled", || {
+        written += bare.socket_write(&stream[written % stream.len()..]);
+        server.node.forget();
+        assert!(started.elapsed() < 4 * timeout, "its clock is restarted");
+        server.node.closed(endpoint).is_some()
+    });
+    assert_eq!(server.until_closed(endpoint).1, ClosedReason::Stalled);
+    assert!(written > 10 * stream.len(), "only {written} bytes came in");
+}
+
+#[test]
 fn an_end_without_goodbye_is_a_loss() {
     let server = Server::new();
     let (mut bare, endpoint) = server.greeted();

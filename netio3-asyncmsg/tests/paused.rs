@@ -5,7 +5,9 @@ mod util;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use netio3_core::{ClosedReason, ConnectionParametersRecv, EndPointAddress, Endpoint, Handlers, Message, NetworkBackend, NetworkConfig};
+use netio3_core::{
+    ClosedReason, ConnectionParametersRecv, EndPointAddress, Endpoint, Handlers, Message, NetioStatus, NetworkBackend, NetworkConfig,
+};
 use netio3_evloop::EpollEventLoop;
 use util::{Bare, config, hello, message, until};
 
@@ -163,4 +165,38 @@ fn messages_that_were_read_and_not_delivered_at_the_end_are_counted() {
             assert_eq!(server.assembly_bytes(), 0);
         }
     }
+}
+
+#[test]
+fn a_failed_write_at_the_cap_keeps_what_arrived_before() {
+    let (held, seen): (Rc<RefCell<Vec<_>>>, Rc<RefCell<Vec<u8>>>) = Default::default();
+    let (hold, note) = (held.clone(), seen.clone());
+    let config = NetworkConfig { owned_messages: 1, ..config() };
+    let server = Server::new(config, move |_, _, _, message| {
+        note.borrow_mut().push(message[0]);
+        hold.borrow_mut().push(message.into_bytes());
+    });
+    let (mut bare, endpoint) = server.greeted();
+    let stats = server.backend.stats(endpoint).expect("it is there");
+    bare.write(&(0..5).flat_map(|number| message(&[number])).collect::<Vec<_>>());
+    server.until("the cap is reached", || held.borrow().len() == 1);
+    bare.reset();
+    let mut key = 0;
+    server.until("writing fails", || {
+        key += 1;
+        let status = server.backend.send_copy(endpoint, b"into the void", b"", key);
+        assert_eq!(status, Ok(NetioStatus::Ok), "it is not told before what arrived");
+        // Each but the last had a turn to leave.
+        key - stats.messages_sent.get() > 2
+    });
+    assert_eq!(server.closed(endpoint), None);
+    for expected in 1..5 {
+        assert_eq!(seen.borrow().len(), expected);
+        held.borrow_mut().clear();
+        server.until("the next one is delivered", || seen.borrow().len() > expected);
+    }
+    held.borrow_mut().clear();
+    server.until("the loss is told", || server.closed(endpoint).is_some());
+    assert_eq!((server.closed(endpoint), &seen.borrow()[..]), (Some(ClosedReason::PeerLost), &[0, 1, 2, 3, 4][..]));
+    assert_eq!(stats.messages_discarded.get(), 0);
 }

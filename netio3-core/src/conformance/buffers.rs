@@ -7,7 +7,7 @@ use super::recorder::Kind;
 use super::world::{World, config};
 use crate::config::{Buffers, ConnectionParameters, NetworkConfig};
 use crate::endpoint::Endpoint;
-use crate::error::{BufferError, SendError};
+use crate::error::{BufferError, DeregisterError, SendError};
 use crate::memory::{MemoryRegion, NetworkBuffer};
 use crate::status::{ClosedReason, Completion, CompletionKind, NetioStatus};
 
@@ -246,4 +246,28 @@ pub(super) fn a_buffer_of_a_former_connection_is_foreign(world: &World) {
     drop(unsent);
     send(&pair.dialer, out, take(&pair.dialer, out));
     world.until("its own goes", || pair.dialer.completed(out) == 1);
+}
+
+/// A buffer cut from a region holds it as zero-copy sends do: it is `Busy` meanwhile. With strict regions, one cut
+/// from a region that is not registered is `NotRegistered`, and handed back.
+pub(super) fn buffers_cut_from_a_region_count_as_its_use(world: &World) {
+    let dialer = NetworkConfig { strict_regions: true, ..config() };
+    let pair = Pair::with(world, Setup { dialer, ..Default::default() });
+    let region = MemoryRegion::new(2 * 1_000).expect("memory");
+    let mut pool = region.cut(1_000).expect("it is cut once");
+    let mut fill = |byte| {
+        let mut buffer = pool.take().expect("one is free");
+        buffer.extend_from_slice(&[byte; 700]).expect("it fits");
+        buffer
+    };
+    let unsent = pair.dialer.backend().send_taken(pair.out, fill(1)).expect_err("the region is not registered");
+    assert_eq!((unsent.outcome, unsent.buffer.as_slice()), (Ok(NetioStatus::NotRegistered), &[1; 700][..]));
+    let id = pair.dialer.backend().register(&region).expect("there is room");
+    send(&pair.dialer, pair.out, unsent.buffer);
+    assert_eq!(pair.dialer.backend().deregister(id), Err(DeregisterError::Busy(id)), "the loop has not run since");
+    send(&pair.dialer, pair.out, fill(2));
+    pair.deliver(world);
+    pair.dialer.backend().deregister(id).expect("nothing holds it");
+    let unsent = pair.dialer.backend().send_taken(pair.out, fill(3)).expect_err("the region is not registered any more");
+    assert_eq!(unsent.outcome, Ok(NetioStatus::NotRegistered));
 }

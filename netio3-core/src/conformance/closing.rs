@@ -69,6 +69,34 @@ pub(super) fn messages_are_delivered_until_closed(world: &World) {
     assert!(tally.completed > 0, "sent before it could know of the close");
 }
 
+/// A paused connection that is closed does not wait for a deadline: it reads what stands before the peer's goodbye,
+/// whichever side closes first. Resumed after the peer's close, it delivers all of it.
+pub(super) fn a_paused_connection_that_is_closed_reads_on_to_the_goodbye(world: &World) {
+    for (peer_closes, resumes) in [(false, false), (true, false), (true, true)] {
+        let pair = Pair::new(world);
+        pair.dialer.backend().pause(pair.out).expect("it is there");
+        (0..8).for_each(|i| pair.listener.sent(pair.back, Plan::copy(i * 9_000)));
+        world.until("all have left", || pair.listener.completed(pair.back) == 8);
+        if peer_closes {
+            pair.listener.close(pair.back);
+            world.watch();
+            assert_eq!((pair.dialer.closing(pair.out), pair.dialer.received(pair.out)), (None, 0), "it is paused");
+        }
+        let started = Instant::now();
+        match resumes {
+            true => pair.dialer.backend().resume(pair.out).expect("it is there"),
+            false => pair.dialer.close(pair.out),
+        }
+        pair.until_closed(world);
+        assert!(started.elapsed() < pair.setup.dial.close_deadline / 2, "{:?}", started.elapsed());
+        let expected = if resumes { (ClosedReason::PeerClosed, 8) } else { (ClosedReason::Local, 0) };
+        assert_eq!((pair.dialer.closing(pair.out), pair.dialer.received(pair.out)), (Some(expected.0), expected.1));
+        let discarded = pair.dialer.backend().totals().messages_discarded.get();
+        assert_eq!(discarded, 8 - expected.1 as u64, "what is not delivered is counted");
+        assert_ne!(pair.listener.closing(pair.back), Some(ClosedReason::PeerLost));
+    }
+}
+
 /// What arrives at a paused connection that is closing is lost with it; a `resume` then leaves no gap.
 pub(super) fn a_pause_while_closing_leaves_no_gap(world: &World) {
     let pair = Pair::new(world);

@@ -78,6 +78,7 @@ macro_rules! conformance_suite {
                 a_handle_is_never_reused
                 a_foreign_local_address_cannot_be_used
                 an_open_beyond_max_connections_fails
+                buffers_of_no_bytes_are_refused
                 the_connect_deadline_is_kept
                 limits_are_the_smaller_of_both_sides
                 connections_and_listeners_are_listed
@@ -157,6 +158,7 @@ macro_rules! conformance_suite {
                 a_refused_buffer_is_handed_back
                 a_buffer_outlives_its_backend
                 buffers_cut_from_a_region_go_anywhere
+                buffers_cut_from_a_region_count_as_its_use
                 queued_buffers_are_pending_at_the_end
                 a_completed_buffer_is_free_inside_the_callback
                 families_keep_their_order_when_mixed
@@ -179,6 +181,7 @@ macro_rules! conformance_suite {
                 a_close_flushes_what_was_accepted
                 a_close_with_data_in_flight_loses_nothing_completed
                 messages_are_delivered_until_closed
+                a_paused_connection_that_is_closed_reads_on_to_the_goodbye
                 a_pause_while_closing_leaves_no_gap
                 both_sides_may_close_at_once
                 sends_after_a_close_are_refused
@@ -226,6 +229,7 @@ macro_rules! conformance_suite {
                 a_panic_in_completed_ends_that_backend_alone
                 a_panic_in_writable_ends_that_backend_alone
                 a_panic_in_the_drop_of_memory_ends_that_backend_alone
+                a_panic_in_the_drop_of_memory_keeps_nothing_else
                 a_panic_releases_the_memory_of_pending_messages
                 a_loop_survives_many_panics
                 a_panic_in_any_callback_ends_that_backend_alone
@@ -271,6 +275,7 @@ macro_rules! conformance_suite {
             }
             numbers {
                 counters_equal_what_happened
+                zero_copy_messages_that_are_copied_are_counted
                 totals_survive_the_connections
                 many_connections_at_once
                 many_connections_dropped_at_once

@@ -6,7 +6,8 @@ use super::pair::{Pair, Setup, all_arrived};
 use super::plan::Plan;
 use super::world::{World, config};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
-use crate::status::NetioStatus;
+use crate::memory::MemoryRegion;
+use crate::status::{Completion, CompletionKind, NetioStatus};
 
 /// The counters of a connection and of its backend equal what was sent, refused and received.
 pub(super) fn counters_equal_what_happened(world: &World) {
@@ -37,6 +38,25 @@ pub(super) fn counters_equal_what_happened(world: &World) {
     assert_eq!((sent.opened.get(), sent.established.get(), sent.connections.get()), (1, 1, 1));
     assert_eq!((received.opened.get(), received.established.get(), received.connections.get()), (0, 1, 1));
     assert!(out.writes.get() > 0 && back.reads.get() > 0);
+}
+
+/// Small zero-copy messages are copied, and counted then; what is copied anyway is not, nor is registered memory.
+pub(super) fn zero_copy_messages_that_are_copied_are_counted(world: &World) {
+    let pair = Pair::new(world);
+    let stats = pair.dialer.backend().stats(pair.out).expect("it is there");
+    let copy_below = pair.setup.dial.copy_below;
+    (0..5).for_each(|i| pair.dialer.sent(pair.out, Plan::zero_copy(copy_below - i * 100).header(10)));
+    (0..5).for_each(|_| pair.dialer.sent(pair.out, Plan::copy(100)));
+    pair.deliver(world);
+    assert_eq!(stats.copied_messages.get(), 5);
+    let region = MemoryRegion::new(64 << 10).expect("memory");
+    let bytes = region.bytes().expect("it is not cut");
+    let id = pair.dialer.backend().register(&region).expect("there is room");
+    assert_eq!(pair.dialer.backend().send(pair.out, &bytes, b"", 1), Ok(NetioStatus::Ok));
+    pair.dialer.accepted(pair.out, Completion { key: 1, kind: CompletionKind::ZeroCopy }, &bytes);
+    pair.deliver(world);
+    assert_eq!(stats.copied_messages.get(), 5);
+    pair.dialer.backend().deregister(id).expect("nothing holds it");
 }
 
 /// Totals survive the connections; a connection's counters stay readable, from any thread, after its end.

@@ -11,8 +11,8 @@ use super::recorder::Kind;
 use super::world::{World, config};
 use crate::address::EndPointAddress;
 use crate::backend::Phase;
-use crate::config::{ConnectionParameters, ConnectionParametersRecv, NetworkConfig};
-use crate::error::{OpenSendError, SendError, Target};
+use crate::config::{Buffers, ConnectionParameters, ConnectionParametersRecv, NetworkConfig};
+use crate::error::{OpenListenError, OpenSendError, SendError, Target};
 use crate::status::{ClosedReason, Direction, NetioStatus, RefusedReason};
 
 /// An opened connection is reported *established* once on each side, and described truthfully.
@@ -246,6 +246,25 @@ fn fails_or_is_refused(
         other => panic!("{other:?}"),
     }
     assert_eq!(dialer.backend().endpoint(&address), None);
+}
+
+/// Buffers of no bytes, or none of them, are an error of the call; nothing is opened and no address taken.
+pub(super) fn buffers_of_no_bytes_are_refused(world: &World) {
+    let pair = Pair::new(world);
+    let (backend, nowhere) = (pair.dialer.backend(), world.harness.nobody_listens());
+    for (size, count) in [(0, 4), (4, 0), (0, 0)] {
+        let connection = ConnectionParameters { buffers: Some(Buffers { size, count }), ..Default::default() };
+        let refused = backend.open_send_endpoint(&nowhere, &connection).expect_err("buffers of no bytes");
+        assert!(matches!(refused, OpenSendError::FailedOpenSendEndpoint { .. }), "{refused:?}");
+        assert!(backend.connect(&nowhere, &connection).is_err());
+        let recv = ConnectionParametersRecv { connection, ..Default::default() };
+        let refused = backend.open_listen_endpoint(&world.harness.listen_address(), &recv).expect_err("buffers of no bytes");
+        assert!(matches!(refused, OpenListenError::FailedOpenListenEndpoint { .. }), "{refused:?}");
+    }
+    assert_eq!((backend.connections().len(), backend.listeners().len(), backend.endpoint(&nowhere)), (1, 0, None));
+    let callbacks = pair.dialer.callbacks();
+    world.watch();
+    assert_eq!(pair.dialer.callbacks(), callbacks, "nothing comes of them later");
 }
 
 /// A peer that does not answer within `connect_deadline` is *refused(Timeout)*, then and not before.

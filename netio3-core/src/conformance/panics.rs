@@ -200,3 +200,26 @@ pub(super) fn a_panic_in_any_callback_ends_that_backend_alone(world: &World) {
         [pair.dialer, pair.listener].iter().for_each(Node::drop_if_alive);
     }
 }
+
+/// A piece of memory whose drop panics does not keep the others from being released, nor does a second one.
+pub(super) fn a_panic_in_the_drop_of_memory_keeps_nothing_else(world: &World) {
+    let bystanders = Pair::new(world);
+    let pair = Pair::new(world);
+    [&pair.dialer, &pair.listener].into_iter().for_each(Node::counts_itself);
+    let mut flags = Vec::new();
+    for i in 0..6 {
+        let when_released: Option<Box<dyn FnOnce() + Send>> = match i {
+            1 | 4 => Some(Box::new(|| panic!("on purpose, while dropping"))),
+            _ => None,
+        };
+        let (bytes, released) = tracked_with(20_000, when_released);
+        assert_eq!(pair.dialer.backend().send(pair.out, &bytes, b"", i), Ok(NetioStatus::Ok));
+        flags.push(released);
+    }
+    assert_eq!(world.until_panic(), "on purpose, while dropping");
+    pair.dialer.expect_silence();
+    the_backend_is_gone(world, &pair);
+    pair.dialer.drop_backend();
+    assert!(flags.iter().all(|released| released.load(std::sync::atomic::Ordering::SeqCst)), "{flags:?}");
+    bystanders.prove_alive(world);
+}

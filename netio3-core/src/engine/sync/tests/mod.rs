@@ -373,3 +373,26 @@ fn memory_that_panics_is_dropped_during_another_panic() {
     }));
     assert_eq!(dropped.load(Ordering::SeqCst), 8, "all of it");
 }
+
+#[test]
+fn an_end_before_the_loop_knows_the_connection_is_one_refusal() {
+    for aborts in [false, true] {
+        let scene = Scene::new();
+        let endpoint = scene.elsewhere(|backend| {
+            let endpoint = backend.open_send_endpoint(&EndPointAddress::localhost(ADDRESS), &Default::default()).unwrap();
+            if aborts {
+                backend.abort(endpoint).unwrap()
+            } else {
+                backend.close(endpoint).unwrap()
+            }
+            endpoint
+        });
+        while scene.ev.turn() == Next::Again {}
+        assert_eq!(scene.told(), [Told::Refused(RefusedReason::Local)]);
+        scene.ev.readable(endpoint.slot());
+        scene.ev.turn();
+        assert_eq!(scene.told(), [], "once");
+        assert!(scene.backend.connections().is_empty());
+        assert!(scene.backend.close(endpoint).is_err());
+    }
+}

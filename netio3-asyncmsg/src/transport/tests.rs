@@ -1,0 +1,61 @@
+//! What real sockets do only by chance.
+
+use std::cell::Cell;
+use std::net::{TcpListener, TcpStream};
+use std::rc::Rc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use netio3_core::{ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetworkConfig, engine};
+use netio3_evloop::EpollEventLoop;
+use socket2::{Domain, Socket, Type};
+
+use super::*;
+
+/// A network on which a connection meets itself.
+struct Mirror;
+
+/// Has the socket that is to be dialled with, bound to the address that is to be dialled.
+struct MirrorOpener(Mutex<Option<Socket>>);
+
+impl Net for Mirror {
+    type Stream = TcpStream;
+    type Listener = TcpListener;
+    type Opener = MirrorOpener;
+}
+
+impl Opener for MirrorOpener {
+    type Dialing = Dialing<TcpStream>;
+    type Listening = TcpListener;
+
+    fn dial(&self, address: &EndPointAddress, _: &ConnectionParameters) -> io::Result<Self::Dialing> {
+        let socket = self.0.lock().expect("nobody panicked").take().expect("dialled once");
+        socket.connect(&address.socket_addr().into())?;
+        socket.set_nonblocking(true)?;
+        Ok(Dialing { stream: socket.into(), refused: None })
+    }
+
+    fn listen(&self, _: &EndPointAddress, _: &ConnectionParametersRecv) -> io::Result<(TcpListener, EndPointAddress)> {
+        unreachable!("nobody listens")
+    }
+}
+
+#[test]
+fn a_socket_that_connected_to_itself_is_refused() {
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("descriptors are left");
+    socket.bind(&EndPointAddress::localhost(0).socket_addr().into()).expect("a port is free");
+    let bound = socket.local_addr().expect("it is bound").as_socket().expect("it is of IPv4");
+    let refused: Rc<Cell<Option<RefusedReason>>> = Rc::default();
+    let reason_told = refused.clone();
+    let callbacks = Handlers::new()
+        .on_connection_established(|_, _| panic!("there is no peer"))
+        .on_connection_refused(move |_, _, _, reason| assert_eq!(reason_told.replace(Some(reason)), None, "told once"));
+    let opener = MirrorOpener(Mutex::new(Some(socket)));
+    let backend = engine::create_local(Tcp::<Mirror>::new(), opener, NetworkConfig::default(), Box::new(callbacks), &ev);
+    let backend = backend.expect("the configuration is valid");
+    backend.open_send_endpoint(&bound.into(), &ConnectionParameters::default()).expect("it is started");
+    assert!(ev.run_until(&mut || refused.get().is_some(), Duration::from_secs(30)).expect("the loop can wait"));
+    assert_eq!(refused.get(), Some(RefusedReason::NoListener));
+    assert!(backend.connections().is_empty());
+}
