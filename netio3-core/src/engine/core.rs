@@ -247,6 +247,7 @@ impl<T: Transport> Engine<T> {
     }
 
     fn evict(&self, stranger: &Rcc<T>) {
+        tracing::debug!(backend = T::NAME, peer = %stranger.address, "a peer that says no hello makes room for another one");
         stranger.listener_counters().inspect(|counters| counters.silent.add(1));
         self.drop_stranger(stranger);
     }
@@ -270,15 +271,15 @@ impl<T: Transport> Engine<T> {
     pub fn admit(&self, connection: &Rc<Connection<T::Link>>) -> Result<(), RefusedReason> {
         let listener = connection.listener.as_ref().expect("only accepted connections are admitted");
         if self.shutdown_at.get().is_some() {
-            return Err(RefusedReason::Shutdown);
+            return Err(self.turn_away(listener, connection, RefusedReason::Shutdown));
         }
         if !listener.filter.allows(&connection.address) {
             listener.counters.refused_filter.add(1);
-            return Err(RefusedReason::Filter);
+            return Err(self.turn_away(listener, connection, RefusedReason::Filter));
         }
         if self.is_full() {
             listener.counters.refused_limit.add(1);
-            return Err(RefusedReason::Limit);
+            return Err(self.turn_away(listener, connection, RefusedReason::Limit));
         }
         if let Some(buffers) = connection.params.buffers {
             match BufferPool::of_connection(connection.endpoint, buffers.size, buffers.count, self.remote.clone()) {
@@ -294,6 +295,11 @@ impl<T: Transport> Engine<T> {
         connection.known.set(true);
         self.totals.connections.set(self.totals.connections.get() + 1);
         Ok(())
+    }
+
+    fn turn_away(&self, listener: &Accepted, peer: &Connection<T::Link>, reason: RefusedReason) -> RefusedReason {
+        tracing::debug!(backend = T::NAME, listener = %listener.address, peer = %peer.address, ?reason, "peer turned away");
+        reason
     }
 
     /// Forgets an accepted peer that did not become a connection. No callback comes of it.
@@ -616,6 +622,7 @@ impl<T: Transport> Engine<T> {
         let connection_params = Arc::new(params.connection.clone());
         let listener = Listener { address, params: Arc::new(params), counters, link, token, connection_params };
         self.listeners.borrow_mut()[index] = Some(Rc::new(listener));
+        tracing::info!(backend = T::NAME, listener = %address, "listener opened");
         Ok(())
     }
 
@@ -632,6 +639,7 @@ impl<T: Transport> Engine<T> {
             *slot = None;
         }
         self.transport.release_listener(self, listener);
+        tracing::info!(backend = T::NAME, listener = %listener.address, "listener closed");
     }
 
     /// Takes everything down at once: no callback, nothing flushed.

@@ -420,6 +420,8 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         if engine.is_gone() || engine.shutdown_at.get().is_some() {
             return;
         }
+        let connections = engine.totals.connections.get();
+        tracing::info!(backend = T::NAME, ?deadline, connections, "shutdown begun");
         engine.shutdown_at.set(Some(engine.ev.now() + deadline.min(LONGEST_SHUTDOWN)));
         let listeners: Vec<_> = engine.listeners.borrow().iter().flatten().cloned().collect();
         listeners.iter().for_each(|listener| engine.close_listener(listener));
