@@ -52,6 +52,31 @@ pub struct NetworkConfig {
     pub max_regions: usize,
     /// Whether zero-copy sends must lie in registered regions. Default `false`.
     pub strict_regions: bool,
+    /// What only RDMA has; TCP takes no notice of it.
+    pub rdma: RdmaParameters,
+}
+
+/// What only the RDMA backend has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RdmaParameters {
+    /// The libfabric provider: `verbs` for RDMA hardware, `tcp` for machines without. Default: `verbs` where it
+    /// reaches the address, otherwise `tcp`.
+    pub provider: Option<String>,
+    /// The longest message that arrives in one piece, in bytes; longer ones are sent in parts and put together.
+    /// Default 64 KiB.
+    pub receive_size: usize,
+    /// Receive buffers of that size for each connection, besides two for control. They are how many packets a peer
+    /// may send before it hears that some were handled. Default 16; at most 4,096.
+    pub receives: u16,
+    /// Buffers of that size for each connection in which small messages are put together for sending. Default 4; at
+    /// least 1, at most 4,096.
+    pub sends: u16,
+}
+
+impl Default for RdmaParameters {
+    fn default() -> Self {
+        Self { provider: None, receive_size: 64 << 10, receives: 16, sends: 4 }
+    }
 }
 
 impl Default for NetworkConfig {
@@ -72,6 +97,7 @@ impl Default for NetworkConfig {
             total_assembly_bytes: 4 << 30,
             max_regions: 64,
             strict_regions: false,
+            rdma: RdmaParameters::default(),
         }
     }
 }
@@ -97,6 +123,14 @@ impl NetworkConfig {
         }
         if self.heartbeat_interval > Duration::from_millis(u64::from(u32::MAX)) {
             return bad("heartbeat_interval", "must be at most 49 days");
+        }
+        if !(1..=64 << 20).contains(&self.rdma.receive_size) {
+            return bad("rdma.receive_size", "must be from 1 byte to 64 MiB");
+        }
+        for (field, value) in [("rdma.receives", self.rdma.receives), ("rdma.sends", self.rdma.sends)] {
+            if !(1..=4_096).contains(&value) {
+                return bad(field, "must be from 1 to 4096");
+            }
         }
         for (field, value) in [
             ("max_handshakes", self.max_handshakes),

@@ -27,7 +27,7 @@ mod status;
 pub use address::{EndPointAddress, lookup};
 pub use backend::{ConnectionState, ListenerState, NetworkBackend, Phase, Unsent};
 pub use callbacks::{Callbacks, ConnectionInfo, Handlers};
-pub use config::{AcceptFilter, Buffers, ConnectionParameters, ConnectionParametersRecv, Limits, NetworkConfig};
+pub use config::{AcceptFilter, Buffers, ConnectionParameters, ConnectionParametersRecv, Limits, NetworkConfig, RdmaParameters};
 pub use endpoint::{Endpoint, MAX_ENDPOINTS};
 pub use error::{
     AddressError, BufferError, CloseListenError, CloseSendError, CreateError, DeregisterError, LookupError, OpenListenError, OpenSendError,

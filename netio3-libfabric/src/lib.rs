@@ -1,6 +1,79 @@
-//! libfabric's message endpoints (`FI_EP_MSG`) for netio3.
+//! The RDMA backend of netio3: messages over libfabric's message endpoints (`FI_EP_MSG`).
 //!
-//! [`fabric`] wraps libfabric, opened at run time, in types that own what they stand for. Building needs
-//! neither libfabric nor its headers.
+//! libfabric is opened when a backend is created, so that building needs neither libfabric nor its headers, and a
+//! program starts where there is none. The provider `verbs` drives RDMA hardware; `tcp` carries the same over
+//! sockets, for machines without. [`fabric`] wraps libfabric in types that own what they stand for.
+//!
+//! Each backend has one thread of its own, `netio3-fabric`, for the calls that may block: opening devices, resolving
+//! addresses, connecting, accepting and closing. Everything else is done by the loop.
 
 pub mod fabric;
+
+mod devices;
+mod events;
+mod helper;
+mod link;
+mod opener;
+mod receiving;
+mod sending;
+mod slab;
+mod transport;
+mod wire;
+
+use std::sync::Arc;
+
+use netio3_core::{Callbacks, CreateError, EventLoop, NetworkBackend, NetworkConfig, engine};
+
+use crate::devices::Devices;
+use crate::fabric::Library;
+use crate::opener::FabricOpener;
+use crate::transport::Rdma;
+
+const NAME: &str = "rdma";
+
+/// An RDMA backend for the loop's thread alone.
+///
+/// # Errors
+/// `NotAvailable`: there is no libfabric, or one that is too old; the text says what to install. `Config`: the
+/// configuration is refused. `Io`: the helper thread cannot be started.
+pub fn create_local(
+    config: NetworkConfig,
+    callbacks: Box<dyn Callbacks>,
+    ev: &dyn EventLoop,
+) -> Result<Box<dyn NetworkBackend>, CreateError> {
+    let (transport, opener) = parts(&config, ev)?;
+    engine::create_local(transport, opener, config, callbacks, ev)
+}
+
+/// An RDMA backend that any thread may call.
+///
+/// # Errors
+/// As [`create_local`].
+pub fn create(
+    config: NetworkConfig,
+    callbacks: Box<dyn Callbacks + Send>,
+    ev: &dyn EventLoop,
+) -> Result<Box<dyn NetworkBackend + Send + Sync>, CreateError> {
+    let (transport, opener) = parts(&config, ev)?;
+    engine::create(transport, opener, config, callbacks, ev)
+}
+
+/// Whether libfabric is there.
+///
+/// # Errors
+/// `NotAvailable`, with what to install.
+pub fn availability() -> Result<(), CreateError> {
+    library().map(|_| ())
+}
+
+fn library() -> Result<Arc<Library>, CreateError> {
+    Library::open().map_err(|error| CreateError::NotAvailable { backend: NAME, why: error.to_string() })
+}
+
+fn parts(config: &NetworkConfig, ev: &dyn EventLoop) -> Result<(Rdma, FabricOpener), CreateError> {
+    config.check()?;
+    let devices = Arc::new(Devices::new(library()?, config.rdma.clone()));
+    let started = helper::start(devices.clone(), ev.remote());
+    let (jobs, done) = started.map_err(|error| CreateError::Io { backend: NAME, source: Arc::new(error) })?;
+    Ok((Rdma::new(devices.clone(), jobs, done), FabricOpener::new(devices)))
+}

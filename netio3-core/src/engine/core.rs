@@ -657,6 +657,7 @@ impl<T: Transport> Engine<T> {
             self.ids.release(connection.endpoint);
         }
         listeners.iter().flatten().for_each(|listener| self.transport.release_listener(self, listener));
+        self.transport.tear_down(self);
         self.by_address.borrow_mut().clear();
         let lists = [&self.unflushed, &self.completed, &self.refused, &self.capped].map(RefCell::take);
         let over = self.over.take();

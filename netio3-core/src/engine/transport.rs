@@ -113,6 +113,11 @@ pub trait Transport: Sized + 'static {
     /// Frees what the listener holds of the system.
     fn release_listener(&self, engine: &Engine<Self>, listener: &Listener<Self::Listener>);
 
+    /// The backend ends; everything is released. What the transport watches itself it unwatches here.
+    fn tear_down(&self, engine: &Engine<Self>) {
+        let _ = engine;
+    }
+
     /// Gives memory back that an idle connection does not need.
     fn trim(&self, engine: &Engine<Self>, connection: &Connection<Self::Link>) {
         let _ = (engine, connection);

@@ -308,6 +308,20 @@ impl EventQueue {
         self.state.lock().owners.insert(pep.as_ptr().addr(), Owner::Listener { token, listener });
     }
 
+    /// Whether the provider has more to do or to tell. The lock must be held.
+    fn has_more(&self) -> bool {
+        let mut object = sealed::Queue::object(self);
+        // SAFETY: the queue is open, and of this fabric.
+        match -unsafe { sys::fi_trywait(self.fabric.raw.as_ptr(), &raw mut object, 1) } {
+            0 => {
+                let mut poll = libc::pollfd { fd: self.descriptor, events: libc::POLLIN, revents: 0 };
+                // SAFETY: it is one structure, which lives until after the call.
+                unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+            }
+            code => code == sys::FI_EAGAIN,
+        }
+    }
+
     /// Rejects the requests that a listener still has in the queue, and closes it.
     ///
     /// # Safety
@@ -319,6 +333,8 @@ impl EventQueue {
         for _ in 0..DRAIN_LIMIT {
             match self.read_raw() {
                 Ok(Some(event)) => state.stash.push_back(event),
+                // `tcp` accepts one socket per read, and reads its request only after that.
+                Ok(None) if self.has_more() => {}
                 Ok(None) => break,
                 Err(error) => {
                     tracing::debug!(%error, "while a listener closes");

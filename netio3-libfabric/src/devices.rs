@@ -1,0 +1,253 @@
+//! The fabrics and devices that a backend uses, opened when they are first needed.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use netio3_core::{MemoryRegion, RdmaParameters, RegionId, RegisterError};
+use parking_lot::Mutex;
+
+use crate::fabric::{self, Access, CompletionQueue, Desc, Domain, EventQueue, Fabric, FabricError, Hints, Info, Library};
+use crate::slab::{Layout, Slab, Slots};
+
+/// Everything of libfabric that a backend has open.
+pub(crate) struct Devices {
+    library: Arc<Library>,
+    params: RdmaParameters,
+    nets: Mutex<Vec<Arc<Net>>>,
+    regions: Mutex<Vec<Region>>,
+    /// Changes with every change of `regions`.
+    pub(crate) regions_version: AtomicUsize,
+    devices_opened: AtomicUsize,
+}
+
+/// A fabric with its event queue.
+pub(crate) struct Net {
+    name: String,
+    pub(crate) fabric: Arc<Fabric>,
+    pub(crate) events: Arc<EventQueue>,
+    devices: Mutex<Vec<Arc<Device>>>,
+}
+
+/// A domain with the completion queue of its endpoints.
+pub(crate) struct Device {
+    pub(crate) number: usize,
+    name: String,
+    provider: String,
+    pub(crate) net: Arc<Net>,
+    pub(crate) domain: Arc<Domain>,
+    pub(crate) completions: Arc<CompletionQueue>,
+    /// Completions that endpoints may still ask room for.
+    room: Mutex<usize>,
+    spare: Mutex<Vec<Arc<Slab>>>,
+}
+
+/// Memory of the user's that is registered.
+struct Region {
+    id: RegionId,
+    /// By the number of the device.
+    registrations: Vec<(usize, Arc<fabric::MemoryRegion>)>,
+    memory: MemoryRegion,
+}
+
+/// A stretch of memory that a device knows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    pub(crate) desc: Desc,
+}
+
+/// Completions that a queue holds. A device that holds fewer says so, and then so many are used.
+const COMPLETIONS: usize = 16_384;
+
+/// Providers that carry message endpoints, the preferred first.
+const PROVIDERS: [&str; 2] = ["verbs", "tcp"];
+
+impl Devices {
+    pub(crate) fn new(library: Arc<Library>, params: RdmaParameters) -> Self {
+        Self {
+            library,
+            params,
+            nets: Mutex::default(),
+            regions: Mutex::default(),
+            regions_version: AtomicUsize::new(0),
+            devices_opened: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn params(&self) -> &RdmaParameters {
+        &self.params
+    }
+
+    /// The way to an address, or the place of a listener.
+    ///
+    /// # Errors
+    /// No provider reaches it; the text says what is there.
+    pub(crate) fn info(&self, address: SocketAddr, passive: bool) -> io::Result<Info> {
+        let hints = Hints { provider: self.params.provider.clone(), node: Some(address), passive };
+        let mut infos = self.library.infos(&hints).map_err(io::Error::from)?;
+        let rank = |info: &Info| PROVIDERS.iter().position(|name| info.provider() == *name);
+        let best = (0..infos.len()).filter(|index| rank(&infos[*index]).is_some() || self.params.provider.is_some());
+        let best = best.min_by_key(|index| rank(&infos[*index]));
+        match best {
+            Some(best) => Ok(infos.swap_remove(best)),
+            None => Err(no_way(address, self.params.provider.as_deref())),
+        }
+    }
+
+    /// The fabric of an info, opened if it is not.
+    pub(crate) fn net(&self, info: &Info) -> Result<Arc<Net>, FabricError> {
+        let mut nets = self.nets.lock();
+        let name = info.fabric_name();
+        if let Some(net) = nets.iter().find(|net| net.name == name) {
+            return Ok(net.clone());
+        }
+        let fabric = Fabric::open(&self.library, info)?;
+        let events = EventQueue::open(&fabric)?;
+        let net = Arc::new(Net { name, fabric, events, devices: Mutex::default() });
+        nets.push(net.clone());
+        Ok(net)
+    }
+
+    /// The domain of an info, opened if it is not, with all regions made known to it.
+    pub(crate) fn device(&self, net: &Arc<Net>, info: &Info) -> Result<Arc<Device>, FabricError> {
+        let mut devices = net.devices.lock();
+        let name = info.domain_name();
+        if let Some(device) = devices.iter().find(|device| device.name == name) {
+            return Ok(device.clone());
+        }
+        let domain = Domain::open(&net.fabric, info)?;
+        let completions = CompletionQueue::open(&domain, COMPLETIONS)?;
+        let device = Arc::new(Device {
+            number: self.devices_opened.fetch_add(1, Ordering::Relaxed),
+            name,
+            provider: info.provider(),
+            net: net.clone(),
+            domain,
+            completions,
+            room: Mutex::new(COMPLETIONS),
+            spare: Mutex::default(),
+        });
+        if device.provider != "verbs" {
+            tracing::warn!(
+                provider = %device.provider,
+                "libfabric runs over a provider that is no RDMA hardware; use netio3's own TCP backend where there is none"
+            );
+        }
+        let mut regions = self.regions.lock();
+        for region in regions.iter_mut() {
+            region.register_with(&device)?;
+        }
+        self.regions_version.fetch_add(1, Ordering::Release);
+        devices.push(device.clone());
+        Ok(device)
+    }
+
+    /// Makes memory of the user's known to all devices that are open.
+    pub(crate) fn register(&self, id: RegionId, memory: &MemoryRegion) -> Result<(), RegisterError> {
+        let nets = self.nets.lock().clone();
+        let mut regions = self.regions.lock();
+        let mut region = Region { id, memory: memory.clone(), registrations: Vec::new() };
+        for net in &nets {
+            for device in net.devices.lock().iter() {
+                region.register_with(device).map_err(|error| cannot_register(memory.len(), error))?;
+            }
+        }
+        regions.push(region);
+        self.regions_version.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    pub(crate) fn deregister(&self, id: RegionId) {
+        let mut regions = self.regions.lock();
+        let (gone, kept): (Vec<Region>, Vec<Region>) = regions.drain(..).partition(|region| region.id == id);
+        *regions = kept;
+        self.regions_version.fetch_add(1, Ordering::Release);
+        drop(regions);
+        drop(gone);
+    }
+
+    /// What a device knows of the user's memory.
+    pub(crate) fn known(&self, device: &Device) -> Vec<Known> {
+        let of_region = |region: &Region| {
+            let registration = region.registrations.iter().find(|(number, _)| *number == device.number)?;
+            let start = region.memory.address();
+            Some(Known { start, end: start + region.memory.len(), desc: registration.1.desc() })
+        };
+        self.regions.lock().iter().filter_map(of_region).collect()
+    }
+}
+
+impl Region {
+    fn register_with(&mut self, device: &Device) -> Result<(), FabricError> {
+        if device.domain.needs_registration() {
+            // SAFETY: the memory stays mapped for as long as `memory` lives, which goes after the registrations.
+            #[allow(unsafe_code)]
+            let registration = unsafe {
+                fabric::MemoryRegion::register(&device.domain, self.memory.address() as *const u8, self.memory.len(), Access::Send)
+            };
+            let registration = registration.map_err(|error| error.error)?;
+            self.registrations.push((device.number, Arc::new(registration)));
+        }
+        Ok(())
+    }
+}
+
+impl Device {
+    /// Memory for a connection: that of one that ended, or new.
+    pub(crate) fn slab(&self, layout: Layout) -> Result<(Arc<Slab>, Slots), FabricError> {
+        let mut spare = self.spare.lock();
+        if let Some(fitting) = spare.iter().position(|slab| slab.layout() == layout) {
+            let slab = spare.swap_remove(fitting);
+            let slots = slab.cut();
+            return Ok((slab, slots));
+        }
+        drop(spare);
+        Slab::new(&self.domain, layout).map(|(slab, slots)| (Arc::new(slab), slots))
+    }
+
+    /// Keeps the memory of a connection that ended for the next one.
+    pub(crate) fn keep(&self, slab: Arc<Slab>) {
+        let mut spare = self.spare.lock();
+        if spare.len() < SPARE_SLABS {
+            spare.push(slab);
+        }
+    }
+
+    /// Sets room for so many completions aside; `false` when there is not that much.
+    pub(crate) fn reserve(&self, completions: usize) -> bool {
+        let mut room = self.room.lock();
+        match room.checked_sub(completions) {
+            Some(left) => {
+                *room = left;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Gives room for completions back.
+    pub(crate) fn unreserve(&self, completions: usize) {
+        *self.room.lock() += completions;
+    }
+}
+
+/// Memory of ended connections that is kept.
+const SPARE_SLABS: usize = 8;
+
+fn no_way(address: SocketAddr, provider: Option<&str>) -> io::Error {
+    let which = provider.map_or_else(|| "verbs or tcp".to_owned(), |name| format!("{name:?}"));
+    let text = format!("no libfabric provider ({which}) reaches {address}; `netio3-bench info --backend rdma` lists what there is");
+    io::Error::new(io::ErrorKind::Unsupported, text)
+}
+
+fn cannot_register(bytes: usize, error: FabricError) -> RegisterError {
+    const ENOMEM: i32 = 12;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+    match limit {
+        Some(limit) if error.code == ENOMEM && (bytes as u64) > limit => RegisterError::Memlock { wanted: bytes as u64, limit },
+        _ => RegisterError::CannotPin { source: Arc::new(error.into()) },
+    }
+}

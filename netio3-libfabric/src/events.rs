@@ -1,0 +1,639 @@
+//! What the queues and the helper thread tell, and the way of packets to the user.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use netio3_core::engine::{Engine, Release, State, Upcalls};
+use netio3_core::{Budget, ClosedReason, EndPointAddress, Message, Meter, Next, RefusedReason, Take};
+
+use crate::devices::{Device, Net};
+use crate::fabric::{CmEvent, Completion, CqError, Fabric, FabricError, Info, Posted, Waitable};
+use crate::helper::{self, Done, Job, context, of_context};
+use crate::link::{Body, Link, Stage};
+use crate::receiving::{Broken, Found, Packet};
+use crate::transport::{Conn, Rdma, Watched};
+use crate::wire::{CONTROL_RECEIVES, Hello, Kind, VERSIONS};
+
+/// Completions taken from a queue at once.
+const BATCH: usize = 64;
+
+/// What to do with messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Deliver,
+    /// Paused, or at the cap on what the user took over: packets stay where they are.
+    Hold,
+    /// The user does not want what comes, but the goodbye behind it is needed.
+    Discard,
+    /// Over.
+    Stop,
+}
+
+impl Rdma {
+    /// Looks at all queues once, event queues and completion queues together.
+    pub(crate) fn pump(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
+        self.take_done(up);
+        let mut next = Next::Wait;
+        let mut index = 0;
+        loop {
+            let found = match self.watched.borrow().get(index) {
+                Some(Watched::Net(net, _)) => Ok(net.clone()),
+                Some(Watched::Device(device, _)) => Err(device.clone()),
+                None => break,
+            };
+            let more = match &found {
+                Ok(net) => self.read_events(up, net),
+                Err(device) => self.read_completions(up, device, budget),
+            };
+            if up.engine().is_gone() {
+                return Next::Wait;
+            }
+            if more {
+                next = Next::Again;
+            }
+            index += 1;
+        }
+        if next == Next::Wait {
+            self.handle_lost(up);
+        }
+        next
+    }
+
+    /// Whether the loop may sleep on the descriptors.
+    pub(crate) fn may_sleep(&self) -> bool {
+        if !self.lost.borrow().is_empty() {
+            return false;
+        }
+        let watched = self.watched.borrow();
+        watched.iter().all(|watched| match watched {
+            Watched::Net(net, _) => sleeps(&net.fabric, &*net.events),
+            Watched::Device(device, _) => sleeps(&device.net.fabric, &*device.completions),
+        })
+    }
+
+    // ----- the helper thread -----
+
+    /// Handles what the helper thread has done.
+    pub(crate) fn take_done(&self, up: &mut Upcalls<'_, Self>) {
+        let engine = up.engine().clone();
+        while let Ok(done) = self.done.try_recv() {
+            match done {
+                Done::Opened { id, result } => {
+                    let connection = self.connection(&engine, id).filter(|connection| !connection.is_over());
+                    match (connection, result) {
+                        (Some(connection), Ok(body)) => {
+                            self.opened(&engine, &connection, *body);
+                            let early = connection.link.early.take();
+                            early.inspect(|data| self.connected(up, &engine, &connection, data));
+                        }
+                        (Some(connection), Err(error)) => self.not_opened(&engine, &connection, &error),
+                        // It was ended meanwhile.
+                        (None, Ok(body)) => self.ask(Job::Close { id, body }),
+                        (None, Err(_)) => {}
+                    }
+                }
+                Done::Closed { id, body } => {
+                    let connection = self.closing.borrow_mut().remove(&id);
+                    let mut retired = Vec::new();
+                    body.dissolve(&mut retired);
+                    if let Some(connection) = connection {
+                        connection.link.leftover.borrow_mut().append(&mut retired);
+                        engine.freed(&connection);
+                    }
+                }
+            }
+        }
+    }
+
+    fn opened(&self, engine: &Engine<Self>, connection: &Conn, body: Body) {
+        let link = &connection.link;
+        let device = body.device.clone();
+        link.body.replace(Some(body));
+        link.stage.set(Stage::Connecting);
+        if let Err(error) = self.watch(engine, &device.net, Some(&device)) {
+            tracing::warn!(endpoint = %connection.endpoint, %error, "cannot watch the queues of a device");
+            self.end(engine, connection, RefusedReason::LocalResource, ClosedReason::Limit);
+        }
+    }
+
+    fn not_opened(&self, engine: &Engine<Self>, connection: &Conn, error: &io::Error) {
+        tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, %error, "cannot connect over libfabric");
+        engine.refuse(connection, refusal(error));
+    }
+
+    // ----- the event queue -----
+
+    /// Reads what an event queue has; tells whether there may be more.
+    fn read_events(&self, up: &mut Upcalls<'_, Self>, net: &Arc<Net>) -> bool {
+        for _ in 0..BATCH {
+            match net.events.read() {
+                Ok(Some(event)) => self.event(up, net, event),
+                Ok(None) => return false,
+                Err(error) => {
+                    tracing::error!(%error, "cannot read an event queue");
+                    return false;
+                }
+            }
+            if up.engine().is_gone() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn event(&self, up: &mut Upcalls<'_, Self>, net: &Arc<Net>, event: CmEvent) {
+        // What the helper thread has done comes first: an event may be about it.
+        self.take_done(up);
+        let engine = up.engine().clone();
+        match event {
+            CmEvent::ConnectRequest { listener, info, data } => self.requested(&engine, net, listener as u64, info, &data),
+            CmEvent::Connected { endpoint, data } => match self.connection(&engine, endpoint as u64) {
+                Some(connection) => self.connected(up, &engine, &connection, &data),
+                None => tracing::debug!("a connection was made that nobody waits for any more"),
+            },
+            CmEvent::Shutdown { endpoint } => {
+                if let Some(connection) = self.connection(&engine, endpoint as u64) {
+                    self.lose(&engine, &connection);
+                }
+            }
+            CmEvent::Error { endpoint, error, data } => {
+                if let Some(connection) = self.connection(&engine, endpoint as u64) {
+                    self.failed(&engine, &connection, &error, &data);
+                }
+            }
+        }
+    }
+
+    /// A peer asks to be connected.
+    fn requested(&self, engine: &Rc<Engine<Self>>, net: &Arc<Net>, listener: u64, info: Info, data: &[u8]) {
+        let token = self.listeners.borrow().get(&listener).copied();
+        let Some(listener) = token.and_then(|token| engine.listener_at(token)) else { return };
+        let own = self.hello(engine);
+        let refuse = |info: Info, verdict: RefusedReason| {
+            let hello = Hello { verdict: Err(verdict), ..own }.encode();
+            self.ask(Job::Refuse { passive: listener.link.passive.clone(), info, hello });
+        };
+        let hello = match Hello::decode(data) {
+            Ok(hello) => hello,
+            Err(error) => {
+                tracing::info!(listener = %listener.address, %error, "a peer did not say hello");
+                listener.counters.accepted.add(1);
+                listener.counters.failed_hello.add(1);
+                engine.totals.failed_hello.add(1);
+                return refuse(info, RefusedReason::Protocol);
+            }
+        };
+        let address = info.dest_addr().map_or(listener.address, EndPointAddress::from);
+        let link = |token| Ok(Link::new(self.ids.borrow_mut().add(token), Stage::Making, Some(hello)));
+        let Some(connection) = engine.stranger(&listener, address, link) else {
+            return refuse(info, RefusedReason::LocalResource);
+        };
+        let verdict = match hello.common_version() {
+            Some(version) => engine.admit(&connection).map(|()| version),
+            None => {
+                listener.counters.refused_version.add(1);
+                Err(RefusedReason::Version)
+            }
+        };
+        match verdict {
+            Ok(version) => {
+                let id = connection.link.id;
+                let hello = Hello { versions: (version, version), ..own }.encode();
+                self.ask(Job::Accept { id, net: net.clone(), info, hello, layout: self.layout() });
+            }
+            Err(reason) => {
+                refuse(info, reason);
+                engine.drop_stranger(&connection);
+            }
+        }
+    }
+
+    /// The provider has connected.
+    fn connected(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn, data: &[u8]) {
+        let link = &connection.link;
+        if link.stage.get() == Stage::Making {
+            link.early.replace(Some(data.to_vec()));
+            return;
+        }
+        if connection.is_over() || link.stage.get() != Stage::Connecting {
+            return;
+        }
+        let hello = match link.hello.get() {
+            Some(hello) => hello,
+            None => match Hello::decode(data) {
+                Ok(hello) => match answered(&hello) {
+                    Ok(()) => hello,
+                    Err(reason) => return engine.refuse(connection, reason),
+                },
+                Err(error) => {
+                    tracing::info!(peer = %connection.address, %error, "the peer did not answer as netio3 does");
+                    return engine.refuse(connection, RefusedReason::Protocol);
+                }
+            },
+        };
+        link.hello.set(Some(hello));
+        let mut body = link.body.borrow_mut();
+        let Some(open) = &mut *body else { return };
+        open.credits = hello.credits;
+        open.control = CONTROL_RECEIVES;
+        open.sending.limit_packets(hello.packet_len as usize);
+        let unspecified = EndPointAddress::localhost(0);
+        let local = open.endpoint.as_ref().and_then(|endpoint| endpoint.local_address().ok()).map_or(unspecified, EndPointAddress::from);
+        drop(body);
+        link.stage.set(Stage::Open);
+        up.established(connection, local, hello.max_message_len as usize, hello.heartbeat_interval);
+        if !engine.is_gone() && !connection.is_over() {
+            engine.read_again(connection);
+            engine.flush_later(connection);
+        }
+    }
+
+    /// Connecting failed, or the connection broke.
+    fn failed(&self, engine: &Engine<Self>, connection: &Conn, error: &FabricError, data: &[u8]) {
+        tracing::debug!(endpoint = %connection.endpoint, peer = %connection.address, %error, "the provider tells of an error");
+        match connection.state() {
+            State::Opening => {
+                let told = Hello::decode(data).ok().and_then(|hello| hello.verdict.err());
+                engine.refuse(connection, told.unwrap_or_else(|| refusal(&io::Error::from(error.clone()))));
+            }
+            _ => self.lose(engine, connection),
+        }
+    }
+
+    /// Handles the connections whose peer is gone, the queues being empty.
+    fn handle_lost(&self, up: &mut Upcalls<'_, Self>) {
+        let lost = self.lost.take();
+        let engine = up.engine().clone();
+        for connection in lost {
+            if connection.is_over() {
+                continue;
+            }
+            let link = &connection.link;
+            let has_packets = link.body.borrow().as_ref().is_some_and(|body| body.receiving.has_packets());
+            if has_packets && self.mode(&engine, &connection) == Mode::Deliver {
+                // They wait for the budget of a turn; the end comes behind them.
+                engine.read_again(&connection);
+                self.lost.borrow_mut().push(connection);
+                continue;
+            }
+            let goodbye = &link.goodbye;
+            let sent_all = link.body.borrow().as_ref().is_none_or(|body| body.sending.is_empty());
+            match connection.state() {
+                State::Opening => engine.refuse(&connection, RefusedReason::NoListener),
+                // It did not wait for what was left of ours, which was nothing.
+                State::Closing(reason) if goodbye.heard.get() && goodbye.said.get() && sent_all => {
+                    let left = link.body.borrow_mut().as_mut().map_or(0, |body| body.sending.all_left());
+                    if left > 0 {
+                        engine.left_messages(&connection, left);
+                    }
+                    engine.finish(&connection, reason, Release::Orderly);
+                }
+                _ => engine.finish(&connection, ClosedReason::PeerLost, Release::Reset),
+            }
+        }
+    }
+
+    // ----- the completion queue -----
+
+    /// Reads what a completion queue has, within the budget; tells whether there may be more.
+    fn read_completions(&self, up: &mut Upcalls<'_, Self>, device: &Arc<Device>, budget: &mut Budget) -> bool {
+        let mut batch = [Completion::default(); BATCH];
+        loop {
+            match device.completions.read(&mut batch) {
+                Ok(0) => return false,
+                Ok(count) => {
+                    for completion in &batch[..count] {
+                        self.completed(up, completion, budget);
+                        if up.engine().is_gone() {
+                            return false;
+                        }
+                    }
+                    if count == BATCH && budget.is_spent() {
+                        return true;
+                    }
+                    if count < BATCH {
+                        return false;
+                    }
+                }
+                Err(CqError::Queue(error)) => {
+                    tracing::error!(%error, "cannot read a completion queue");
+                    return false;
+                }
+                Err(CqError::Operation(error)) => {
+                    let (id, ..) = of_context(error.context);
+                    let engine = up.engine().clone();
+                    if let Some(connection) = self.connection(&engine, id) {
+                        tracing::debug!(endpoint = %connection.endpoint, error = %error.error, "a transfer failed");
+                        self.lose(&engine, &connection);
+                    }
+                }
+            }
+        }
+    }
+
+    fn completed(&self, up: &mut Upcalls<'_, Self>, completion: &Completion, budget: &mut Budget) {
+        let (id, is_send, number) = of_context(completion.context);
+        let engine = up.engine().clone();
+        // What is not found was ended, and the completion is stale.
+        let Some(connection) = self.connection(&engine, id) else { return };
+        let link = &connection.link;
+        let mut body = link.body.borrow_mut();
+        let Some(open) = &mut *body else { return };
+        if is_send {
+            let left = open.sending.left(number);
+            let idle = open.sending.in_flight() == 0;
+            let more = !open.sending.is_empty() || link.goodbye.due.get();
+            drop(body);
+            if left > 0 {
+                engine.left_messages(&connection, left);
+            }
+            if more {
+                engine.flush_later(&connection);
+            }
+            if link.goodbye.is_complete() && idle {
+                engine.finish(&connection, ClosedReason::Local, Release::Orderly);
+            }
+            return;
+        }
+        connection.counters.reads.add(1);
+        engine.totals.reads.add(1);
+        engine.heard(&connection);
+        let first = !open.receiving.has_packets();
+        let arrived = open.receiving.arrived(number, completion.len, &open.slab);
+        let head = match arrived {
+            Ok(head) => head,
+            Err(broken) => {
+                drop(body);
+                return self.broken(&engine, &connection, broken);
+            }
+        };
+        let had_none = open.credits == 0 || open.control == 0;
+        open.credits = open.credits.saturating_add(head.credits);
+        open.control = open.control.saturating_add(head.control);
+        let waits = !open.sending.is_empty() || link.goodbye.due.get();
+        if head.kind == Kind::Heartbeat {
+            connection.counters.heartbeats_received.add(1);
+        }
+        let reposted = repost(&connection, open);
+        drop(body);
+        if let Err(error) = reposted {
+            tracing::debug!(endpoint = %connection.endpoint, %error, "cannot post a receive");
+            return self.lose(&engine, &connection);
+        }
+        if had_none && waits {
+            engine.flush_later(&connection);
+        }
+        if first && link.stage.get() == Stage::Open {
+            let _ = self.handle_packets(up, &connection, budget);
+        }
+        self.tell_credits(&engine, &connection);
+    }
+
+    /// Has credits told that are due, if nothing else takes them along.
+    fn tell_credits(&self, engine: &Engine<Self>, connection: &Conn) {
+        let owes = connection.link.body.borrow().as_ref().is_some_and(|body| body.receiving.owes_much());
+        if owes && !connection.is_over() {
+            engine.flush_later(connection);
+        }
+    }
+
+    // ----- packets -----
+
+    /// Hands out what waits in packets, as far as the user takes it and the budget goes.
+    pub(crate) fn handle_packets(&self, up: &mut Upcalls<'_, Self>, connection: &Conn, budget: &mut Budget) -> Next {
+        let engine = up.engine().clone();
+        let link = &connection.link;
+        while link.stage.get() == Stage::Open {
+            let packet = link.body.borrow_mut().as_mut().and_then(|body| body.receiving.take_packet());
+            let Some(mut packet) = packet else { break };
+            let held = self.handle_packet(up, &engine, connection, &mut packet, budget);
+            if engine.is_gone() || connection.is_over() {
+                return Next::Wait;
+            }
+            let mut body = link.body.borrow_mut();
+            let Some(open) = &mut *body else { return Next::Wait };
+            if let Some(next) = held {
+                open.receiving.put_back(packet);
+                if next == Next::Again {
+                    drop(body);
+                    engine.read_again(connection);
+                }
+                return Next::Wait;
+            }
+            open.receiving.handled(packet);
+            let reposted = repost(connection, open);
+            drop(body);
+            if reposted.is_err() {
+                self.lose(&engine, connection);
+            }
+        }
+        self.tell_credits(&engine, connection);
+        Next::Wait
+    }
+
+    /// Handles a packet; gives what to wait for when it was not handled to its end.
+    fn handle_packet(
+        &self,
+        up: &mut Upcalls<'_, Self>,
+        engine: &Rc<Engine<Self>>,
+        connection: &Conn,
+        packet: &mut Packet,
+        budget: &mut Budget,
+    ) -> Option<Next> {
+        let link = &connection.link;
+        // Kept apart while callbacks run: the body may be borrowed by what they call.
+        let Some((slab, mut assembly)) =
+            link.body.borrow_mut().as_mut().map(|body| (body.slab.clone(), std::mem::take(&mut body.receiving.assembly)))
+        else {
+            return None;
+        };
+        let bytes = slab.filled(&packet.slot, packet.cursor.len);
+        let max_len = engine.config.max_message_len;
+        let mut messages = 0;
+        let mut received = 0;
+        let mut discarded = 0;
+        let mut held = None;
+        let mut mode = self.mode(engine, connection);
+        loop {
+            match mode {
+                Mode::Deliver | Mode::Discard => {}
+                Mode::Hold => {
+                    held = Some(Next::Wait);
+                    break;
+                }
+                Mode::Stop => break,
+            }
+            if budget.is_spent() {
+                held = Some(Next::Again);
+                break;
+            }
+            match packet.cursor.next(bytes, &mut assembly, max_len) {
+                Ok(Found::Message(message)) => {
+                    budget.spend(1, message.len());
+                    if mode == Mode::Deliver {
+                        messages += 1;
+                        received += message.len();
+                        if !up.data(connection, Message::borrowed(message, &connection.meter)) {
+                            mode = self.mode(engine, connection);
+                        }
+                    } else {
+                        discarded += 1;
+                        link.discarding.set(true);
+                    }
+                }
+                Ok(Found::Assembled) => {
+                    budget.spend(1, assembly.expected);
+                    assembly.expected = 0;
+                    if mode == Mode::Deliver {
+                        messages += 1;
+                        received += assembly.memory.len();
+                        let mut message = Assembled { memory: &mut assembly.memory, meter: &connection.meter };
+                        if !up.data(connection, Message::whole(&mut message)) {
+                            mode = self.mode(engine, connection);
+                        }
+                    } else {
+                        discarded += 1;
+                        link.discarding.set(true);
+                    }
+                    assembly.memory.clear();
+                }
+                Ok(Found::Goodbye) => {
+                    link.goodbye.heard.set(true);
+                    engine.start_closing(connection, ClosedReason::PeerClosed);
+                    engine.flush_later(connection);
+                }
+                Ok(Found::Farewell) => {
+                    link.goodbye.farewell_heard.set(true);
+                    engine.flush_later(connection);
+                }
+                Ok(Found::End) => break,
+                Err(broken) => {
+                    self.broken(engine, connection, broken);
+                    break;
+                }
+            }
+            if engine.is_gone() {
+                break;
+            }
+        }
+        engine.count_received(connection, messages, received);
+        if discarded > 0 {
+            engine.count_discarded(connection, discarded);
+        }
+        let memory = assembly.held();
+        if let Some(body) = &mut *link.body.borrow_mut() {
+            body.receiving.assembly = assembly;
+        }
+        if !connection.is_over() && !self.count_memory(engine, connection, memory) {
+            engine.finish(connection, ClosedReason::Limit, Release::Reset);
+        }
+        held
+    }
+
+    fn mode(&self, engine: &Engine<Self>, connection: &Conn) -> Mode {
+        match connection.state() {
+            State::Closed(_) | State::Refused(_) => Mode::Stop,
+            State::Opening => Mode::Hold,
+            State::Closing(_) if connection.is_paused() || connection.link.discarding.get() => Mode::Discard,
+            _ if engine.is_receiving(connection) => Mode::Deliver,
+            _ => Mode::Hold,
+        }
+    }
+
+    /// The peer broke the protocol.
+    fn broken(&self, engine: &Engine<Self>, connection: &Conn, broken: Broken) {
+        tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, ?broken, "the peer broke the protocol");
+        self.end(engine, connection, RefusedReason::Protocol, ClosedReason::Protocol);
+    }
+}
+
+fn sleeps(fabric: &Arc<Fabric>, queue: &dyn Waitable) -> bool {
+    // An error is found again, and told, when the queue is read.
+    fabric.trywait(&[queue]).unwrap_or(true)
+}
+
+/// Posts the free receives again.
+fn repost(connection: &Conn, body: &mut Body) -> Result<(), FabricError> {
+    let Body { endpoint, receiving, slab, .. } = body;
+    let Some(endpoint) = endpoint else { return Ok(()) };
+    let desc = slab.desc();
+    while let Some(slot) = receiving.next_free() {
+        let context = context(connection.link.id, false, slot.index());
+        // SAFETY: the slot lies in the slab, which the body keeps until the endpoint is closed; nobody looks at it
+        // until its completion has come.
+        #[allow(unsafe_code)]
+        let posted = unsafe { endpoint.recv(slab.start(&slot), slot.capacity(), desc, context) };
+        match posted {
+            Ok(Posted::Yes) => receiving.posted(slot),
+            Ok(Posted::Again) => {
+                receiving.not_posted(slot);
+                return Ok(());
+            }
+            Err(error) => {
+                receiving.not_posted(slot);
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the answer to a hello says.
+fn answered(hello: &Hello) -> Result<(), RefusedReason> {
+    hello.verdict?;
+    let (version, same) = hello.versions;
+    if version == same && (VERSIONS.0..=VERSIONS.1).contains(&version) { Ok(()) } else { Err(RefusedReason::Version) }
+}
+
+/// Why connecting failed, by the system's error.
+fn refusal(error: &io::Error) -> RefusedReason {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::NotConnected => RefusedReason::NoListener,
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => RefusedReason::Unreachable,
+        io::ErrorKind::TimedOut => RefusedReason::Timeout,
+        _ => RefusedReason::LocalResource,
+    }
+}
+
+/// A message in assembly memory.
+struct Assembled<'a> {
+    memory: &'a mut Vec<u8>,
+    meter: &'a Meter,
+}
+
+impl Take for Assembled<'_> {
+    fn as_slice(&self) -> &[u8] {
+        self.memory
+    }
+
+    fn take(&mut self) -> Bytes {
+        // Memory much larger than the message, kept from a larger one, is better kept.
+        if self.memory.capacity() > 2 * self.memory.len() {
+            let copy = self.meter.own(self.memory.clone());
+            self.memory.clear();
+            return copy;
+        }
+        self.meter.own(std::mem::take(self.memory))
+    }
+}
+
+impl Drop for Rdma {
+    fn drop(&mut self) {
+        // The helper thread ends when it finds nobody to work for. Endpoints that it is still closing use memory of
+        // the user's, who may free it from now on.
+        let closing = self.closing.get_mut().len();
+        for _ in 0..closing {
+            match self.done.recv_timeout(helper::CLOSE_PATIENCE) {
+                Ok(Done::Closed { body, .. }) => drop(body),
+                Ok(Done::Opened { result, .. }) => drop(result),
+                Err(_) => break,
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The thread that makes the calls which may block: opening devices, resolving addresses, connecting, accepting,
+//! refusing and closing. There is one for each backend; the loop leaves jobs and is woken for what came of them.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use netio3_core::{EndPointAddress, Remote};
+
+use crate::devices::{Device, Devices, Net};
+use crate::fabric::{Direction, Endpoint, FabricError, Info, PassiveEndpoint, Posted};
+use crate::link::Body;
+use crate::receiving::Receiving;
+use crate::sending::Sending;
+use crate::slab::Layout;
+use crate::wire::{CONTROL_RECEIVES, HELLO_LEN};
+
+/// Something to be done.
+pub(crate) enum Job {
+    Connect {
+        id: u64,
+        address: EndPointAddress,
+        hello: [u8; HELLO_LEN],
+        layout: Layout,
+    },
+    Accept {
+        id: u64,
+        net: Arc<Net>,
+        info: Info,
+        hello: [u8; HELLO_LEN],
+        layout: Layout,
+    },
+    Refuse {
+        passive: Arc<PassiveEndpoint>,
+        info: Info,
+        hello: [u8; HELLO_LEN],
+    },
+    /// Closes an endpoint; what it used comes back.
+    Close {
+        id: u64,
+        body: Box<Body>,
+    },
+    CloseListener(Arc<PassiveEndpoint>),
+}
+
+/// What came of it.
+pub(crate) enum Done {
+    Opened { id: u64, result: io::Result<Box<Body>> },
+    Closed { id: u64, body: Box<Body> },
+}
+
+/// The context of a posted receive or send: what it was, of which connection.
+pub(crate) fn context(id: u64, is_send: bool, number: u16) -> usize {
+    (id as usize) << 17 | usize::from(is_send) << 16 | usize::from(number)
+}
+
+/// What [`context`] was made of.
+pub(crate) fn of_context(context: usize) -> (u64, bool, u16) {
+    ((context >> 17) as u64, context >> 16 & 1 == 1, context as u16)
+}
+
+/// Starts the thread. It ends when the sender of jobs is dropped.
+pub(crate) fn start(devices: Arc<Devices>, remote: Arc<dyn Remote>) -> io::Result<(Sender<Job>, Receiver<Done>)> {
+    let (jobs, to_do) = channel();
+    let (tell, done) = channel();
+    thread::Builder::new().name("netio3-fabric".into()).spawn(move || work(&devices, &to_do, &tell, &*remote))?;
+    Ok((jobs, done))
+}
+
+fn work(devices: &Devices, jobs: &Receiver<Job>, tell: &Sender<Done>, remote: &dyn Remote) {
+    while let Ok(job) = jobs.recv() {
+        let done = match job {
+            Job::Connect { id, address, hello, layout } => {
+                Done::Opened { id, result: connect(devices, id, address, &hello, layout).map(Box::new) }
+            }
+            Job::Accept { id, net, info, hello, layout } => {
+                Done::Opened { id, result: accept(devices, id, &net, &info, &hello, layout).map(Box::new).map_err(Into::into) }
+            }
+            Job::Refuse { passive, info, hello } => {
+                if let Err(error) = passive.reject(info, &hello) {
+                    tracing::debug!(%error, "cannot refuse a peer");
+                }
+                continue;
+            }
+            Job::Close { id, mut body } => {
+                close(&mut body);
+                Done::Closed { id, body }
+            }
+            Job::CloseListener(passive) => {
+                drop(passive);
+                continue;
+            }
+        };
+        // The loop may be gone; what it does not take is dropped here.
+        if tell.send(done).is_ok() {
+            remote.wake();
+        }
+    }
+}
+
+/// Ends an endpoint; the device touches its memory no more afterwards.
+pub(crate) fn close(body: &mut Body) {
+    if let Some(endpoint) = body.endpoint.take() {
+        // It fails where the connection is over already.
+        let _ = endpoint.shutdown();
+        drop(endpoint);
+        body.device.unreserve(body.reserved());
+    }
+}
+
+fn connect(devices: &Devices, id: u64, address: EndPointAddress, hello: &[u8], layout: Layout) -> io::Result<Body> {
+    let info = devices.info(address.into(), false)?;
+    let net = devices.net(&info)?;
+    let device = devices.device(&net, &info)?;
+    let body = open(&device, id, &info, layout)?;
+    if let Some(endpoint) = &body.endpoint {
+        endpoint.connect(address.into(), hello)?;
+    }
+    Ok(body)
+}
+
+fn accept(devices: &Devices, id: u64, net: &Arc<Net>, info: &Info, hello: &[u8], layout: Layout) -> Result<Body, FabricError> {
+    let device = devices.device(net, info)?;
+    let body = open(&device, id, info, layout)?;
+    if let Some(endpoint) = &body.endpoint {
+        endpoint.accept(hello)?;
+    }
+    Ok(body)
+}
+
+/// An endpoint with its receives posted, so that nothing arrives in vain.
+fn open(device: &Arc<Device>, id: u64, info: &Info, layout: Layout) -> Result<Body, FabricError> {
+    let layout = Layout { receives: layout.receives.min(u16::try_from(info.rx_size()).unwrap_or(u16::MAX)), ..layout };
+    let (slab, slots) = device.slab(layout)?;
+    let depth = info.tx_size().min(MAX_DEPTH);
+    let reserved = depth + usize::from(layout.receives);
+    if !device.reserve(reserved) {
+        return Err(FabricError::refused("fi_endpoint", NO_ROOM, "the completion queue of this device is full of connections"));
+    }
+    let endpoint = match make(device, id, info) {
+        Ok(endpoint) => endpoint,
+        Err(error) => {
+            device.unreserve(reserved);
+            return Err(error);
+        }
+    };
+    let mut receiving = Receiving::new(slots.receives, layout.receives - u16::from(CONTROL_RECEIVES));
+    let desc = slab.desc();
+    while let Some(slot) = receiving.next_free() {
+        // SAFETY: the slot lies in the slab, which the body keeps until the endpoint is closed; nobody looks at it
+        // until its completion has come.
+        #[allow(unsafe_code)]
+        let result = unsafe { endpoint.recv(slab.start(&slot), slot.capacity(), desc, context(id, false, slot.index())) };
+        match result? {
+            Posted::Yes => receiving.posted(slot),
+            Posted::Again => {
+                receiving.not_posted(slot);
+                break;
+            }
+        }
+    }
+    let packet_len = layout.packet_len.min(info.max_msg_size());
+    Ok(Body {
+        endpoint: Some(endpoint),
+        sending: Sending::new(slots.sends, slots.heads, packet_len),
+        receiving,
+        slab,
+        device: device.clone(),
+        credits: 0,
+        control: 0,
+        unsignalled: 0,
+        depth,
+        iov_limit: info.iov_limit().max(1),
+        inject_size: info.inject_size(),
+    })
+}
+
+fn make(device: &Arc<Device>, id: u64, info: &Info) -> Result<Endpoint, FabricError> {
+    let mut endpoint = Endpoint::open(&device.domain, info, id as usize)?;
+    endpoint.bind_events(&device.net.events)?;
+    endpoint.bind_completions(&device.completions, Direction::Transmit, true)?;
+    endpoint.bind_completions(&device.completions, Direction::Receive, false)?;
+    endpoint.enable()?;
+    Ok(endpoint)
+}
+
+/// How long the end of a backend waits for an endpoint to be closed.
+pub(crate) const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// Packets of one connection that may be posted and not completed.
+const MAX_DEPTH: usize = 256;
+/// ENOBUFS.
+const NO_ROOM: i32 = 105;

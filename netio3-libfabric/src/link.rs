@@ -1,0 +1,138 @@
+//! What the backend keeps for each connection and listener.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use netio3_core::engine::Retired;
+
+use crate::devices::{Device, Net};
+use crate::fabric::{Endpoint, PassiveEndpoint};
+use crate::receiving::Receiving;
+use crate::sending::Sending;
+use crate::slab::Slab;
+use crate::wire::Hello;
+
+/// A connection's endpoint, the memory it uses, and what is on its way.
+pub(crate) struct Link {
+    /// Names it in contexts and events; never used again.
+    pub(crate) id: u64,
+    pub(crate) stage: Cell<Stage>,
+    /// What the peer said of itself, as far as it is known.
+    pub(crate) hello: Cell<Option<Hello>>,
+    /// Present from when the helper thread has made it.
+    pub(crate) body: RefCell<Option<Body>>,
+    /// User memory that is free since the endpoint was closed.
+    pub(crate) leftover: RefCell<Vec<Retired>>,
+    pub(crate) goodbye: Goodbye,
+    /// The provider connected before the helper thread told of the endpoint: the peer's private data.
+    pub(crate) early: RefCell<Option<Vec<u8>>>,
+    /// A message was discarded: so are those after it, since what the user gets has no gaps.
+    pub(crate) discarding: Cell<bool>,
+    /// The peer is gone; what came before is still to be handled.
+    pub(crate) gone: Cell<bool>,
+    /// In the list of those whose end is to be handled.
+    pub(crate) listed_lost: Cell<bool>,
+    /// In the list of those that have to be flushed when there is room again.
+    pub(crate) stuck: Cell<bool>,
+    /// What it contributes to the backend's count of assembly memory, in bytes.
+    pub(crate) counted_memory: Cell<usize>,
+    /// The user was told once that memory outside the registered regions is copied.
+    pub(crate) warned: Cell<bool>,
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The helper thread makes the endpoint.
+    Making,
+    /// The provider connects.
+    Connecting,
+    /// Both hellos were accepted.
+    Open,
+    /// The endpoint is being closed.
+    Closed,
+}
+
+/// Where both sides are in saying goodbye.
+#[derive(Debug, Default)]
+pub(crate) struct Goodbye {
+    pub(crate) due: Cell<bool>,
+    pub(crate) said: Cell<bool>,
+    pub(crate) heard: Cell<bool>,
+    pub(crate) farewell_said: Cell<bool>,
+    pub(crate) farewell_heard: Cell<bool>,
+}
+
+/// The parts of a connection that need the device.
+pub(crate) struct Body {
+    // In the order of dropping: the endpoint lets go of the memory first.
+    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) sending: Sending,
+    pub(crate) receiving: Receiving,
+    pub(crate) slab: Arc<Slab>,
+    pub(crate) device: Arc<Device>,
+    /// Data packets that the peer takes.
+    pub(crate) credits: u16,
+    /// Control packets that the peer takes.
+    pub(crate) control: u8,
+    /// Posted packets since the last that asked for a completion.
+    pub(crate) unsignalled: usize,
+    /// Packets that may be posted and not completed.
+    pub(crate) depth: usize,
+    /// Pieces of one post.
+    pub(crate) iov_limit: usize,
+    /// Bytes that can be sent without a completion.
+    pub(crate) inject_size: usize,
+}
+
+impl Body {
+    /// Completions that room was set aside for.
+    pub(crate) fn reserved(&self) -> usize {
+        self.depth + usize::from(self.slab.layout().receives)
+    }
+}
+
+impl Link {
+    pub(crate) fn new(id: u64, stage: Stage, hello: Option<Hello>) -> Self {
+        Self {
+            id,
+            stage: Cell::new(stage),
+            hello: Cell::new(hello),
+            body: RefCell::new(None),
+            leftover: RefCell::default(),
+            goodbye: Goodbye::default(),
+            early: RefCell::new(None),
+            discarding: Cell::new(false),
+            gone: Cell::new(false),
+            listed_lost: Cell::new(false),
+            stuck: Cell::new(false),
+            counted_memory: Cell::new(0),
+            warned: Cell::new(false),
+        }
+    }
+}
+
+impl Body {
+    /// Takes apart what is left of a connection whose endpoint is closed: its memory goes to the next one, and the
+    /// user's memory is given back.
+    pub(crate) fn dissolve(mut self, retired: &mut Vec<Retired>) {
+        self.sending.abandon();
+        self.sending.retire(retired);
+        drop(self.receiving);
+        self.device.keep(self.slab);
+    }
+}
+
+impl Goodbye {
+    /// Whether both sides have said everything.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.farewell_said.get() && self.farewell_heard.get()
+    }
+}
+
+/// A bound listener.
+pub(crate) struct Listening {
+    pub(crate) id: u64,
+    pub(crate) passive: Arc<PassiveEndpoint>,
+    pub(crate) net: Arc<Net>,
+}

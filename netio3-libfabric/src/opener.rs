@@ -1,0 +1,65 @@
+//! The part of the backend that any thread may use.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use netio3_core::engine::Opener;
+use netio3_core::{ConnectionParameters, ConnectionParametersRecv, EndPointAddress, MemoryRegion, RegionId, RegisterError};
+
+use crate::devices::Devices;
+use crate::fabric::PassiveEndpoint;
+use crate::link::Listening;
+
+/// Binds listeners and registers memory. Connections are only asked for here; the helper thread makes them.
+pub(crate) struct FabricOpener {
+    pub(crate) devices: Arc<Devices>,
+    next_listener: AtomicU64,
+}
+
+/// A connection to be made when its loop adopts it.
+pub(crate) struct Dialing {
+    pub(crate) address: EndPointAddress,
+}
+
+impl FabricOpener {
+    pub(crate) fn new(devices: Arc<Devices>) -> Self {
+        Self { devices, next_listener: AtomicU64::new(0) }
+    }
+}
+
+/// Names of listeners have this bit, those of connections do not.
+pub(crate) const LISTENER_ID: u64 = 1 << 46;
+
+impl Opener for FabricOpener {
+    type Dialing = Dialing;
+    type Listening = Listening;
+
+    fn dial(&self, address: &EndPointAddress, params: &ConnectionParameters) -> io::Result<Dialing> {
+        if let Some(local) = params.local_address.filter(|local| local.is_ipv4() != address.ip().is_ipv4()) {
+            let what = format!("the local address {local} is not of the family of {address}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        Ok(Dialing { address: *address })
+    }
+
+    fn listen(&self, address: &EndPointAddress, _params: &ConnectionParametersRecv) -> io::Result<(Listening, EndPointAddress)> {
+        let info = self.devices.info((*address).into(), true)?;
+        let net = self.devices.net(&info)?;
+        let id = LISTENER_ID | self.next_listener.fetch_add(1, Ordering::Relaxed);
+        let passive = PassiveEndpoint::open(&net.fabric, &info, id as usize)?;
+        passive.bind(&net.events)?;
+        passive.listen()?;
+        let bound = EndPointAddress::from(passive.local_address()?);
+        let bound = EndPointAddress::new(address.ip(), bound.port());
+        Ok((Listening { id, passive: Arc::new(passive), net }, bound))
+    }
+
+    fn register(&self, id: RegionId, region: &MemoryRegion) -> Result<(), RegisterError> {
+        self.devices.register(id, region)
+    }
+
+    fn deregister(&self, id: RegionId) {
+        self.devices.deregister(id);
+    }
+}

@@ -1,0 +1,563 @@
+//! What waits to be sent on a connection, cut into packets, and what the device still holds of it.
+//!
+//! Nothing here posts: [`Sending::build`] says what the next packet consists of, [`Sending::posted`] and
+//! [`Sending::left`] are told what became of it.
+
+use std::collections::VecDeque;
+use std::mem;
+
+use bytes::Bytes;
+use netio3_core::engine::{Outgoing, Payload, Retired};
+use netio3_core::{HeldSlice, NetworkBuffer};
+
+use crate::fabric::Desc;
+use crate::slab::{HEAD_SLOT_LEN, Slab, Slot};
+use crate::wire::{HEAD_LEN, Head, Kind, LEN_LEN};
+
+/// Pieces of one post, at most; providers take fewer.
+pub(crate) const MAX_PIECES: usize = 16;
+/// Pieces up to so many bytes are rather copied than posted, where the number of pieces is short.
+const COPIED_PIECE: usize = 256;
+
+/// The queue of one connection.
+pub(crate) struct Sending {
+    items: VecDeque<Item>,
+    /// Small messages being packed; they come after all items.
+    open: Option<Packed>,
+    /// The pieces of all messages that were not packed, those of posted packets first.
+    pieces: VecDeque<Piece>,
+    /// So many of them belong to posted packets.
+    flying_pieces: usize,
+    /// The headers of the messages that were not packed.
+    headers: VecDeque<u8>,
+    /// How far the first item was sent.
+    cursor: Cursor,
+    built: Option<Built>,
+    flights: VecDeque<Flight>,
+    next_tag: u16,
+    sends: Vec<Slot>,
+    heads: Vec<Slot>,
+    spare: Vec<Box<[u8]>>,
+    packet_len: usize,
+    /// Bytes that wait to be posted.
+    waiting: usize,
+    retired: Vec<Retired>,
+}
+
+enum Item {
+    Packed(Packed),
+    Message { header: usize, pieces: usize, len: usize },
+}
+
+/// Whole messages one after the other, with room for the head before them.
+struct Packed {
+    memory: Memory,
+    len: usize,
+    messages: u32,
+}
+
+enum Memory {
+    Send(Slot),
+    Head(Slot),
+    Heap(Box<[u8]>),
+}
+
+enum Piece {
+    Shared(Bytes),
+    Raw(HeldSlice),
+    Buffer(NetworkBuffer),
+    Copied(Vec<u8>),
+}
+
+/// Of the first item, when it is a message: the pieces and bytes that are sent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
+    pieces: usize,
+    offset: usize,
+    bytes: usize,
+    started: bool,
+}
+
+/// What the device can do.
+pub(crate) struct Abilities<'a> {
+    /// Pieces of one post.
+    pub(crate) iov_limit: usize,
+    /// Where memory must be known to the device, what it wants to be told of some, or `None` for memory that it
+    /// does not know; otherwise `None`.
+    pub(crate) find: Option<&'a dyn Fn(&[u8]) -> Option<Desc>>,
+}
+
+/// A packet ready to be posted.
+pub(crate) struct Built {
+    kind: Kind,
+    memory: Memory,
+    /// What goes before the pieces is so long; of packed messages, all of it.
+    pieces: [(usize, usize, Desc); MAX_PIECES],
+    count: usize,
+    messages: u32,
+    user_pieces: usize,
+    /// Bytes of memory that the device does not know and that were copied for it.
+    pub(crate) copied: usize,
+    pub(crate) len: usize,
+}
+
+/// A posted packet.
+struct Flight {
+    tag: u16,
+    memory: Option<Memory>,
+    messages: u32,
+    pieces: usize,
+}
+
+impl Sending {
+    pub(crate) fn new(sends: Vec<Slot>, heads: Vec<Slot>, packet_len: usize) -> Self {
+        Self {
+            items: VecDeque::new(),
+            open: None,
+            pieces: VecDeque::new(),
+            flying_pieces: 0,
+            headers: VecDeque::new(),
+            cursor: Cursor::default(),
+            built: None,
+            flights: VecDeque::new(),
+            next_tag: 0,
+            sends,
+            heads,
+            spare: Vec::new(),
+            packet_len,
+            waiting: 0,
+            retired: Vec::new(),
+        }
+    }
+
+    /// Bytes that wait to be posted.
+    #[inline]
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether nothing waits to be posted.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.open.is_none() && self.built.is_none()
+    }
+
+    /// Whether something waits beyond the built packet.
+    pub(crate) fn has_more(&self) -> bool {
+        !self.items.is_empty() || self.open.is_some()
+    }
+
+    /// Posted packets that have not left.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// The peer takes no longer packets than this.
+    pub(crate) fn limit_packets(&mut self, packet_len: usize) {
+        self.packet_len = self.packet_len.min(packet_len);
+    }
+
+    /// Takes a message in. Tells whether it was a zero-copy one that was copied for being small.
+    #[inline]
+    pub(crate) fn push(&mut self, message: Outgoing<'_>, copy_below: usize, slab: &Slab) -> bool {
+        let fits = message.len <= self.packet_len - HEAD_LEN - LEN_LEN;
+        let small = fits && message.len <= copy_below;
+        self.waiting += LEN_LEN + message.len;
+        match message.payload {
+            Payload::Copied(pieces) if fits => {
+                self.pack(message.len, slab, |room| fill(room, message.header, pieces.iter().map(|piece| &**piece)));
+                false
+            }
+            Payload::Shared(pieces) if small => {
+                self.pack(message.len, slab, |room| fill(room, message.header, pieces.iter().map(|piece| &**piece)));
+                true
+            }
+            Payload::Raw(pieces) if small => {
+                self.pack(message.len, slab, |room| fill_raw(room, message.header, pieces.held()));
+                true
+            }
+            payload => {
+                self.push_pieces(message.header, payload, message.len);
+                false
+            }
+        }
+    }
+
+    /// Takes a message in that is gathered from the user's memory, or too long for one packet.
+    fn push_pieces(&mut self, header: &[u8], payload: Payload<'_>, len: usize) {
+        self.close_open();
+        let before = self.pieces.len();
+        match payload {
+            Payload::Shared(pieces) => {
+                self.pieces.extend(pieces.iter().filter(|piece| !piece.is_empty()).cloned().map(Piece::Shared));
+            }
+            Payload::Raw(pieces) => self.pieces.extend(pieces.held().map(Piece::Raw)),
+            Payload::Buffer(buffer) => self.pieces.push_back(Piece::Buffer(Payload::take(buffer))),
+            Payload::Copied(pieces) => {
+                let mut copy = Vec::with_capacity(len - header.len());
+                pieces.iter().for_each(|piece| copy.extend_from_slice(piece));
+                self.pieces.push_back(Piece::Copied(copy));
+            }
+        }
+        self.headers.extend(header);
+        self.items.push_back(Item::Message { header: header.len(), pieces: self.pieces.len() - before, len });
+    }
+
+    #[inline]
+    fn pack(&mut self, len: usize, slab: &Slab, fill: impl FnOnce(&mut [u8])) {
+        let packet_len = self.packet_len;
+        if self.open.as_ref().is_none_or(|open| open.len + LEN_LEN + len > packet_len) {
+            self.close_open();
+            self.open = Some(Packed { memory: self.chunk(), len: HEAD_LEN, messages: 0 });
+        }
+        let Some(open) = &mut self.open else { return };
+        let room = &mut open.memory.bytes_mut(slab)[open.len..open.len + LEN_LEN + len];
+        let (head, body) = room.split_at_mut(LEN_LEN);
+        head.copy_from_slice(&(len as u32).to_le_bytes());
+        fill(body);
+        open.len += LEN_LEN + len;
+        open.messages += 1;
+    }
+
+    /// Memory for packing: the device's if some is free.
+    #[cold]
+    fn chunk(&mut self) -> Memory {
+        match self.sends.pop() {
+            Some(slot) => Memory::Send(slot),
+            None => Memory::Heap(self.spare.pop().unwrap_or_else(|| vec![0; self.packet_len].into())),
+        }
+    }
+
+    fn close_open(&mut self) {
+        self.items.extend(self.open.take().map(Item::Packed));
+    }
+
+    /// Prepares the next packet, unless one is prepared. `None` when nothing waits, or memory that the device
+    /// knows must become free first.
+    pub(crate) fn build(&mut self, slab: &Slab, abilities: &Abilities<'_>) -> Option<&mut Built> {
+        if self.built.is_none() {
+            self.built = match self.items.pop_front() {
+                Some(Item::Packed(packed)) => self.build_packed(packed, slab, abilities),
+                Some(Item::Message { header, pieces, len }) => self.build_part(header, pieces, len, slab, abilities),
+                None => match self.open.take() {
+                    Some(packed) => self.build_packed(packed, slab, abilities),
+                    None => return None,
+                },
+            };
+        }
+        self.built.as_mut()
+    }
+
+    fn build_packed(&mut self, mut packed: Packed, slab: &Slab, abilities: &Abilities<'_>) -> Option<Built> {
+        if abilities.find.is_some() && matches!(packed.memory, Memory::Heap(_)) {
+            let Some(mut slot) = self.sends.pop() else {
+                self.items.push_front(Item::Packed(packed));
+                return None;
+            };
+            slab.room(&mut slot)[..packed.len].copy_from_slice(&packed.memory.bytes(slab, packed.len)[..packed.len]);
+            let before = mem::replace(&mut packed.memory, Memory::Send(slot));
+            self.give_back(before);
+        }
+        let mut built = Built::new(Kind::Messages, packed.memory, packed.messages);
+        built.add_memory(slab, 0, packed.len);
+        Some(built)
+    }
+
+    /// Builds the packet with the next part of a message, or all of it.
+    fn build_part(&mut self, header: usize, pieces: usize, len: usize, slab: &Slab, abilities: &Abilities<'_>) -> Option<Built> {
+        let whole = len + HEAD_LEN + LEN_LEN <= self.packet_len;
+        let limit = abilities.iov_limit.min(MAX_PIECES);
+        let is_first = !self.cursor.started;
+        // The beginning goes into a short slot if nothing else must be copied.
+        let known = |piece: &Piece| abilities.find.is_none_or(|find| find(piece.as_slice()).is_some());
+        let rest = || self.pieces.range(self.flying_pieces + self.cursor.pieces..).take(pieces - self.cursor.pieces);
+        let short = HEAD_LEN + LEN_LEN + header <= HEAD_SLOT_LEN && (pieces - self.cursor.pieces < limit) && rest().all(known);
+        let memory = if short { self.heads.pop().map(Memory::Head) } else { self.sends.pop().map(Memory::Send) };
+        let Some(mut memory) = memory.or_else(|| {
+            abilities.find.is_none().then(|| Memory::Heap(self.spare.pop().unwrap_or_else(|| vec![0; self.packet_len].into())))
+        }) else {
+            self.items.push_front(Item::Message { header, pieces, len });
+            return None;
+        };
+
+        let mut copied = 0;
+        let room = memory.bytes_mut(slab);
+        let mut filled = HEAD_LEN;
+        if whole {
+            room[filled..filled + LEN_LEN].copy_from_slice(&(len as u32).to_le_bytes());
+            filled += LEN_LEN;
+        }
+        let header_part = header.min(self.packet_len.min(room.len()) - filled);
+        for (to, from) in room[filled..].iter_mut().zip(self.headers.drain(..header_part)) {
+            *to = from;
+        }
+        filled += header_part;
+        let header = header - header_part;
+        self.cursor.bytes += header_part;
+        self.cursor.started = true;
+        let kind = match (whole, is_first) {
+            (true, _) => Kind::Messages,
+            (false, true) => Kind::First(len as u32),
+            (false, false) => Kind::Next,
+        };
+        // What the packet consists of: stretches of its own memory, and pieces of the user's between them.
+        let mut spans: [(usize, usize); MAX_PIECES] = [(0, 0); MAX_PIECES];
+        let mut entries: [Option<(usize, usize, Desc)>; MAX_PIECES] = [None; MAX_PIECES];
+        spans[0] = (0, filled);
+        let mut count = 1;
+        let mut total = filled;
+        while self.cursor.pieces < pieces && total < self.packet_len && header == 0 {
+            let piece = &self.pieces[self.flying_pieces + self.cursor.pieces];
+            let bytes = &piece.as_slice()[self.cursor.offset..];
+            if bytes.is_empty() {
+                self.cursor.pieces += 1;
+                continue;
+            }
+            let n = bytes.len().min(self.packet_len - total);
+            let desc = match abilities.find {
+                Some(find) => find(bytes),
+                None => Some(Desc::NONE),
+            };
+            let own_last = entries[count - 1].is_none();
+            // The last entry is kept for what has to be copied, unless this is the last piece.
+            let last = self.cursor.pieces + 1 == pieces;
+            let gathered = desc.filter(|_| count < limit && (last || count + 1 < limit) && (n > COPIED_PIECE || short));
+            let taken = match gathered {
+                Some(desc) => {
+                    entries[count] = Some((bytes.as_ptr().addr(), n, desc));
+                    count += 1;
+                    n
+                }
+                None => {
+                    let n = n.min(room.len() - filled);
+                    if n == 0 || (!own_last && count == limit) {
+                        break;
+                    }
+                    room[filled..filled + n].copy_from_slice(&bytes[..n]);
+                    if own_last {
+                        spans[count - 1].1 += n;
+                    } else {
+                        spans[count] = (filled, n);
+                        count += 1;
+                    }
+                    filled += n;
+                    copied += if desc.is_none() { n } else { 0 };
+                    n
+                }
+            };
+            total += taken;
+            self.cursor.bytes += taken;
+            self.cursor.offset += taken;
+            if self.cursor.offset == piece.as_slice().len() {
+                self.cursor.offset = 0;
+                self.cursor.pieces += 1;
+            }
+        }
+        let done = self.cursor.bytes == len;
+        let mut built = Built::new(kind, memory, u32::from(done));
+        for index in 0..count {
+            match entries[index] {
+                Some((start, n, desc)) => built.add(start, n, desc),
+                None => built.add_memory(slab, spans[index].0, spans[index].1),
+            }
+        }
+        built.copied = copied;
+        // A message that is not whole keeps all of its pieces until its last packet has left.
+        built.user_pieces = if done { pieces } else { 0 };
+        if done {
+            self.cursor = Cursor::default();
+        } else {
+            self.items.push_front(Item::Message { header, pieces, len });
+        }
+        Some(built)
+    }
+
+    /// The built packet was posted; gives nothing back until it has left. The tag names it.
+    pub(crate) fn posted(&mut self) {
+        let Some(built) = self.built.take() else { return };
+        self.waiting = self.waiting.saturating_sub(built.len - HEAD_LEN);
+        if self.is_empty() {
+            self.waiting = 0;
+        }
+        self.flying_pieces += built.user_pieces;
+        self.flights.push_back(Flight {
+            tag: self.next_tag,
+            memory: Some(built.memory),
+            messages: built.messages,
+            pieces: built.user_pieces,
+        });
+        self.next_tag = self.next_tag.wrapping_add(1);
+    }
+
+    /// A control packet was posted from a slot.
+    pub(crate) fn posted_control(&mut self, slot: Slot) {
+        self.flights.push_back(Flight { tag: self.next_tag, memory: Some(Memory::Head(slot)), messages: 0, pieces: 0 });
+        self.next_tag = self.next_tag.wrapping_add(1);
+    }
+
+    /// The tag of the next packet to be posted.
+    pub(crate) fn next_tag(&self) -> u16 {
+        self.next_tag
+    }
+
+    /// A slot for a control packet.
+    pub(crate) fn take_head(&mut self) -> Option<Slot> {
+        self.heads.pop()
+    }
+
+    /// Takes the slot of a control packet back that was not posted.
+    pub(crate) fn return_head(&mut self, slot: Slot) {
+        self.heads.push(slot);
+    }
+
+    /// The packet with this tag has left, and so have those before it. Gives the number of messages that left with
+    /// them.
+    pub(crate) fn left(&mut self, tag: u16) -> usize {
+        // A tag that is not in flight is ahead of all by more than there are.
+        let Some(first) = self.flights.front() else { return 0 };
+        let count = usize::from(tag.wrapping_sub(first.tag)) + 1;
+        if count > self.flights.len() {
+            return 0;
+        }
+        let mut messages = 0;
+        for _ in 0..count {
+            let Some(flight) = self.flights.pop_front() else { break };
+            messages += flight.messages as usize;
+            if let Some(memory) = flight.memory {
+                self.give_back(memory);
+            }
+            self.flying_pieces -= flight.pieces;
+            for piece in self.pieces.drain(..flight.pieces) {
+                self.retired.extend(piece.retire());
+            }
+        }
+        messages
+    }
+
+    /// Everything that was posted has left: gives the number of messages.
+    pub(crate) fn all_left(&mut self) -> usize {
+        self.flights.back().map(|last| last.tag).map_or(0, |tag| self.left(tag))
+    }
+
+    /// Moves user memory that is no longer needed into `retired`.
+    pub(crate) fn retire(&mut self, retired: &mut Vec<Retired>) {
+        retired.append(&mut self.retired);
+    }
+
+    /// Gives up everything, the device being done with it.
+    pub(crate) fn abandon(&mut self) {
+        self.retired.extend(self.pieces.drain(..).filter_map(Piece::retire));
+        let retired = mem::take(&mut self.retired);
+        *self = Self { retired, ..Self::new(Vec::new(), Vec::new(), self.packet_len) };
+    }
+
+    /// Gives memory back that an idle connection does not need.
+    pub(crate) fn trim(&mut self) {
+        self.spare = Vec::new();
+        if self.is_empty() && self.flights.is_empty() {
+            (self.items, self.pieces, self.headers, self.flights) = Default::default();
+        }
+    }
+
+    fn give_back(&mut self, memory: Memory) {
+        match memory {
+            Memory::Send(slot) => self.sends.push(slot),
+            Memory::Head(slot) => self.heads.push(slot),
+            Memory::Heap(memory) => self.spare.push(memory),
+        }
+    }
+}
+
+fn fill<'a>(room: &mut [u8], header: &[u8], pieces: impl Iterator<Item = &'a [u8]>) {
+    let (to, mut room) = room.split_at_mut(header.len());
+    to.copy_from_slice(header);
+    for piece in pieces {
+        let (to, rest) = room.split_at_mut(piece.len());
+        to.copy_from_slice(piece);
+        room = rest;
+    }
+}
+
+fn fill_raw(room: &mut [u8], header: &[u8], pieces: impl Iterator<Item = HeldSlice>) {
+    let (to, mut room) = room.split_at_mut(header.len());
+    to.copy_from_slice(header);
+    for piece in pieces {
+        let (to, rest) = room.split_at_mut(piece.as_slice().len());
+        to.copy_from_slice(piece.as_slice());
+        room = rest;
+    }
+}
+
+impl Built {
+    fn new(kind: Kind, memory: Memory, messages: u32) -> Self {
+        Self { kind, memory, pieces: [(0, 0, Desc::NONE); MAX_PIECES], count: 0, messages, user_pieces: 0, copied: 0, len: 0 }
+    }
+
+    fn add(&mut self, start: usize, len: usize, desc: Desc) {
+        self.pieces[self.count] = (start, len, desc);
+        self.count += 1;
+        self.len += len;
+    }
+
+    fn add_memory(&mut self, slab: &Slab, at: usize, len: usize) {
+        let (start, desc) = self.memory.start(slab);
+        self.add(start + at, len, desc);
+    }
+
+    /// Writes the head, which tells the credits of this moment.
+    pub(crate) fn write_head(&mut self, slab: &Slab, credits: u16, control: u8) {
+        let head = Head { kind: self.kind, credits, control };
+        self.memory.bytes_mut(slab)[..HEAD_LEN].copy_from_slice(&head.encode());
+    }
+
+    /// The pieces to be posted: the address, how long, and what the device wants to be told.
+    pub(crate) fn pieces(&self) -> &[(usize, usize, Desc)] {
+        &self.pieces[..self.count]
+    }
+
+    /// All bytes, if they lie in one piece.
+    pub(crate) fn contiguous<'a>(&'a self, slab: &'a Slab) -> Option<&'a [u8]> {
+        (self.count == 1).then(|| self.memory.bytes(slab, self.len))
+    }
+}
+
+impl Memory {
+    fn bytes<'a>(&'a self, slab: &'a Slab, len: usize) -> &'a [u8] {
+        match self {
+            Self::Send(slot) | Self::Head(slot) => slab.filled(slot, len),
+            Self::Heap(memory) => &memory[..len],
+        }
+    }
+
+    fn bytes_mut<'a>(&'a mut self, slab: &'a Slab) -> &'a mut [u8] {
+        match self {
+            Self::Send(slot) | Self::Head(slot) => slab.room(slot),
+            Self::Heap(memory) => memory,
+        }
+    }
+
+    fn start(&self, slab: &Slab) -> (usize, Desc) {
+        match self {
+            Self::Send(slot) | Self::Head(slot) => (slab.start(slot).addr(), slab.desc()),
+            Self::Heap(memory) => (memory.as_ptr().addr(), Desc::NONE),
+        }
+    }
+}
+
+impl Piece {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Shared(bytes) => bytes,
+            Self::Raw(slice) => slice.as_slice(),
+            Self::Buffer(buffer) => buffer.as_slice(),
+            Self::Copied(bytes) => bytes,
+        }
+    }
+
+    fn retire(self) -> Option<Retired> {
+        match self {
+            Self::Shared(bytes) => Some(Retired::Shared(bytes)),
+            Self::Buffer(buffer) => Some(Retired::Buffer(buffer)),
+            Self::Raw(_) | Self::Copied(_) => None,
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The memory of one connection that the device reads from and writes to.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+
+use netio3_core::MemoryRegion;
+
+use crate::fabric::{self, Access, Desc, Domain, FabricError};
+
+/// How the memory of a connection is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// Bytes of the longest packet, received or sent.
+    pub(crate) packet_len: usize,
+    /// Slots to receive into.
+    pub(crate) receives: u16,
+    /// Slots to build long packets in.
+    pub(crate) sends: u16,
+    /// Slots for the short beginnings of packets.
+    pub(crate) heads: u16,
+}
+
+/// Bytes of a slot for the beginning of a packet.
+pub(crate) const HEAD_SLOT_LEN: usize = 512;
+
+/// Memory in one piece, registered once, and divided into slots.
+pub(crate) struct Slab {
+    // Closed before the memory goes.
+    registration: Option<fabric::MemoryRegion>,
+    memory: MemoryRegion,
+    layout: Layout,
+}
+
+/// One slot. Whoever holds it is the only one with access to its memory, except the device while it is posted.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    index: u16,
+    offset: usize,
+    capacity: usize,
+}
+
+/// The slots of a slab, when it is new.
+pub(crate) struct Slots {
+    pub(crate) receives: Vec<Slot>,
+    pub(crate) sends: Vec<Slot>,
+    pub(crate) heads: Vec<Slot>,
+}
+
+impl Layout {
+    /// Bytes of the memory.
+    pub(crate) fn bytes(&self) -> usize {
+        (usize::from(self.receives) + usize::from(self.sends)) * self.packet_len + usize::from(self.heads) * HEAD_SLOT_LEN
+    }
+}
+
+impl Slab {
+    /// New memory, registered where the device asks for that. This may block.
+    ///
+    /// # Errors
+    /// No such memory, or the device cannot use it.
+    pub(crate) fn new(domain: &Arc<Domain>, layout: Layout) -> Result<(Self, Slots), FabricError> {
+        let bytes = layout.bytes();
+        let memory = MemoryRegion::new(bytes)
+            .map_err(|error| FabricError::refused("mmap", error.raw_os_error().unwrap_or(12), error.to_string()))?;
+        let registration = match domain.needs_registration() {
+            // SAFETY: the memory is mapped for as long as `memory` lives, which is dropped after the registration.
+            true => Some(unsafe {
+                fabric::MemoryRegion::register(domain, memory.address() as *const u8, bytes, Access::SendReceive)
+                    .map_err(|error| error.error)?
+            }),
+            false => None,
+        };
+        let slab = Self { registration, memory, layout };
+        let slots = slab.cut();
+        Ok((slab, slots))
+    }
+
+    /// Divides the memory anew. All earlier slots are gone, and nothing is posted any more.
+    pub(crate) fn cut(&self) -> Slots {
+        let mut offset = 0;
+        let mut cut = |count: u16, capacity: usize| {
+            let slot = |index| {
+                offset += capacity;
+                Slot { index, offset: offset - capacity, capacity }
+            };
+            (0..count).map(slot).collect()
+        };
+        let Layout { packet_len, receives, sends, heads } = self.layout;
+        Slots { receives: cut(receives, packet_len), sends: cut(sends, packet_len), heads: cut(heads, HEAD_SLOT_LEN) }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.memory.len()
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// What the device wants to be told with addresses of this memory.
+    pub(crate) fn desc(&self) -> Desc {
+        self.registration.as_ref().map_or(Desc::NONE, fabric::MemoryRegion::desc)
+    }
+
+    /// Where a slot begins.
+    pub(crate) fn start(&self, slot: &Slot) -> *mut u8 {
+        debug_assert!(slot.offset + slot.capacity <= self.memory.len());
+        (self.memory.address() + slot.offset) as *mut u8
+    }
+
+    /// The first bytes of a slot that is not posted.
+    pub(crate) fn filled(&self, slot: &Slot, len: usize) -> &[u8] {
+        // SAFETY: the slot is part of this mapping, whose bytes are initialized by the kernel. Nobody writes: the
+        // device does only while the slot is posted, when nobody holds it, and others would need the slot.
+        unsafe { std::slice::from_raw_parts(self.start(slot), len.min(slot.capacity)) }
+    }
+
+    /// The memory of a slot that is not posted.
+    #[allow(clippy::mut_from_ref, reason = "the slot is borrowed exclusively, and slots do not overlap")]
+    pub(crate) fn room<'a>(&'a self, slot: &'a mut Slot) -> &'a mut [u8] {
+        // SAFETY: as in `filled`, and the slot is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.start(slot), slot.capacity) }
+    }
+}
+
+impl Slot {
+    /// Its place among those of its kind.
+    pub(crate) fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Its length in bytes.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+}

@@ -1,0 +1,532 @@
+//! The RDMA backend as the engine drives it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender};
+
+use netio3_core::engine::{Connection, Engine, Freed, Listener, OWN, Outgoing, Release, Retired, State, Transport, Upcalls};
+use netio3_core::{Budget, ClosedReason, ConnectionParameters, Interest, Next, Ready, RefusedReason, WatchId};
+
+use libfabric_sys::FI_COMPLETION;
+
+use crate::devices::{Device, Devices, Known, Net};
+use crate::fabric::{Desc, Posted};
+use crate::helper::{self, Done, Job, context};
+use crate::link::{Body, Link, Listening, Stage};
+use crate::opener::{Dialing, FabricOpener};
+use crate::sending::Abilities;
+use crate::slab::Layout;
+use crate::wire::{CONTROL_RECEIVES, HEAD_LEN, Head, Hello, Kind, PACKET_EXTRA, VERSIONS};
+
+/// Messages over libfabric's message endpoints.
+pub(crate) struct Rdma {
+    pub(crate) devices: Arc<Devices>,
+    pub(crate) jobs: Sender<Job>,
+    pub(crate) done: Receiver<Done>,
+    /// What is open, in the order of the numbers in the watch tokens.
+    pub(crate) watched: RefCell<Vec<Watched>>,
+    pub(crate) ids: RefCell<Ids>,
+    /// Endpoints that the helper thread closes, with their connections, unless nobody waits for that.
+    pub(crate) closing: RefCell<HashMap<u64, Conn>>,
+    /// Listeners by the name that their events carry.
+    pub(crate) listeners: RefCell<HashMap<u64, usize>>,
+    /// Connections whose peer is gone, to be handled once the queues are empty.
+    pub(crate) lost: RefCell<Vec<Conn>>,
+    known: RefCell<KnownMemory>,
+    /// The queues may have something, so that they are looked at before the loop sleeps.
+    pub(crate) active: Cell<bool>,
+}
+
+pub(crate) type Conn = Rc<Connection<Link>>;
+
+/// A queue whose descriptor is watched.
+pub(crate) enum Watched {
+    Net(Arc<Net>, WatchId),
+    Device(Arc<Device>, WatchId),
+}
+
+/// The connections by the numbers in their names. A name is made of a number and how often that was given before.
+#[derive(Default)]
+pub(crate) struct Ids {
+    entries: Vec<(u64, Option<usize>)>,
+    free: Vec<usize>,
+}
+
+/// What the devices know of the user's memory, as of a certain version.
+#[derive(Default)]
+struct KnownMemory {
+    version: usize,
+    /// By the number of the device.
+    stretches: HashMap<usize, Vec<Known>>,
+}
+
+const NUMBER_BITS: u32 = 20;
+
+impl Ids {
+    /// A new name for what is watched under a token.
+    pub(crate) fn add(&mut self, token: usize) -> u64 {
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.entries.push((0, None));
+            self.entries.len() - 1
+        });
+        let entry = &mut self.entries[number];
+        entry.0 = (entry.0 + 1) & ((1 << 24) - 1);
+        entry.1 = Some(token);
+        entry.0 << NUMBER_BITS | number as u64
+    }
+
+    /// The token of a name, if it is still in use.
+    #[inline]
+    pub(crate) fn get(&self, id: u64) -> Option<usize> {
+        let number = (id & ((1 << NUMBER_BITS) - 1)) as usize;
+        self.entries.get(number).filter(|(times, _)| *times == id >> NUMBER_BITS).and_then(|(_, token)| *token)
+    }
+
+    pub(crate) fn remove(&mut self, id: u64) {
+        let number = (id & ((1 << NUMBER_BITS) - 1)) as usize;
+        if self.get(id).is_some() {
+            self.entries[number].1 = None;
+            self.free.push(number);
+        }
+    }
+}
+
+impl Rdma {
+    pub(crate) fn new(devices: Arc<Devices>, jobs: Sender<Job>, done: Receiver<Done>) -> Self {
+        Self {
+            devices,
+            jobs,
+            done,
+            watched: RefCell::default(),
+            ids: RefCell::default(),
+            closing: RefCell::default(),
+            listeners: RefCell::default(),
+            lost: RefCell::default(),
+            known: RefCell::default(),
+            active: Cell::new(false),
+        }
+    }
+
+    /// How the memory of connections is divided.
+    pub(crate) fn layout(&self) -> Layout {
+        let params = self.devices.params();
+        Layout {
+            packet_len: params.receive_size + PACKET_EXTRA,
+            receives: params.receives + u16::from(CONTROL_RECEIVES),
+            sends: params.sends,
+            heads: HEADS,
+        }
+    }
+
+    /// What this side says of itself.
+    pub(crate) fn hello(&self, engine: &Engine<Self>) -> Hello {
+        Hello {
+            versions: VERSIONS,
+            verdict: Ok(()),
+            max_message_len: u32::try_from(engine.config.max_message_len).unwrap_or(u32::MAX),
+            heartbeat_interval: engine.config.heartbeat_interval,
+            packet_len: u32::try_from(self.layout().packet_len).unwrap_or(u32::MAX),
+            credits: self.devices.params().receives,
+        }
+    }
+
+    /// Leaves a job to the helper thread.
+    pub(crate) fn ask(&self, job: Job) {
+        // It is there for as long as this sender is.
+        let _ = self.jobs.send(job);
+    }
+
+    /// Watches the queues of a fabric and a device, if they are not watched.
+    pub(crate) fn watch(&self, engine: &Engine<Self>, net: &Arc<Net>, device: Option<&Arc<Device>>) -> io::Result<()> {
+        let mut watched = self.watched.borrow_mut();
+        let add = |watched: &mut Vec<Watched>, fd: std::os::fd::BorrowedFd<'_>, make: &dyn Fn(WatchId) -> Watched| {
+            let watch = engine.event_loop().watch(engine.source(), fd, OWN | watched.len(), Interest::Readable)?;
+            watched.push(make(watch));
+            io::Result::Ok(())
+        };
+        if !watched.iter().any(|watched| matches!(watched, Watched::Net(present, _) if Arc::ptr_eq(present, net))) {
+            add(&mut watched, net.events.fd(), &|watch| Watched::Net(net.clone(), watch))?;
+        }
+        if let Some(device) = device {
+            if !watched.iter().any(|watched| matches!(watched, Watched::Device(present, _) if Arc::ptr_eq(present, device))) {
+                add(&mut watched, device.completions.fd(), &|watch| Watched::Device(device.clone(), watch))?;
+            }
+        }
+        self.active.set(true);
+        Ok(())
+    }
+
+    /// The connection of a name.
+    #[inline]
+    pub(crate) fn connection(&self, engine: &Engine<Self>, id: u64) -> Option<Conn> {
+        let token = self.ids.borrow().get(id)?;
+        engine.at(token).filter(|connection| connection.link.id == id)
+    }
+
+    /// What a device wants to be told of some memory, if it knows it.
+    fn desc_of(&self, device: &Device, bytes: &[u8]) -> Option<Desc> {
+        let version = self.devices.regions_version.load(Ordering::Acquire);
+        let mut known = self.known.borrow_mut();
+        if known.version != version {
+            *known = KnownMemory { version, stretches: HashMap::new() };
+        }
+        let stretches = known.stretches.entry(device.number).or_insert_with(|| self.devices.known(device));
+        let (start, end) = (bytes.as_ptr().addr(), bytes.as_ptr().addr() + bytes.len());
+        stretches.iter().find(|known| known.start <= start && end <= known.end).map(|known| known.desc)
+    }
+
+    /// Posts what waits, as far as credits and the device go. Gives an error when the device refuses.
+    fn post(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body) -> Result<usize, crate::fabric::FabricError> {
+        let Body { endpoint, sending, receiving, slab, device, credits, unsignalled, depth, iov_limit, inject_size, .. } = body;
+        let Some(endpoint) = endpoint else { return Ok(0) };
+        let id = connection.link.id;
+        let find = |bytes: &[u8]| self.desc_of(device, bytes);
+        let abilities = Abilities { iov_limit: *iov_limit, find: if device.domain.needs_registration() { Some(&find) } else { None } };
+        let mut left = 0;
+        while *credits > 0 && sending.in_flight() < *depth {
+            let in_flight = sending.in_flight();
+            let Some(built) = sending.build(slab, &abilities) else { break };
+            let owed = receiving.take_owed();
+            built.write_head(slab, owed.0, owed.1);
+            if in_flight == 0 && built.len <= *inject_size {
+                if let Some(bytes) = built.contiguous(slab) {
+                    if !endpoint.inject(bytes)? {
+                        receiving.untold(owed);
+                        connection.link.stuck.set(true);
+                        break;
+                    }
+                    *credits -= 1;
+                    connection.counters.writes.add(1);
+                    engine.totals.writes.add(1);
+                    sending.posted();
+                    left += sending.all_left();
+                    continue;
+                }
+            }
+            let copied = built.copied;
+            let pieces = built.pieces();
+            let mut iov = [io_vec(0, 0); crate::sending::MAX_PIECES];
+            let mut descs = [Desc::NONE; crate::sending::MAX_PIECES];
+            for (index, (start, len, desc)) in pieces.iter().enumerate() {
+                iov[index] = io_vec(*start, *len);
+                descs[index] = *desc;
+            }
+            let count = pieces.len();
+            // The last one that can be posted now asks for its completion, and every one after a quarter of the
+            // queue, so that no key waits for later traffic.
+            let is_last = *credits == 1 || in_flight + 1 == *depth || !sending.has_more();
+            let signal = is_last || *unsignalled + 1 >= (*depth / 4).max(1);
+            // SAFETY: the pieces lie in the slab, in heap memory of the packet, or in memory of the user's; `sending`
+            // holds all of these until the packet has left, or until the endpoint is closed.
+            #[allow(unsafe_code)]
+            let result = unsafe {
+                endpoint.send(&iov[..count], &descs[..count], context(id, true, sending.next_tag()), if signal { FI_COMPLETION } else { 0 })
+            };
+            match result {
+                Ok(Posted::Yes) => {}
+                Ok(Posted::Again) => {
+                    receiving.untold(owed);
+                    connection.link.stuck.set(true);
+                    break;
+                }
+                Err(error) => {
+                    receiving.untold(owed);
+                    return Err(error);
+                }
+            }
+            if copied > 0 {
+                connection.counters.copied_messages.add(1);
+                if !connection.link.warned.replace(true) {
+                    tracing::warn!(endpoint = %connection.endpoint, "memory outside the registered regions is copied before it is sent; register it");
+                }
+            }
+            connection.counters.writes.add(1);
+            engine.totals.writes.add(1);
+            *credits -= 1;
+            *unsignalled = if signal { 0 } else { *unsignalled + 1 };
+            sending.posted();
+        }
+        Ok(left)
+    }
+
+    /// Sends a control packet, if the peer has a receive for it; tells whether it did.
+    fn control(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body, kind: Kind) -> Result<bool, crate::fabric::FabricError> {
+        let Body { endpoint, sending, receiving, slab, control, inject_size, depth, unsignalled, .. } = body;
+        let Some(endpoint) = endpoint else { return Ok(false) };
+        if *control == 0 || sending.in_flight() >= *depth {
+            return Ok(false);
+        }
+        let owed = receiving.take_owed();
+        let bytes = Head { kind, credits: owed.0, control: owed.1 }.encode();
+        let sent = if *inject_size >= HEAD_LEN && kind != Kind::Farewell {
+            endpoint.inject(&bytes)
+        } else if let Some(mut slot) = sending.take_head() {
+            slab.room(&mut slot)[..HEAD_LEN].copy_from_slice(&bytes);
+            let iov = [io_vec(slab.start(&slot).addr(), HEAD_LEN)];
+            // SAFETY: the slot is kept by `sending` until the packet has left, or the endpoint is closed.
+            #[allow(unsafe_code)]
+            let result =
+                unsafe { endpoint.send(&iov, &[slab.desc()], context(connection.link.id, true, sending.next_tag()), FI_COMPLETION) };
+            match result {
+                Ok(Posted::Yes) => {
+                    *unsignalled = 0;
+                    sending.posted_control(slot);
+                    Ok(true)
+                }
+                Ok(Posted::Again) => {
+                    sending.return_head(slot);
+                    Ok(false)
+                }
+                Err(error) => {
+                    sending.return_head(slot);
+                    Err(error)
+                }
+            }
+        } else {
+            Ok(false)
+        };
+        match sent {
+            Ok(true) => {
+                *control -= 1;
+                connection.counters.writes.add(1);
+                engine.totals.writes.add(1);
+            }
+            Ok(false) => {
+                receiving.untold(owed);
+                connection.link.stuck.set(true);
+            }
+            Err(_) => receiving.untold(owed),
+        }
+        sent
+    }
+
+    /// Sends goodbyes and credits that are due.
+    fn say(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body) -> Result<(), crate::fabric::FabricError> {
+        let goodbye = &connection.link.goodbye;
+        if goodbye.due.get() && !goodbye.said.get() && body.sending.is_empty() && self.control(engine, connection, body, Kind::Goodbye)? {
+            goodbye.said.set(true);
+        }
+        if goodbye.said.get()
+            && goodbye.heard.get()
+            && !goodbye.farewell_said.get()
+            && self.control(engine, connection, body, Kind::Farewell)?
+        {
+            goodbye.farewell_said.set(true);
+        }
+        if !goodbye.farewell_said.get() && body.receiving.owes_much() {
+            self.control(engine, connection, body, Kind::Credits)?;
+        }
+        Ok(())
+    }
+}
+
+fn io_vec(start: usize, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: start as *mut libc::c_void, iov_len: len }
+}
+
+/// Slots for the beginnings of packets, for each connection.
+const HEADS: u16 = 64;
+
+impl Transport for Rdma {
+    const NAME: &'static str = "rdma";
+    type Opener = FabricOpener;
+    type Link = Link;
+    type Listener = Listening;
+
+    fn adopt(&self, engine: &Engine<Self>, token: usize, dialing: Dialing, _params: &ConnectionParameters) -> io::Result<Link> {
+        let id = self.ids.borrow_mut().add(token);
+        let hello = self.hello(engine).encode();
+        self.ask(Job::Connect { id, address: dialing.address, hello, layout: self.layout() });
+        Ok(Link::new(id, Stage::Making, None))
+    }
+
+    fn adopt_listener(&self, engine: &Engine<Self>, token: usize, listening: Listening) -> io::Result<Listening> {
+        self.watch(engine, &listening.net, None)?;
+        self.listeners.borrow_mut().insert(listening.id, token);
+        Ok(listening)
+    }
+
+    fn ready(&self, up: &mut Upcalls<'_, Self>, connection: &Conn, ready: Ready, budget: &mut Budget) -> Next {
+        if ready.contains(Ready::READABLE) {
+            self.pump(up, budget);
+            if !up.engine().is_gone() && !connection.is_over() {
+                return self.handle_packets(up, connection, budget);
+            }
+        }
+        Next::Wait
+    }
+
+    fn listener_ready(&self, _engine: &Rc<Engine<Self>>, _listener: &Rc<Listener<Listening>>, _budget: &mut Budget) -> Next {
+        // Listeners have no descriptor of their own; their events come through the event queue.
+        Next::Wait
+    }
+
+    #[inline]
+    fn enqueue(&self, connection: &Connection<Link>, message: Outgoing<'_>) -> usize {
+        let mut body = connection.link.body.borrow_mut();
+        let Some(body) = &mut *body else { return 0 };
+        if body.sending.push(message, connection.params.copy_below, &body.slab) {
+            connection.counters.copied_messages.add(1);
+        }
+        if body.credits > 0 { body.sending.waiting() } else { 0 }
+    }
+
+    fn flush(&self, engine: &Engine<Self>, connection: &Conn) {
+        let link = &connection.link;
+        if connection.is_over() || link.stage.get() != Stage::Open || link.gone.get() {
+            return;
+        }
+        let mut body = link.body.borrow_mut();
+        let Some(open) = &mut *body else { return };
+        link.stuck.set(false);
+        let posted = self.post(engine, connection, open).and_then(|left| self.say(engine, connection, open).map(|()| left));
+        let quiet = open.sending.in_flight() == 0;
+        drop(body);
+        self.active.set(true);
+        match posted {
+            Ok(left) => {
+                if left > 0 {
+                    engine.left_messages(connection, left);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(endpoint = %connection.endpoint, %error, "cannot post");
+                return self.lose(engine, connection);
+            }
+        }
+        if link.goodbye.is_complete() && quiet {
+            engine.finish(connection, ClosedReason::Local, Release::Orderly);
+        }
+    }
+
+    fn retire(&self, connection: &Connection<Link>, retired: &mut Vec<Retired>) {
+        retired.append(&mut connection.link.leftover.borrow_mut());
+        if let Some(body) = &mut *connection.link.body.borrow_mut() {
+            body.sending.retire(retired);
+        }
+    }
+
+    fn close(&self, engine: &Engine<Self>, connection: &Conn) {
+        connection.link.goodbye.due.set(true);
+        engine.flush_later(connection);
+    }
+
+    fn heartbeat(&self, engine: &Engine<Self>, connection: &Conn) {
+        let link = &connection.link;
+        if link.goodbye.farewell_said.get() || link.stage.get() != Stage::Open {
+            return;
+        }
+        let mut body = link.body.borrow_mut();
+        let Some(open) = &mut *body else { return };
+        let sent = self.control(engine, connection, open, Kind::Heartbeat);
+        drop(body);
+        match sent {
+            Ok(true) => connection.counters.heartbeats_sent.add(1),
+            Ok(false) => {}
+            Err(_) => self.lose(engine, connection),
+        }
+    }
+
+    fn release(&self, engine: &Engine<Self>, connection: &Conn, _how: Release) -> Freed {
+        let link = &connection.link;
+        self.ids.borrow_mut().remove(link.id);
+        link.stage.set(Stage::Closed);
+        self.count_memory(engine, connection, 0);
+        let Some(mut body) = link.body.take() else { return Freed::AtOnce };
+        let unhandled = body.receiving.count_unhandled(&body.slab, engine.config.max_message_len);
+        if unhandled > 0 {
+            engine.count_discarded(connection, unhandled);
+        }
+        if engine.is_gone() {
+            helper::close(&mut body);
+            body.dissolve(&mut link.leftover.borrow_mut());
+            return Freed::AtOnce;
+        }
+        self.closing.borrow_mut().insert(link.id, connection.clone());
+        self.ask(Job::Close { id: link.id, body: Box::new(body) });
+        Freed::Later
+    }
+
+    fn release_listener(&self, _engine: &Engine<Self>, listener: &Listener<Listening>) {
+        self.listeners.borrow_mut().remove(&listener.link.id);
+        self.ask(Job::CloseListener(listener.link.passive.clone()));
+    }
+
+    fn trim(&self, engine: &Engine<Self>, connection: &Connection<Link>) {
+        let mut held = 0;
+        if let Some(body) = &mut *connection.link.body.borrow_mut() {
+            body.sending.trim();
+            let assembly = &mut body.receiving.assembly;
+            if assembly.expected == 0 {
+                assembly.memory = Vec::new();
+            }
+            held = assembly.held();
+        }
+        self.count_memory(engine, connection, held);
+    }
+
+    fn tear_down(&self, engine: &Engine<Self>) {
+        for watched in self.watched.take() {
+            match watched {
+                Watched::Net(net, watch) => engine.event_loop().unwatch(watch, net.events.fd()),
+                Watched::Device(device, watch) => engine.event_loop().unwatch(watch, device.completions.fd()),
+            }
+        }
+    }
+
+    fn own_ready(&self, up: &mut Upcalls<'_, Self>, _token: usize, budget: &mut Budget) -> Next {
+        self.active.set(true);
+        self.pump(up, budget)
+    }
+
+    fn before_sleep(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
+        self.take_done(up);
+        if up.engine().is_gone() || !self.active.get() {
+            return Next::Wait;
+        }
+        if self.may_sleep() {
+            self.active.set(false);
+            return Next::Wait;
+        }
+        self.pump(up, budget);
+        Next::Again
+    }
+
+    fn poll(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
+        self.active.set(true);
+        self.pump(up, budget)
+    }
+}
+
+impl Rdma {
+    /// A connection's peer or device is gone: to be handled when what came before has been.
+    pub(crate) fn lose(&self, engine: &Engine<Self>, connection: &Conn) {
+        if !connection.is_over() && !connection.link.listed_lost.replace(true) {
+            connection.link.gone.set(true);
+            self.lost.borrow_mut().push(connection.clone());
+            self.active.set(true);
+            engine.event_loop().schedule();
+        }
+    }
+
+    /// Brings the backend's count of assembly memory up to date; `false` when it exceeds the limit.
+    pub(crate) fn count_memory(&self, engine: &Engine<Self>, connection: &Connection<Link>, held: usize) -> bool {
+        let held = if connection.is_over() { 0 } else { held };
+        let before = connection.link.counted_memory.replace(held);
+        let total = &engine.totals.assembly_bytes;
+        total.set(total.get() + held as u64 - before as u64);
+        held <= before || total.get() <= engine.config.total_assembly_bytes as u64
+    }
+
+    /// Ends a connection that is over for what its peer did or for what the device says.
+    pub(crate) fn end(&self, engine: &Engine<Self>, connection: &Conn, refused: RefusedReason, closed: ClosedReason) {
+        match connection.state() {
+            State::Opening => engine.refuse(connection, refused),
+            _ => engine.finish(connection, closed, Release::Reset),
+        }
+    }
+}
