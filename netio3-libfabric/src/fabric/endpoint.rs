@@ -414,13 +414,13 @@ fn bound_already(call: &'static str) -> FabricError {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        // First, since the provider frees the request's handle only with an answer, and may want the endpoint
-        // for that.
-        drop(self.request.get_mut().take());
         if let Some(events) = &self.events {
             events.remove_endpoint(self.raw);
         }
         // SAFETY: it is ours; the queues and the domain are let go after this.
         unsafe { close(self.raw.as_ptr().cast(), "endpoint") };
+        // Only now, since closing still looks at the request's handle. The connection went with the endpoint, so
+        // that rejecting only frees the handle.
+        drop(self.request.get_mut().take());
     }
 }

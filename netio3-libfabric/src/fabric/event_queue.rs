@@ -40,7 +40,7 @@ pub enum CmEvent {
     Connected {
         /// The endpoint's token.
         endpoint: usize,
-        /// On the side that connected, the peer's private data.
+        /// The peer's private data on the side that connected, nothing on the side that accepted.
         data: Vec<u8>,
     },
     /// The connection ended, by either side. Completions may still follow.
@@ -266,6 +266,8 @@ impl EventQueue {
                 Some(CmEvent::ConnectRequest { listener: *token, info: Info::requested(info, request), data })
             }
             (RawKind::Connected, Owner::Endpoint { token, call }) => {
+                // `tcp` 2.5 hands the accepting side its own data and what lay behind them in memory.
+                let data = if *call == "fi_accept" { Vec::new() } else { data };
                 *call = "connection";
                 Some(CmEvent::Connected { endpoint: *token, data })
             }
