@@ -1,7 +1,7 @@
 //! The fabrics and devices that a backend uses, opened when they are first needed.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -37,10 +37,16 @@ pub(crate) struct Device {
     provider: String,
     pub(crate) net: Arc<Net>,
     pub(crate) domain: Arc<Domain>,
+    queues: Mutex<Vec<Arc<Queue>>>,
+    spare: Mutex<Vec<Arc<Slab>>>,
+}
+
+/// A completion queue, for as many endpoints as it has room for.
+pub(crate) struct Queue {
+    pub(crate) device: Arc<Device>,
     pub(crate) completions: Arc<CompletionQueue>,
     /// Completions that endpoints may still ask room for.
     room: Mutex<usize>,
-    spare: Mutex<Vec<Arc<Slab>>>,
 }
 
 /// Memory of the user's that is registered.
@@ -59,8 +65,8 @@ pub(crate) struct Known {
     pub(crate) desc: Desc,
 }
 
-/// Completions that a queue holds. A device that holds fewer says so, and then so many are used.
-const COMPLETIONS: usize = 16_384;
+/// Completions that a queue holds.
+const COMPLETIONS: usize = 8_192;
 
 /// Providers that carry message endpoints, the preferred first.
 const PROVIDERS: [&str; 2] = ["verbs", "tcp"];
@@ -85,8 +91,8 @@ impl Devices {
     ///
     /// # Errors
     /// No provider reaches it; the text says what is there.
-    pub(crate) fn info(&self, address: SocketAddr, passive: bool) -> io::Result<Info> {
-        let hints = Hints { provider: self.params.provider.clone(), node: Some(address), passive };
+    pub(crate) fn info(&self, address: SocketAddr, passive: bool, source: Option<IpAddr>) -> io::Result<Info> {
+        let hints = Hints { provider: self.params.provider.clone(), node: Some(address), passive, source };
         let mut infos = self.library.infos(&hints).map_err(io::Error::from)?;
         let rank = |info: &Info| PROVIDERS.iter().position(|name| info.provider() == *name);
         let best = (0..infos.len()).filter(|index| rank(&infos[*index]).is_some() || self.params.provider.is_some());
@@ -119,15 +125,13 @@ impl Devices {
             return Ok(device.clone());
         }
         let domain = Domain::open(&net.fabric, info)?;
-        let completions = CompletionQueue::open(&domain, COMPLETIONS)?;
         let device = Arc::new(Device {
             number: self.devices_opened.fetch_add(1, Ordering::Relaxed),
             name,
             provider: info.provider(),
             net: net.clone(),
             domain,
-            completions,
-            room: Mutex::new(COMPLETIONS),
+            queues: Mutex::default(),
             spare: Mutex::default(),
         });
         if device.provider != "verbs" {
@@ -216,8 +220,22 @@ impl Device {
         }
     }
 
-    /// Sets room for so many completions aside; `false` when there is not that much.
-    pub(crate) fn reserve(&self, completions: usize) -> bool {
+    /// A completion queue with room for so many more completions, which is set aside.
+    pub(crate) fn queue(self: &Arc<Self>, completions: usize) -> Result<Arc<Queue>, FabricError> {
+        let mut queues = self.queues.lock();
+        if let Some(queue) = queues.iter().find(|queue| queue.reserve(completions)) {
+            return Ok(queue.clone());
+        }
+        let size = COMPLETIONS.max(completions);
+        let completion_queue = CompletionQueue::open(&self.domain, size)?;
+        let queue = Arc::new(Queue { device: self.clone(), completions: completion_queue, room: Mutex::new(size - completions) });
+        queues.push(queue.clone());
+        Ok(queue)
+    }
+}
+
+impl Queue {
+    fn reserve(&self, completions: usize) -> bool {
         let mut room = self.room.lock();
         match room.checked_sub(completions) {
             Some(left) => {

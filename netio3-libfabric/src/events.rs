@@ -8,9 +8,9 @@ use bytes::Bytes;
 use netio3_core::engine::{Engine, Release, State, Upcalls};
 use netio3_core::{Budget, ClosedReason, EndPointAddress, Message, Meter, Next, RefusedReason, Take};
 
-use crate::devices::{Device, Net};
-use crate::fabric::{CmEvent, Completion, CqError, Fabric, FabricError, Info, Posted, Waitable};
-use crate::helper::{self, Done, Job, context, of_context};
+use crate::devices::Net;
+use crate::fabric::{CmEvent, Completion, CompletionQueue, CqError, EventQueue, Fabric, FabricError, Info, Waitable};
+use crate::helper::{self, Done, Job, of_context};
 use crate::link::{Body, Link, Stage};
 use crate::receiving::{Broken, Found, Packet};
 use crate::transport::{Conn, Rdma, Watched};
@@ -39,13 +39,14 @@ impl Rdma {
         let mut index = 0;
         loop {
             let found = match self.watched.borrow().get(index) {
-                Some(Watched::Net(net, _)) => Ok(net.clone()),
-                Some(Watched::Device(device, _)) => Err(device.clone()),
+                Some(Watched::Net(net, _)) => Ok((net.clone(), net.events.clone())),
+                Some(Watched::Listener(net, events, _)) => Ok((net.clone(), events.clone())),
+                Some(Watched::Queue(queue, _)) => Err(queue.clone()),
                 None => break,
             };
             let more = match &found {
-                Ok(net) => self.read_events(up, net),
-                Err(device) => self.read_completions(up, device, budget),
+                Ok((net, events)) => self.read_events(up, net, events),
+                Err(queue) => self.read_completions(up, &queue.completions, budget),
             };
             if up.engine().is_gone() {
                 return Next::Wait;
@@ -69,7 +70,8 @@ impl Rdma {
         let watched = self.watched.borrow();
         watched.iter().all(|watched| match watched {
             Watched::Net(net, _) => sleeps(&net.fabric, &*net.events),
-            Watched::Device(device, _) => sleeps(&device.net.fabric, &*device.completions),
+            Watched::Listener(net, events, _) => sleeps(&net.fabric, &**events),
+            Watched::Queue(queue, _) => sleeps(&queue.device.net.fabric, &*queue.completions),
         })
     }
 
@@ -85,6 +87,9 @@ impl Rdma {
                     match (connection, result) {
                         (Some(connection), Ok(body)) => {
                             self.opened(&engine, &connection, *body);
+                            for receive in connection.link.early_receives.take() {
+                                self.completed(up, &receive, &mut Budget::DEFAULT.clone());
+                            }
                             let early = connection.link.early.take();
                             early.inspect(|data| self.connected(up, &engine, &connection, data));
                         }
@@ -109,10 +114,10 @@ impl Rdma {
 
     fn opened(&self, engine: &Engine<Self>, connection: &Conn, body: Body) {
         let link = &connection.link;
-        let device = body.device.clone();
+        let queue = body.queue.clone();
         link.body.replace(Some(body));
         link.stage.set(Stage::Connecting);
-        if let Err(error) = self.watch(engine, &device.net, Some(&device)) {
+        if let Err(error) = self.watch(engine, &queue.device.net, &queue) {
             tracing::warn!(endpoint = %connection.endpoint, %error, "cannot watch the queues of a device");
             self.end(engine, connection, RefusedReason::LocalResource, ClosedReason::Limit);
         }
@@ -126,9 +131,9 @@ impl Rdma {
     // ----- the event queue -----
 
     /// Reads what an event queue has; tells whether there may be more.
-    fn read_events(&self, up: &mut Upcalls<'_, Self>, net: &Arc<Net>) -> bool {
+    fn read_events(&self, up: &mut Upcalls<'_, Self>, net: &Arc<Net>, events: &EventQueue) -> bool {
         for _ in 0..BATCH {
-            match net.events.read() {
+            match events.read() {
                 Ok(Some(event)) => self.event(up, net, event),
                 Ok(None) => return false,
                 Err(error) => {
@@ -186,6 +191,10 @@ impl Rdma {
             }
         };
         let address = info.dest_addr().map_or(listener.address, EndPointAddress::from);
+        if address.ip().is_ipv4() != listener.address.ip().is_ipv4() {
+            // The provider takes peers over IPv4 on an IPv6 wildcard, which netio3 does not. Dropped, it is refused.
+            return drop(info);
+        }
         let link = |token| Ok(Link::new(self.ids.borrow_mut().add(token), Stage::Making, Some(hello)));
         let Some(connection) = engine.stranger(&listener, address, link) else {
             return refuse(info, RefusedReason::LocalResource);
@@ -271,6 +280,11 @@ impl Rdma {
                 continue;
             }
             let link = &connection.link;
+            if self.mode(&engine, &connection) == Mode::Hold && connection.state() != State::Opening {
+                // What came before its end is the user's when he receives again.
+                link.listed_lost.set(false);
+                continue;
+            }
             let has_packets = link.body.borrow().as_ref().is_some_and(|body| body.receiving.has_packets());
             if has_packets && self.mode(&engine, &connection) == Mode::Deliver {
                 // They wait for the budget of a turn; the end comes behind them.
@@ -298,10 +312,10 @@ impl Rdma {
     // ----- the completion queue -----
 
     /// Reads what a completion queue has, within the budget; tells whether there may be more.
-    fn read_completions(&self, up: &mut Upcalls<'_, Self>, device: &Arc<Device>, budget: &mut Budget) -> bool {
+    fn read_completions(&self, up: &mut Upcalls<'_, Self>, queue: &CompletionQueue, budget: &mut Budget) -> bool {
         let mut batch = [Completion::default(); BATCH];
         loop {
-            match device.completions.read(&mut batch) {
+            match queue.read(&mut batch) {
                 Ok(0) => return false,
                 Ok(count) => {
                     for completion in &batch[..count] {
@@ -340,7 +354,10 @@ impl Rdma {
         let Some(connection) = self.connection(&engine, id) else { return };
         let link = &connection.link;
         let mut body = link.body.borrow_mut();
-        let Some(open) = &mut *body else { return };
+        let Some(open) = &mut *body else {
+            link.early_receives.borrow_mut().push(*completion);
+            return;
+        };
         if is_send {
             let left = open.sending.left(number);
             let idle = open.sending.in_flight() == 0;
@@ -376,7 +393,7 @@ impl Rdma {
         if head.kind == Kind::Heartbeat {
             connection.counters.heartbeats_received.add(1);
         }
-        let reposted = repost(&connection, open);
+        let reposted = helper::post_receives(link.id, open);
         drop(body);
         if let Err(error) = reposted {
             tracing::debug!(endpoint = %connection.endpoint, %error, "cannot post a receive");
@@ -423,11 +440,14 @@ impl Rdma {
                 return Next::Wait;
             }
             open.receiving.handled(packet);
-            let reposted = repost(connection, open);
+            let reposted = helper::post_receives(link.id, open);
             drop(body);
             if reposted.is_err() {
                 self.lose(&engine, connection);
             }
+        }
+        if link.gone.get() {
+            self.lose(&engine, connection);
         }
         self.tell_credits(&engine, connection);
         Next::Wait
@@ -552,32 +572,6 @@ impl Rdma {
 fn sleeps(fabric: &Arc<Fabric>, queue: &dyn Waitable) -> bool {
     // An error is found again, and told, when the queue is read.
     fabric.trywait(&[queue]).unwrap_or(true)
-}
-
-/// Posts the free receives again.
-fn repost(connection: &Conn, body: &mut Body) -> Result<(), FabricError> {
-    let Body { endpoint, receiving, slab, .. } = body;
-    let Some(endpoint) = endpoint else { return Ok(()) };
-    let desc = slab.desc();
-    while let Some(slot) = receiving.next_free() {
-        let context = context(connection.link.id, false, slot.index());
-        // SAFETY: the slot lies in the slab, which the body keeps until the endpoint is closed; nobody looks at it
-        // until its completion has come.
-        #[allow(unsafe_code)]
-        let posted = unsafe { endpoint.recv(slab.start(&slot), slot.capacity(), desc, context) };
-        match posted {
-            Ok(Posted::Yes) => receiving.posted(slot),
-            Ok(Posted::Again) => {
-                receiving.not_posted(slot);
-                return Ok(());
-            }
-            Err(error) => {
-                receiving.not_posted(slot);
-                return Err(error);
-            }
-        }
-    }
-    Ok(())
 }
 
 /// What the answer to a hello says.

@@ -2,6 +2,7 @@
 //! refusing and closing. There is one for each backend; the loop leaves jobs and is woken for what came of them.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use netio3_core::{EndPointAddress, Remote};
 
-use crate::devices::{Device, Devices, Net};
+use crate::devices::{Device, Devices, Net, Queue};
 use crate::fabric::{Direction, Endpoint, FabricError, Info, PassiveEndpoint, Posted};
 use crate::link::Body;
 use crate::receiving::Receiving;
@@ -22,6 +23,7 @@ pub(crate) enum Job {
     Connect {
         id: u64,
         address: EndPointAddress,
+        source: Option<IpAddr>,
         hello: [u8; HELLO_LEN],
         layout: Layout,
     },
@@ -42,7 +44,6 @@ pub(crate) enum Job {
         id: u64,
         body: Box<Body>,
     },
-    CloseListener(Arc<PassiveEndpoint>),
 }
 
 /// What came of it.
@@ -50,6 +51,9 @@ pub(crate) enum Done {
     Opened { id: u64, result: io::Result<Box<Body>> },
     Closed { id: u64, body: Box<Body> },
 }
+
+/// How long the end of a backend waits for an endpoint to be closed.
+pub(crate) const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The context of a posted receive or send: what it was, of which connection.
 pub(crate) fn context(id: u64, is_send: bool, number: u16) -> usize {
@@ -72,8 +76,8 @@ pub(crate) fn start(devices: Arc<Devices>, remote: Arc<dyn Remote>) -> io::Resul
 fn work(devices: &Devices, jobs: &Receiver<Job>, tell: &Sender<Done>, remote: &dyn Remote) {
     while let Ok(job) = jobs.recv() {
         let done = match job {
-            Job::Connect { id, address, hello, layout } => {
-                Done::Opened { id, result: connect(devices, id, address, &hello, layout).map(Box::new) }
+            Job::Connect { id, address, source, hello, layout } => {
+                Done::Opened { id, result: connect(devices, id, address, source, &hello, layout).map(Box::new) }
             }
             Job::Accept { id, net, info, hello, layout } => {
                 Done::Opened { id, result: accept(devices, id, &net, &info, &hello, layout).map(Box::new).map_err(Into::into) }
@@ -87,10 +91,6 @@ fn work(devices: &Devices, jobs: &Receiver<Job>, tell: &Sender<Done>, remote: &d
             Job::Close { id, mut body } => {
                 close(&mut body);
                 Done::Closed { id, body }
-            }
-            Job::CloseListener(passive) => {
-                drop(passive);
-                continue;
             }
         };
         // The loop may be gone; what it does not take is dropped here.
@@ -106,89 +106,93 @@ pub(crate) fn close(body: &mut Body) {
         // It fails where the connection is over already.
         let _ = endpoint.shutdown();
         drop(endpoint);
-        body.device.unreserve(body.reserved());
+        body.queue.unreserve(body.reserved());
     }
 }
 
-fn connect(devices: &Devices, id: u64, address: EndPointAddress, hello: &[u8], layout: Layout) -> io::Result<Body> {
-    let info = devices.info(address.into(), false)?;
+fn connect(devices: &Devices, id: u64, address: EndPointAddress, source: Option<IpAddr>, hello: &[u8], layout: Layout) -> io::Result<Body> {
+    let info = devices.info(address.into(), false, source)?;
     let net = devices.net(&info)?;
     let device = devices.device(&net, &info)?;
-    let body = open(&device, id, &info, layout)?;
-    if let Some(endpoint) = &body.endpoint {
-        endpoint.connect(address.into(), hello)?;
-    }
+    let mut body = open(&device, id, &info, layout)?;
+    finish(&mut body, |endpoint| endpoint.connect(address.into(), hello))?;
     Ok(body)
 }
 
 fn accept(devices: &Devices, id: u64, net: &Arc<Net>, info: &Info, hello: &[u8], layout: Layout) -> Result<Body, FabricError> {
     let device = devices.device(net, info)?;
-    let body = open(&device, id, info, layout)?;
-    if let Some(endpoint) = &body.endpoint {
-        endpoint.accept(hello)?;
-    }
+    let mut body = open(&device, id, info, layout)?;
+    finish(&mut body, |endpoint| endpoint.accept(hello))?;
     Ok(body)
+}
+
+fn finish(body: &mut Body, start: impl FnOnce(&Endpoint) -> Result<(), FabricError>) -> Result<(), FabricError> {
+    let started = body.endpoint.as_ref().map_or(Ok(()), start);
+    started.inspect_err(|_| close(body))
 }
 
 /// An endpoint with its receives posted, so that nothing arrives in vain.
 fn open(device: &Arc<Device>, id: u64, info: &Info, layout: Layout) -> Result<Body, FabricError> {
     let layout = Layout { receives: layout.receives.min(u16::try_from(info.rx_size()).unwrap_or(u16::MAX)), ..layout };
     let (slab, slots) = device.slab(layout)?;
-    let depth = info.tx_size().min(MAX_DEPTH);
-    let reserved = depth + usize::from(layout.receives);
-    if !device.reserve(reserved) {
-        return Err(FabricError::refused("fi_endpoint", NO_ROOM, "the completion queue of this device is full of connections"));
-    }
-    let endpoint = match make(device, id, info) {
-        Ok(endpoint) => endpoint,
-        Err(error) => {
-            device.unreserve(reserved);
-            return Err(error);
-        }
-    };
-    let mut receiving = Receiving::new(slots.receives, layout.receives - u16::from(CONTROL_RECEIVES));
-    let desc = slab.desc();
-    while let Some(slot) = receiving.next_free() {
-        // SAFETY: the slot lies in the slab, which the body keeps until the endpoint is closed; nobody looks at it
-        // until its completion has come.
-        #[allow(unsafe_code)]
-        let result = unsafe { endpoint.recv(slab.start(&slot), slot.capacity(), desc, context(id, false, slot.index())) };
-        match result? {
-            Posted::Yes => receiving.posted(slot),
-            Posted::Again => {
-                receiving.not_posted(slot);
-                break;
-            }
-        }
-    }
-    let packet_len = layout.packet_len.min(info.max_msg_size());
-    Ok(Body {
-        endpoint: Some(endpoint),
-        sending: Sending::new(slots.sends, slots.heads, packet_len),
-        receiving,
+    // More than the peer's credits can hardly be on its way at once.
+    let depth = info.tx_size().min(2 * usize::from(layout.receives)).max(4);
+    let queue = device.queue(depth + usize::from(layout.receives))?;
+    let mut body = Body {
+        endpoint: None,
+        sending: Sending::new(slots.sends, slots.heads, layout.packet_len.min(info.max_msg_size())),
+        receiving: Receiving::new(slots.receives, layout.receives - u16::from(CONTROL_RECEIVES)),
         slab,
-        device: device.clone(),
+        queue,
         credits: 0,
         control: 0,
         unsignalled: 0,
         depth,
         iov_limit: info.iov_limit().max(1),
         inject_size: info.inject_size(),
-    })
+    };
+    match make(device, &body.queue, id, info) {
+        Ok(endpoint) => body.endpoint = Some(endpoint),
+        Err(error) => {
+            body.queue.unreserve(body.reserved());
+            return Err(error);
+        }
+    }
+    post_receives(id, &mut body).inspect_err(|_| close(&mut body))?;
+    Ok(body)
 }
 
-fn make(device: &Arc<Device>, id: u64, info: &Info) -> Result<Endpoint, FabricError> {
+/// Posts the free receives.
+pub(crate) fn post_receives(id: u64, body: &mut Body) -> Result<(), FabricError> {
+    let Body { endpoint, receiving, slab, .. } = body;
+    let Some(endpoint) = endpoint else { return Ok(()) };
+    let desc = slab.desc();
+    while let Some(slot) = receiving.next_free() {
+        let context = context(id, false, slot.index());
+        // SAFETY: the slot lies in the slab, which the body keeps until the endpoint is closed; nobody looks at it
+        // until its completion has come.
+        #[allow(unsafe_code)]
+        let posted = unsafe { endpoint.recv(slab.start(&slot), slot.capacity(), desc, context) };
+        match posted {
+            Ok(Posted::Yes) => receiving.posted(slot),
+            Ok(Posted::Again) => {
+                receiving.not_posted(slot);
+                return Ok(());
+            }
+            Err(error) => {
+                receiving.not_posted(slot);
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn make(device: &Arc<Device>, queue: &Queue, id: u64, info: &Info) -> Result<Endpoint, FabricError> {
     let mut endpoint = Endpoint::open(&device.domain, info, id as usize)?;
     endpoint.bind_events(&device.net.events)?;
-    endpoint.bind_completions(&device.completions, Direction::Transmit, true)?;
-    endpoint.bind_completions(&device.completions, Direction::Receive, false)?;
+    endpoint.bind_completions(&queue.completions, Direction::Transmit, true)?;
+    endpoint.bind_completions(&queue.completions, Direction::Receive, false)?;
     endpoint.enable()?;
     Ok(endpoint)
 }
-
-/// How long the end of a backend waits for an endpoint to be closed.
-pub(crate) const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
-/// Packets of one connection that may be posted and not completed.
-const MAX_DEPTH: usize = 256;
-/// ENOBUFS.
-const NO_ROOM: i32 = 105;

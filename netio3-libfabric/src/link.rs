@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use netio3_core::engine::Retired;
 
-use crate::devices::{Device, Net};
-use crate::fabric::{Endpoint, PassiveEndpoint};
+use crate::devices::{Net, Queue};
+use crate::fabric::{Completion, Endpoint, EventQueue, PassiveEndpoint};
 use crate::receiving::Receiving;
 use crate::sending::Sending;
 use crate::slab::Slab;
@@ -26,6 +26,8 @@ pub(crate) struct Link {
     pub(crate) goodbye: Goodbye,
     /// The provider connected before the helper thread told of the endpoint: the peer's private data.
     pub(crate) early: RefCell<Option<Vec<u8>>>,
+    /// Receives that completed before the helper thread told of the endpoint: slot and length.
+    pub(crate) early_receives: RefCell<Vec<Completion>>,
     /// A message was discarded: so are those after it, since what the user gets has no gaps.
     pub(crate) discarding: Cell<bool>,
     /// The peer is gone; what came before is still to be handled.
@@ -70,7 +72,7 @@ pub(crate) struct Body {
     pub(crate) sending: Sending,
     pub(crate) receiving: Receiving,
     pub(crate) slab: Arc<Slab>,
-    pub(crate) device: Arc<Device>,
+    pub(crate) queue: Arc<Queue>,
     /// Data packets that the peer takes.
     pub(crate) credits: u16,
     /// Control packets that the peer takes.
@@ -102,6 +104,7 @@ impl Link {
             leftover: RefCell::default(),
             goodbye: Goodbye::default(),
             early: RefCell::new(None),
+            early_receives: RefCell::default(),
             discarding: Cell::new(false),
             gone: Cell::new(false),
             listed_lost: Cell::new(false),
@@ -119,7 +122,7 @@ impl Body {
         self.sending.abandon();
         self.sending.retire(retired);
         drop(self.receiving);
-        self.device.keep(self.slab);
+        self.queue.device.keep(self.slab);
     }
 }
 
@@ -134,5 +137,8 @@ impl Goodbye {
 pub(crate) struct Listening {
     pub(crate) id: u64,
     pub(crate) passive: Arc<PassiveEndpoint>,
+    /// Of its own, so that what the provider has begun with peers ends together with the listener: version 1.17's
+    /// tcp provider goes on with it otherwise, and reads what is freed.
+    pub(crate) events: Arc<EventQueue>,
     pub(crate) net: Arc<Net>,
 }

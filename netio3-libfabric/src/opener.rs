@@ -1,6 +1,7 @@
 //! The part of the backend that any thread may use.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,7 +9,7 @@ use netio3_core::engine::Opener;
 use netio3_core::{ConnectionParameters, ConnectionParametersRecv, EndPointAddress, MemoryRegion, RegionId, RegisterError};
 
 use crate::devices::Devices;
-use crate::fabric::PassiveEndpoint;
+use crate::fabric::{EventQueue, PassiveEndpoint};
 use crate::link::Listening;
 
 /// Binds listeners and registers memory. Connections are only asked for here; the helper thread makes them.
@@ -20,6 +21,7 @@ pub(crate) struct FabricOpener {
 /// A connection to be made when its loop adopts it.
 pub(crate) struct Dialing {
     pub(crate) address: EndPointAddress,
+    pub(crate) source: Option<IpAddr>,
 }
 
 impl FabricOpener {
@@ -40,19 +42,20 @@ impl Opener for FabricOpener {
             let what = format!("the local address {local} is not of the family of {address}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
-        Ok(Dialing { address: *address })
+        Ok(Dialing { address: *address, source: params.local_address.filter(|local| !local.is_unspecified()) })
     }
 
     fn listen(&self, address: &EndPointAddress, _params: &ConnectionParametersRecv) -> io::Result<(Listening, EndPointAddress)> {
-        let info = self.devices.info((*address).into(), true)?;
+        let info = self.devices.info((*address).into(), true, None)?;
         let net = self.devices.net(&info)?;
         let id = LISTENER_ID | self.next_listener.fetch_add(1, Ordering::Relaxed);
         let passive = PassiveEndpoint::open(&net.fabric, &info, id as usize)?;
-        passive.bind(&net.events)?;
+        let events = EventQueue::open(&net.fabric)?;
+        passive.bind(&events)?;
         passive.listen()?;
         let bound = EndPointAddress::from(passive.local_address()?);
         let bound = EndPointAddress::new(address.ip(), bound.port());
-        Ok((Listening { id, passive: Arc::new(passive), net }, bound))
+        Ok((Listening { id, passive: Arc::new(passive), events, net }, bound))
     }
 
     fn register(&self, id: RegionId, region: &MemoryRegion) -> Result<(), RegisterError> {

@@ -13,8 +13,8 @@ use netio3_core::{Budget, ClosedReason, ConnectionParameters, Interest, Next, Re
 
 use libfabric_sys::FI_COMPLETION;
 
-use crate::devices::{Device, Devices, Known, Net};
-use crate::fabric::{Desc, Posted};
+use crate::devices::{Device, Devices, Known, Net, Queue};
+use crate::fabric::{Desc, EventQueue, Posted};
 use crate::helper::{self, Done, Job, context};
 use crate::link::{Body, Link, Listening, Stage};
 use crate::opener::{Dialing, FabricOpener};
@@ -45,8 +45,9 @@ pub(crate) type Conn = Rc<Connection<Link>>;
 
 /// A queue whose descriptor is watched.
 pub(crate) enum Watched {
+    Listener(Arc<Net>, Arc<EventQueue>, WatchId),
     Net(Arc<Net>, WatchId),
-    Device(Arc<Device>, WatchId),
+    Queue(Arc<Queue>, WatchId),
 }
 
 /// The connections by the numbers in their names. A name is made of a number and how often that was given before.
@@ -140,21 +141,19 @@ impl Rdma {
         let _ = self.jobs.send(job);
     }
 
-    /// Watches the queues of a fabric and a device, if they are not watched.
-    pub(crate) fn watch(&self, engine: &Engine<Self>, net: &Arc<Net>, device: Option<&Arc<Device>>) -> io::Result<()> {
+    /// Watches the event queue of a fabric and a completion queue, if they are not watched.
+    pub(crate) fn watch(&self, engine: &Engine<Self>, net: &Arc<Net>, queue: &Arc<Queue>) -> io::Result<()> {
         let mut watched = self.watched.borrow_mut();
         let add = |watched: &mut Vec<Watched>, fd: std::os::fd::BorrowedFd<'_>, make: &dyn Fn(WatchId) -> Watched| {
-            let watch = engine.event_loop().watch(engine.source(), fd, OWN | watched.len(), Interest::Readable)?;
+            let watch = engine.event_loop().watch(engine.source(), fd, OWN, Interest::Readable)?;
             watched.push(make(watch));
             io::Result::Ok(())
         };
         if !watched.iter().any(|watched| matches!(watched, Watched::Net(present, _) if Arc::ptr_eq(present, net))) {
             add(&mut watched, net.events.fd(), &|watch| Watched::Net(net.clone(), watch))?;
         }
-        if let Some(device) = device {
-            if !watched.iter().any(|watched| matches!(watched, Watched::Device(present, _) if Arc::ptr_eq(present, device))) {
-                add(&mut watched, device.completions.fd(), &|watch| Watched::Device(device.clone(), watch))?;
-            }
+        if !watched.iter().any(|watched| matches!(watched, Watched::Queue(present, _) if Arc::ptr_eq(present, queue))) {
+            add(&mut watched, queue.completions.fd(), &|watch| Watched::Queue(queue.clone(), watch))?;
         }
         self.active.set(true);
         Ok(())
@@ -181,9 +180,10 @@ impl Rdma {
 
     /// Posts what waits, as far as credits and the device go. Gives an error when the device refuses.
     fn post(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body) -> Result<usize, crate::fabric::FabricError> {
-        let Body { endpoint, sending, receiving, slab, device, credits, unsignalled, depth, iov_limit, inject_size, .. } = body;
+        let Body { endpoint, sending, receiving, slab, queue, credits, unsignalled, depth, iov_limit, inject_size, .. } = body;
         let Some(endpoint) = endpoint else { return Ok(0) };
         let id = connection.link.id;
+        let device = &queue.device;
         let find = |bytes: &[u8]| self.desc_of(device, bytes);
         let abilities = Abilities { iov_limit: *iov_limit, find: if device.domain.needs_registration() { Some(&find) } else { None } };
         let mut left = 0;
@@ -340,12 +340,14 @@ impl Transport for Rdma {
     fn adopt(&self, engine: &Engine<Self>, token: usize, dialing: Dialing, _params: &ConnectionParameters) -> io::Result<Link> {
         let id = self.ids.borrow_mut().add(token);
         let hello = self.hello(engine).encode();
-        self.ask(Job::Connect { id, address: dialing.address, hello, layout: self.layout() });
+        self.ask(Job::Connect { id, address: dialing.address, source: dialing.source, hello, layout: self.layout() });
         Ok(Link::new(id, Stage::Making, None))
     }
 
     fn adopt_listener(&self, engine: &Engine<Self>, token: usize, listening: Listening) -> io::Result<Listening> {
-        self.watch(engine, &listening.net, None)?;
+        let watch = engine.event_loop().watch(engine.source(), listening.events.fd(), OWN, Interest::Readable)?;
+        self.watched.borrow_mut().push(Watched::Listener(listening.net.clone(), listening.events.clone(), watch));
+        self.active.set(true);
         self.listeners.borrow_mut().insert(listening.id, token);
         Ok(listening)
     }
@@ -412,6 +414,9 @@ impl Transport for Rdma {
 
     fn close(&self, engine: &Engine<Self>, connection: &Conn) {
         connection.link.goodbye.due.set(true);
+        if connection.link.gone.get() {
+            return self.lose(engine, connection);
+        }
         engine.flush_later(connection);
     }
 
@@ -451,9 +456,15 @@ impl Transport for Rdma {
         Freed::Later
     }
 
-    fn release_listener(&self, _engine: &Engine<Self>, listener: &Listener<Listening>) {
+    fn release_listener(&self, engine: &Engine<Self>, listener: &Listener<Listening>) {
         self.listeners.borrow_mut().remove(&listener.link.id);
-        self.ask(Job::CloseListener(listener.link.passive.clone()));
+        let is_its = |watched: &Watched| matches!(watched, Watched::Listener(_, events, _) if Arc::ptr_eq(events, &listener.link.events));
+        let mut watched = self.watched.borrow_mut();
+        if let Some(index) = watched.iter().position(is_its) {
+            if let Watched::Listener(_, events, watch) = watched.swap_remove(index) {
+                engine.event_loop().unwatch(watch, events.fd());
+            }
+        }
     }
 
     fn trim(&self, engine: &Engine<Self>, connection: &Connection<Link>) {
@@ -473,7 +484,8 @@ impl Transport for Rdma {
         for watched in self.watched.take() {
             match watched {
                 Watched::Net(net, watch) => engine.event_loop().unwatch(watch, net.events.fd()),
-                Watched::Device(device, watch) => engine.event_loop().unwatch(watch, device.completions.fd()),
+                Watched::Listener(_, events, watch) => engine.event_loop().unwatch(watch, events.fd()),
+                Watched::Queue(queue, watch) => engine.event_loop().unwatch(watch, queue.completions.fd()),
             }
         }
     }

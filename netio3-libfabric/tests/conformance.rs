@@ -59,7 +59,10 @@ impl Harness for Fabric {
         self.host().with_port(1)
     }
 
-    fn skip(&self, _case: &str) -> Option<&'static str> {
+    fn skip(&self, case: &str) -> Option<&'static str> {
+        if case == "an_ipv6_listener_takes_ipv6_only" {
+            return Some("the tcp provider binds IPv6 wildcards for IPv4 too, so that the IPv4 port is not free beside one");
+        }
         let required = env::var_os("NETIO3_REQUIRE_LIBFABRIC").is_some_and(|value| value == "1");
         let missing = !required && netio3_libfabric::availability().is_err();
         missing.then_some("this machine has no libfabric")

@@ -29,6 +29,14 @@ impl RawAddress {
         }
     }
 
+    /// How many bytes it has.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::V4(v4) => mem::size_of_val(v4),
+            Self::V6(v6) => mem::size_of_val(v6),
+        }
+    }
+
     pub(super) fn as_ptr(&self) -> *const c_void {
         match self {
             Self::V4(v4) => std::ptr::from_ref(v4).cast(),

@@ -1,7 +1,7 @@
 //! What is asked of libfabric, and the search for it.
 
 use std::ffi::CString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ptr;
 use std::sync::Arc;
 
@@ -19,6 +19,8 @@ pub struct Hints {
     pub node: Option<SocketAddr>,
     /// Whether `node` is this side's address, to listen on, instead of the peer's.
     pub passive: bool,
+    /// The address of this side to connect from; none for the provider's choice. Without meaning if `passive`.
+    pub source: Option<IpAddr>,
 }
 
 impl Library {
@@ -87,6 +89,19 @@ impl Library {
         // The queues are driven in any case, so that no provider needs a thread of its own for that.
         domain.control_progress = sys::FI_PROGRESS_MANUAL;
         domain.data_progress = sys::FI_PROGRESS_MANUAL;
+        if let Some(source) = hints.source.filter(|_| !hints.passive) {
+            let address = super::address::RawAddress::new(SocketAddr::new(source, 0));
+            let len = address.len();
+            // SAFETY: the memory is the C library's, as `fi_freeinfo` wants it.
+            let copy = unsafe { libc::malloc(len) };
+            if copy.is_null() {
+                return Err(no_memory());
+            }
+            // SAFETY: so many bytes were allocated just now, and the address has as many.
+            unsafe { copy.copy_from_nonoverlapping(address.as_ptr(), len) };
+            request.info_mut().src_addr = copy;
+            request.info_mut().src_addrlen = len;
+        }
         if let Some(provider) = &hints.provider {
             let name = CString::new(provider.as_str())
                 .map_err(|_| FabricError::refused(CALL, sys::FI_EINVAL, "the provider's name has a zero byte"))?;
