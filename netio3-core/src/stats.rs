@@ -195,6 +195,8 @@ counters! {
         assembly_bytes,
         /// Level: bytes of registered regions.
         registered_bytes,
+        /// Bytes of the backend's own buffers that a device has pinned (RDMA; a level).
+        pinned_bytes,
     }
 }
 

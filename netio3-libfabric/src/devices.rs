@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use netio3_core::{MemoryRegion, RdmaParameters, RegionId, RegisterError};
 use parking_lot::Mutex;
@@ -20,6 +20,7 @@ pub(crate) struct Devices {
     /// Changes with every change of `regions`.
     pub(crate) regions_version: AtomicUsize,
     devices_opened: AtomicUsize,
+    pinned: Arc<AtomicU64>,
 }
 
 /// A fabric with its event queue.
@@ -39,6 +40,7 @@ pub(crate) struct Device {
     pub(crate) domain: Arc<Domain>,
     queues: Mutex<Vec<Arc<Queue>>>,
     spare: Mutex<Vec<Arc<Slab>>>,
+    pinned: Arc<AtomicU64>,
 }
 
 /// A completion queue, for as many endpoints as it has room for.
@@ -80,7 +82,13 @@ impl Devices {
             regions: Mutex::default(),
             regions_version: AtomicUsize::new(0),
             devices_opened: AtomicUsize::new(0),
+            pinned: Arc::default(),
         }
+    }
+
+    /// Bytes of connections' buffers that devices have pinned.
+    pub(crate) fn pinned(&self) -> u64 {
+        self.pinned.load(Ordering::Relaxed)
     }
 
     pub(crate) fn params(&self) -> &RdmaParameters {
@@ -133,6 +141,7 @@ impl Devices {
             domain,
             queues: Mutex::default(),
             spare: Mutex::default(),
+            pinned: self.pinned.clone(),
         });
         if device.provider != "verbs" {
             tracing::warn!(
@@ -209,7 +218,7 @@ impl Device {
             return Ok((slab, slots));
         }
         drop(spare);
-        Slab::new(&self.domain, layout).map(|(slab, slots)| (Arc::new(slab), slots))
+        Slab::new(&self.domain, layout, &self.pinned).map(|(slab, slots)| (Arc::new(slab), slots))
     }
 
     /// Keeps the memory of a connection that ended for the next one.

@@ -109,6 +109,7 @@ impl Rdma {
                     }
                 }
             }
+            engine.totals.pinned_bytes.set(self.devices.pinned());
         }
     }
 
@@ -464,11 +465,8 @@ impl Rdma {
     ) -> Option<Next> {
         let link = &connection.link;
         // Kept apart while callbacks run: the body may be borrowed by what they call.
-        let Some((slab, mut assembly)) =
-            link.body.borrow_mut().as_mut().map(|body| (body.slab.clone(), std::mem::take(&mut body.receiving.assembly)))
-        else {
-            return None;
-        };
+        let take = |body: &mut Body| (body.slab.clone(), std::mem::take(&mut body.receiving.assembly));
+        let (slab, mut assembly) = link.body.borrow_mut().as_mut().map(take)?;
         let bytes = slab.filled(&packet.slot, packet.cursor.len);
         let max_len = engine.config.max_message_len;
         let mut messages = 0;

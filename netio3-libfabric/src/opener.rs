@@ -1,7 +1,7 @@
 //! The part of the backend that any thread may use.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,6 +41,14 @@ impl Opener for FabricOpener {
         if let Some(local) = params.local_address.filter(|local| local.is_ipv4() != address.ip().is_ipv4()) {
             let what = format!("the local address {local} is not of the family of {address}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        if let Some(local) = params.local_address.filter(|local| !local.is_unspecified()) {
+            // Whether this machine has it, which the helper thread would find out too late to say.
+            UdpSocket::bind((local, 0)).map_err(|error| io::Error::new(error.kind(), format!("{local}: {error}")))?;
+        }
+        if let Some(interface) = &params.interface {
+            let what = format!("libfabric chooses by address, not by interface ({interface}); set `local_address`");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
         }
         Ok(Dialing { address: *address, source: params.local_address.filter(|local| !local.is_unspecified()) })
     }

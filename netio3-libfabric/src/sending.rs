@@ -78,13 +78,16 @@ struct Cursor {
     started: bool,
 }
 
+/// Finds what the device wants to be told of some memory.
+pub(crate) type Find<'a> = dyn Fn(&[u8]) -> Option<Desc> + 'a;
+
 /// What the device can do.
 pub(crate) struct Abilities<'a> {
     /// Pieces of one post.
     pub(crate) iov_limit: usize,
     /// Where memory must be known to the device, what it wants to be told of some, or `None` for memory that it
     /// does not know; otherwise `None`.
-    pub(crate) find: Option<&'a dyn Fn(&[u8]) -> Option<Desc>>,
+    pub(crate) find: Option<&'a Find<'a>>,
 }
 
 /// A packet ready to be posted.

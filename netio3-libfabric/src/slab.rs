@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use netio3_core::MemoryRegion;
 
@@ -29,6 +30,8 @@ pub(crate) struct Slab {
     registration: Option<fabric::MemoryRegion>,
     memory: MemoryRegion,
     layout: Layout,
+    /// Counts what all slabs of a backend have pinned.
+    pinned: Arc<AtomicU64>,
 }
 
 /// One slot. Whoever holds it is the only one with access to its memory, except the device while it is posted.
@@ -58,7 +61,7 @@ impl Slab {
     ///
     /// # Errors
     /// No such memory, or the device cannot use it.
-    pub(crate) fn new(domain: &Arc<Domain>, layout: Layout) -> Result<(Self, Slots), FabricError> {
+    pub(crate) fn new(domain: &Arc<Domain>, layout: Layout, pinned: &Arc<AtomicU64>) -> Result<(Self, Slots), FabricError> {
         let bytes = layout.bytes();
         let memory = MemoryRegion::new(bytes)
             .map_err(|error| FabricError::refused("mmap", error.raw_os_error().unwrap_or(12), error.to_string()))?;
@@ -70,7 +73,8 @@ impl Slab {
             }),
             false => None,
         };
-        let slab = Self { registration, memory, layout };
+        let slab = Self { registration, memory, layout, pinned: pinned.clone() };
+        pinned.fetch_add(slab.pinned_bytes(), Ordering::Relaxed);
         let slots = slab.cut();
         Ok((slab, slots))
     }
@@ -89,8 +93,8 @@ impl Slab {
         Slots { receives: cut(receives, packet_len), sends: cut(sends, packet_len), heads: cut(heads, HEAD_SLOT_LEN) }
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        self.memory.len()
+    fn pinned_bytes(&self) -> u64 {
+        if self.registration.is_some() { self.memory.len() as u64 } else { 0 }
     }
 
     pub(crate) fn layout(&self) -> Layout {
@@ -120,6 +124,12 @@ impl Slab {
     pub(crate) fn room<'a>(&'a self, slot: &'a mut Slot) -> &'a mut [u8] {
         // SAFETY: as in `filled`, and the slot is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start(slot), slot.capacity) }
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        self.pinned.fetch_sub(self.pinned_bytes(), Ordering::Relaxed);
     }
 }
 

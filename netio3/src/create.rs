@@ -21,6 +21,8 @@ pub fn create_local(
     match kind {
         #[cfg(feature = "tcp")]
         NetworkType::Tcp => netio3_asyncmsg::create_local(config, callbacks, ev),
+        #[cfg(feature = "rdma")]
+        NetworkType::Rdma => netio3_libfabric::create_local(config, callbacks, ev),
         NetworkType::Loopback => netio3_core::loopback::create_local(config, callbacks, ev),
         #[allow(unreachable_patterns, reason = "with all features there is nothing left")]
         _ => unreachable!("availability has refused what is not compiled in"),
@@ -44,6 +46,8 @@ pub fn create(
     match kind {
         #[cfg(feature = "tcp")]
         NetworkType::Tcp => netio3_asyncmsg::create(config, callbacks, ev),
+        #[cfg(feature = "rdma")]
+        NetworkType::Rdma => netio3_libfabric::create(config, callbacks, ev),
         NetworkType::Loopback => netio3_core::loopback::create(config, callbacks, ev),
         #[allow(unreachable_patterns, reason = "with all features there is nothing left")]
         _ => unreachable!("availability has refused what is not compiled in"),

@@ -35,7 +35,7 @@ impl NetworkType {
     pub const fn is_compiled_in(self) -> bool {
         match self {
             Self::Tcp => cfg!(feature = "tcp"),
-            Self::Rdma => false,
+            Self::Rdma => cfg!(feature = "rdma"),
             Self::Loopback => true,
         }
     }
@@ -46,6 +46,10 @@ impl NetworkType {
     /// [`CreateError::NotCompiledIn`] names the feature to build with; [`CreateError::NotAvailable`] says
     /// what is missing on this machine and how to get it.
     pub fn availability(self) -> Result<(), CreateError> {
+        #[cfg(feature = "rdma")]
+        if self == Self::Rdma {
+            return netio3_libfabric::availability();
+        }
         if self.is_compiled_in() {
             return Ok(());
         }

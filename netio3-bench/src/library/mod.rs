@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use netio3::{
     Callbacks, ConnectionParametersRecv, EndPointAddress, EpollEventLoop, EventLoop, NetworkBackend, NetworkConfig, NetworkType,
-    create_local,
+    RdmaParameters, create_local,
 };
 
 use crate::args::{Backend, Common, MAX_SIZE};
@@ -35,6 +35,7 @@ const FOR_EVER: Duration = Duration::from_secs(1 << 30);
 /// A backend's kind and the loop that it runs on.
 struct Ground {
     kind: NetworkType,
+    provider: Option<String>,
     ev: EpollEventLoop,
 }
 
@@ -49,11 +50,12 @@ impl Ground {
         kind.availability().map_err(|error| Failure::NoConnection(error.to_string()))?;
         let ev = EpollEventLoop::new().map_err(|cause| Failure::connecting("cannot make an event loop", &cause))?;
         ev.set_spin(common.spin());
-        Ok(Self { kind, ev })
+        Ok(Self { kind, provider: common.provider.clone(), ev })
     }
 
     fn backend(&self, callbacks: impl Callbacks + 'static) -> Result<Box<dyn NetworkBackend>, Failure> {
-        let config = NetworkConfig { max_message_len: MAX_SIZE, ..Default::default() };
+        let rdma = RdmaParameters { provider: self.provider.clone(), ..Default::default() };
+        let config = NetworkConfig { max_message_len: MAX_SIZE, rdma, ..Default::default() };
         create_local(self.kind, config, Box::new(callbacks), &self.ev).map_err(|error| Failure::NoConnection(chain(&error)))
     }
 

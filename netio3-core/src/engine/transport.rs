@@ -8,8 +8,8 @@ use bytes::Bytes;
 use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::engine::{Connection, Engine, Listener, RawPieces, Upcalls};
-use crate::event_loop::{Budget, Next, Ready};
 use crate::error::RegisterError;
+use crate::event_loop::{Budget, Next, Ready};
 use crate::memory::{MemoryRegion, NetworkBuffer, RegionId};
 
 /// The part of a backend that any thread may use: it starts connections and listeners, without waiting.
