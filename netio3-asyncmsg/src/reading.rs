@@ -177,23 +177,12 @@ impl<N: Net> Tcp<N> {
     ) -> usize {
         let link = &connection.link;
         let fed = bytes.len();
-        let mut rest = 0;
         let mut brought = Brought::default();
         let mut inbound = link.inbound.borrow_mut();
         let mut mode = self.mode(engine, connection);
         while !bytes.is_empty() {
-            match mode {
-                Mode::Deliver | Mode::Discard => {}
-                Mode::Hold => {
-                    rest = bytes.len();
-                    break;
-                }
-                Mode::Stop => {
-                    if link.session.get().stage == Stage::Open {
-                        brought.discarded += inbound.count_messages(bytes);
-                    }
-                    break;
-                }
+            if matches!(mode, Mode::Hold | Mode::Stop) {
+                break;
             }
             match inbound.next(&mut bytes) {
                 Ok(Some(Incoming::Message(message))) if mode == Mode::Deliver => {
@@ -222,6 +211,10 @@ impl<N: Net> Tcp<N> {
                     break;
                 }
             }
+        }
+        let rest = if mode == Mode::Hold { bytes.len() } else { 0 };
+        if mode == Mode::Stop && link.session.get().stage == Stage::Open {
+            brought.discarded += inbound.count_messages(bytes);
         }
         let held = inbound.held();
         drop(inbound);

@@ -18,9 +18,12 @@ use crate::callbacks::{Callbacks, ConnectionInfo};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, NetworkConfig};
 use crate::endpoint::Endpoint;
 use crate::engine::sync::SyncBackend;
+use crate::engine::sync::inbox::{Adoption, Command};
+use crate::engine::sync::mailbox::Mail;
 use crate::error::OpenListenError;
 use crate::event_loop::{Budget, Next};
 use crate::message::Message;
+use crate::stats::ConnectionCounters;
 use crate::status::{ClosedReason, Completion, NetioStatus, RefusedReason};
 
 /// Callbacks that send what they are told.
@@ -395,4 +398,24 @@ fn an_end_before_the_loop_knows_the_connection_is_one_refusal() {
         assert!(scene.backend.connections().is_empty());
         assert!(scene.backend.close(endpoint).is_err());
     }
+}
+
+/// Another thread may find a connection listed that is not on its way to the loop yet.
+#[test]
+fn an_end_that_overtakes_its_opening_is_one_refusal() {
+    let scene = Scene::new();
+    let shared = &scene.backend.shared;
+    let (address, params) = (EndPointAddress::localhost(ADDRESS), ConnectionParameters::default());
+    let endpoint = shared.ids.allocate(crate::MAX_ENDPOINTS).unwrap();
+    let counters: Arc<ConnectionCounters> = Arc::default();
+    shared.directory.write().connections += 1;
+    shared.put(Mail::new(endpoint, address, &params, &shared.config, counters.clone()));
+    scene.elsewhere(|backend| backend.close(endpoint).unwrap());
+    scene.ev.turn();
+    assert_eq!(scene.told(), []);
+    shared.inbox.command(Command::Adopt(Adoption { endpoint, address, params: Arc::new(params), counters, dialing: () }));
+    while scene.ev.turn() == Next::Again {}
+    assert_eq!(scene.told(), [Told::Refused(RefusedReason::Local)]);
+    scene.ev.turn();
+    assert_eq!(scene.told(), [], "once");
 }
