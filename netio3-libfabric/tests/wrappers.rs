@@ -37,7 +37,7 @@ fn library() -> Option<(Arc<Library>, MutexGuard<'static, ()>)> {
 
 /// What `tcp` has for this address.
 fn info(library: &Arc<Library>, node: SocketAddr, passive: bool) -> Info {
-    let hints = Hints { provider: Some("tcp".into()), node: Some(node), passive };
+    let hints = Hints { provider: Some("tcp".into()), node: Some(node), passive, source: None };
     library.infos(&hints).unwrap().into_iter().next().expect("tcp is everywhere")
 }
 
@@ -244,7 +244,7 @@ fn finds_tcp() {
 #[test]
 fn an_unknown_provider_is_nothing_found() {
     let Some((library, _one)) = library() else { return };
-    let hints = Hints { provider: Some("no-such-provider".into()), node: Some(anywhere()), passive: true };
+    let hints = Hints { provider: Some("no-such-provider".into()), node: Some(anywhere()), passive: true, source: None };
     assert!(library.infos(&hints).unwrap().is_empty());
 }
 
