@@ -54,6 +54,8 @@ struct Packed {
     memory: Memory,
     len: usize,
     messages: u32,
+    /// So many pieces are held back until the packet has left: buffers, which return to their pools then.
+    held: usize,
 }
 
 enum Memory {
@@ -178,6 +180,13 @@ impl Sending {
                 self.pack(message.len, slab, |room| fill_raw(room, message.header, pieces.held()));
                 true
             }
+            Payload::Buffer(buffer) if small => {
+                let buffer = Payload::take(buffer);
+                self.pack(message.len, slab, |room| room.copy_from_slice(buffer.as_slice()));
+                self.pieces.push_back(Piece::Buffer(buffer));
+                self.open.iter_mut().for_each(|open| open.held += 1);
+                false
+            }
             payload => {
                 self.push_pieces(message.header, payload, message.len);
                 false
@@ -210,7 +219,7 @@ impl Sending {
         let packet_len = self.packet_len;
         if self.open.as_ref().is_none_or(|open| open.len + LEN_LEN + len > packet_len) {
             self.close_open();
-            self.open = Some(Packed { memory: self.chunk(), len: HEAD_LEN, messages: 0 });
+            self.open = Some(Packed { memory: self.chunk(), len: HEAD_LEN, messages: 0, held: 0 });
         }
         let Some(open) = &mut self.open else { return };
         let room = &mut open.memory.bytes_mut(slab)[open.len..open.len + LEN_LEN + len];
@@ -262,6 +271,7 @@ impl Sending {
         }
         let mut built = Built::new(Kind::Messages, packed.memory, packed.messages);
         built.add_memory(slab, 0, packed.len);
+        built.user_pieces = packed.held;
         Some(built)
     }
 
