@@ -230,10 +230,12 @@ impl Sending {
         open.messages += 1;
     }
 
-    /// Memory for packing: the device's if some is free.
+    /// Memory for packing: the device's if some is free. The last of it is left to what goes first, which would
+    /// otherwise wait for what comes after it.
     #[cold]
     fn chunk(&mut self) -> Memory {
-        match self.sends.pop() {
+        let slot = if self.sends.len() > 1 { self.sends.pop() } else { None };
+        match slot {
             Some(slot) => Memory::Send(slot),
             None => Memory::Heap(self.spare.pop().unwrap_or_else(|| vec![0; self.packet_len].into())),
         }
@@ -574,3 +576,6 @@ impl Piece {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,6 +79,13 @@ impl Slab {
         Ok((slab, slots))
     }
 
+    /// Memory that no device knows.
+    #[cfg(test)]
+    pub(crate) fn unregistered(layout: Layout) -> Self {
+        let memory = MemoryRegion::new(layout.bytes()).expect("so much memory");
+        Self { registration: None, memory, layout, pinned: Arc::default() }
+    }
+
     /// Divides the memory anew. All earlier slots are gone, and nothing is posted any more.
     pub(crate) fn cut(&self) -> Slots {
         let mut offset = 0;

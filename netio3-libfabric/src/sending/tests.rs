@@ -1,0 +1,240 @@
+//! What goes in on one side comes out on the other, however it is cut.
+#![allow(unsafe_code)]
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use netio3_core::MemoryRegion;
+use netio3_core::engine::{Outgoing, Payload, Retired};
+use proptest::prelude::*;
+
+use super::*;
+use crate::receiving::{Assembly, Broken, Found, Receiving};
+use crate::slab::Layout;
+use crate::wire::Head;
+
+/// A message to be sent: header, pieces, and how.
+#[derive(Clone, Debug)]
+struct Plan {
+    header: usize,
+    pieces: Vec<usize>,
+    how: How,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum How {
+    Copied,
+    Shared,
+    Buffer,
+}
+
+impl Plan {
+    fn bytes(&self, number: usize, len: usize, salt: usize) -> Vec<u8> {
+        (0..len).map(|index| (index * 7 + number * 31 + salt) as u8).collect()
+    }
+
+    fn header(&self, number: usize) -> Vec<u8> {
+        self.bytes(number, if matches!(self.how, How::Buffer) { 0 } else { self.header }, 1)
+    }
+
+    fn pieces(&self, number: usize) -> Vec<Vec<u8>> {
+        self.pieces.iter().enumerate().map(|(index, len)| self.bytes(number, *len, index + 2)).collect()
+    }
+
+    fn whole(&self, number: usize) -> Vec<u8> {
+        [self.header(number), self.pieces(number).concat()].concat()
+    }
+}
+
+/// A side that sends, and what the wire carried.
+struct Side {
+    slab: Slab,
+    sending: Sending,
+    packets: Vec<Vec<u8>>,
+    iov_limit: usize,
+    /// Whether the device wants to know memory, of which it then knows every other piece.
+    picky: bool,
+}
+
+impl Side {
+    fn new(packet_len: usize, iov_limit: usize, picky: bool) -> Self {
+        let slab = Slab::unregistered(Layout { packet_len, receives: 0, sends: 2, heads: 4 });
+        let slots = slab.cut();
+        let sending = Sending::new(slots.sends, slots.heads, packet_len);
+        Self { slab, sending, packets: Vec::new(), iov_limit, picky }
+    }
+
+    fn send(&mut self, plan: &Plan, number: usize, copy_below: usize) {
+        let (header, pieces) = (plan.header(number), plan.pieces(number));
+        let len = header.len() + pieces.iter().map(Vec::len).sum::<usize>();
+        match plan.how {
+            How::Copied => {
+                let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+                self.sending.push(Outgoing { header: &header, payload: Payload::Copied(&slices), len }, copy_below, &self.slab);
+            }
+            How::Shared => {
+                let shared: Vec<Bytes> = pieces.into_iter().map(Bytes::from).collect();
+                self.sending.push(Outgoing { header: &header, payload: Payload::Shared(&shared), len }, copy_below, &self.slab);
+            }
+            How::Buffer => {
+                let region = MemoryRegion::new(len.max(1)).unwrap();
+                let mut buffer = region.cut(len.max(1)).unwrap().take().unwrap();
+                pieces.iter().for_each(|piece| buffer.extend_from_slice(piece).unwrap());
+                let message = Outgoing { header: &[], payload: Payload::Buffer(&mut Some(buffer)), len };
+                self.sending.push(message, copy_below, &self.slab);
+            }
+        }
+    }
+
+    /// Posts what can be posted; gives how many packets.
+    fn post(&mut self, at_most: usize) -> usize {
+        let find = |bytes: &[u8]| (bytes.as_ptr().addr() / 16 % 2 == 0).then_some(Desc::NONE);
+        let abilities = Abilities { iov_limit: self.iov_limit, find: if self.picky { Some(&find) } else { None } };
+        for count in 0..at_most {
+            let Some(built) = self.sending.build(&self.slab, &abilities) else { return count };
+            built.write_head(&self.slab, 3, 1);
+            assert!(built.pieces().len() <= self.iov_limit);
+            // SAFETY: the pieces are memory that the packet holds.
+            let piece = |(start, len, _): &(usize, usize, Desc)| unsafe { std::slice::from_raw_parts(*start as *const u8, *len) };
+            let packet: Vec<u8> = built.pieces().iter().flat_map(|it| piece(it).iter().copied()).collect();
+            assert_eq!(packet.len(), built.len);
+            self.packets.push(packet);
+            self.sending.posted();
+        }
+        at_most
+    }
+}
+
+/// What a side makes of packets.
+fn receive(packets: &[Vec<u8>], packet_len: usize) -> Vec<Vec<u8>> {
+    let slab = Arc::new(Slab::unregistered(Layout { packet_len, receives: 3, sends: 0, heads: 0 }));
+    let mut receiving = Receiving::new(slab.cut().receives, 1);
+    let mut messages = Vec::new();
+    let mut assembly = Assembly::default();
+    for packet in packets {
+        assert!(packet.len() <= packet_len);
+        let mut slot = receiving.next_free().expect("all are handled");
+        slab.room(&mut slot)[..packet.len()].copy_from_slice(packet);
+        let index = slot.index();
+        receiving.posted(slot);
+        let head = receiving.arrived(index, packet.len(), &slab).expect("a good head");
+        assert_eq!((head.credits, head.control), (3, 1));
+        let mut packet = receiving.take_packet().expect("data");
+        let bytes = slab.filled(&packet.slot, packet.cursor.len);
+        loop {
+            match packet.cursor.next(bytes, &mut assembly, usize::MAX).expect("a good packet") {
+                Found::Message(message) => messages.push(message.to_vec()),
+                Found::Assembled => {
+                    assembly.expected = 0;
+                    messages.push(std::mem::take(&mut assembly.memory));
+                }
+                Found::End => break,
+                Found::Goodbye | Found::Farewell => panic!("nobody said that"),
+            }
+        }
+        receiving.handled(packet);
+        receiving.take_owed();
+    }
+    messages
+}
+
+fn plans() -> impl Strategy<Value = Vec<Plan>> {
+    let piece = prop_oneof![Just(0_usize), 1..40_usize, 200..400_usize, 900..5_000_usize];
+    let how = prop_oneof![Just(How::Copied), Just(How::Shared), Just(How::Buffer)];
+    let header = prop_oneof![Just(0_usize), 1..20_usize, 300..2_000_usize];
+    let plan = (header, proptest::collection::vec(piece, 0..12), how).prop_map(|(header, pieces, how)| Plan { header, pieces, how });
+    proptest::collection::vec(plan, 1..40)
+}
+
+proptest! {
+    #[test]
+    fn what_is_sent_arrives_however_it_is_cut(
+        plans in plans(),
+        packet_len in 600..2_000_usize,
+        iov_limit in 2..6_usize,
+        picky: bool,
+        copy_below in prop_oneof![Just(0_usize), Just(300), Just(100_000)],
+        rhythm in proptest::collection::vec(0..4_usize, 1..20),
+    ) {
+        let mut side = Side::new(packet_len, iov_limit, picky);
+        let mut retired: Vec<Retired> = Vec::new();
+        let mut left = 0;
+        let mut first_tag = 0_u16;
+        let mut rhythm = rhythm.into_iter().cycle();
+        for (number, plan) in plans.iter().enumerate() {
+            side.send(plan, number, copy_below);
+            let posted = side.post(rhythm.next().unwrap());
+            if side.sending.in_flight() > 3 {
+                // The first two leave.
+                left += side.sending.left(first_tag.wrapping_add(1));
+                first_tag = first_tag.wrapping_add(2);
+            }
+            let _ = posted;
+        }
+        for _ in 0..10_000 {
+            side.post(2);
+            left += side.sending.all_left();
+            if side.sending.is_empty() {
+                break;
+            }
+        }
+        prop_assert!(side.sending.is_empty() && side.sending.waiting() == 0);
+        prop_assert_eq!(left, plans.len());
+        side.sending.retire(&mut retired);
+        let held = plans.iter().filter(|plan| matches!(plan.how, How::Buffer)).count();
+        prop_assert_eq!(retired.iter().filter(|it| matches!(it, Retired::Buffer(_))).count(), held);
+        let arrived = receive(&side.packets, packet_len);
+        let sent: Vec<Vec<u8>> = plans.iter().enumerate().map(|(number, plan)| plan.whole(number)).collect();
+        prop_assert_eq!(arrived, sent);
+    }
+
+    #[test]
+    fn strange_packets_are_refused_and_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0xC0..0xC9_u8) {
+        let slab = Slab::unregistered(Layout { packet_len: 600, receives: 3, sends: 0, heads: 0 });
+        let mut receiving = Receiving::new(slab.cut().receives, 1);
+        let mut slot = receiving.next_free().unwrap();
+        slab.room(&mut slot)[..bytes.len()].copy_from_slice(&bytes);
+        slab.room(&mut slot)[0] = kind;
+        let index = slot.index();
+        receiving.posted(slot);
+        if receiving.arrived(index, bytes.len(), &slab).is_ok() {
+            if let Some(mut packet) = receiving.take_packet() {
+                let bytes = slab.filled(&packet.slot, packet.cursor.len);
+                let mut assembly = Assembly::default();
+                for _ in 0..300 {
+                    match packet.cursor.next(bytes, &mut assembly, 100) {
+                        Ok(Found::End) | Err(_) => break,
+                        Ok(Found::Message(message)) => prop_assert!(message.len() <= 100),
+                        Ok(_) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sends packets to a fresh side with one data credit; gives what it says to each.
+fn answers(packets: &[Vec<u8>]) -> Vec<Result<Head, Broken>> {
+    let slab = Slab::unregistered(Layout { packet_len: 600, receives: 8, sends: 0, heads: 0 });
+    let mut receiving = Receiving::new(slab.cut().receives, 1);
+    let arrive = |packet: &Vec<u8>| {
+        let mut slot = receiving.next_free().unwrap();
+        slab.room(&mut slot)[..packet.len()].copy_from_slice(packet);
+        let index = slot.index();
+        receiving.posted(slot);
+        receiving.arrived(index, packet.len(), &slab)
+    };
+    packets.iter().map(arrive).collect()
+}
+
+#[test]
+fn who_exceeds_his_credits_is_found_out() {
+    let packet = |kind| Head { kind, credits: 0, control: 0 }.encode().to_vec();
+    let data = answers(&[packet(Kind::Messages), packet(Kind::Messages)]);
+    assert_eq!((data[0].is_ok(), data[1]), (true, Err(Broken::Credits)));
+    let beats = answers(&[packet(Kind::Heartbeat), packet(Kind::Heartbeat), packet(Kind::Heartbeat)]);
+    assert_eq!((beats[1].is_ok(), beats[2]), (true, Err(Broken::Credits)));
+    assert_eq!(answers(&[b"GET / HTTP".to_vec()]), [Err(Broken::Head)]);
+    assert_eq!(answers(&[vec![0xC1]]), [Err(Broken::Head)]);
+}
