@@ -34,7 +34,7 @@ pub(crate) struct Link {
     pub(crate) gone: Cell<bool>,
     /// In the list of those whose end is to be handled.
     pub(crate) listed_lost: Cell<bool>,
-    /// In the list of those that have to be flushed when there is room again.
+    /// The device took no more just now.
     pub(crate) stuck: Cell<bool>,
     /// What it contributes to the backend's count of assembly memory, in bytes.
     pub(crate) counted_memory: Cell<usize>,

@@ -151,6 +151,11 @@ impl Sending {
         !self.items.is_empty() || self.open.is_some()
     }
 
+    /// Whether the next packet may have to wait for one on its way to leave its slot.
+    pub(crate) fn is_short_of_slots(&self) -> bool {
+        self.sends.is_empty() || self.heads.is_empty()
+    }
+
     /// Posted packets that have not left.
     pub(crate) fn in_flight(&self) -> usize {
         self.flights.len()

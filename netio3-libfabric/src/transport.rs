@@ -36,6 +36,8 @@ pub(crate) struct Rdma {
     pub(crate) listeners: RefCell<HashMap<u64, usize>>,
     /// Connections whose peer is gone, to be handled once the queues are empty.
     pub(crate) lost: RefCell<Vec<Conn>>,
+    /// Connections to be flushed again although no completion is to come.
+    retry: RefCell<Vec<Conn>>,
     known: RefCell<KnownMemory>,
     /// The queues may have something, so that they are looked at before the loop sleeps.
     pub(crate) active: Cell<bool>,
@@ -107,6 +109,7 @@ impl Rdma {
             closing: RefCell::default(),
             listeners: RefCell::default(),
             lost: RefCell::default(),
+            retry: RefCell::default(),
             known: RefCell::default(),
             active: Cell::new(false),
         }
@@ -218,7 +221,7 @@ impl Rdma {
             let count = pieces.len();
             // The last one that can be posted now asks for its completion, and every one after a quarter of the
             // queue, so that no key waits for later traffic.
-            let is_last = *credits == 1 || in_flight + 1 == *depth || !sending.has_more();
+            let is_last = *credits == 1 || in_flight + 1 == *depth || !sending.has_more() || sending.is_short_of_slots();
             let signal = is_last || *unsignalled + 1 >= (*depth / 4).max(1);
             // SAFETY: the pieces lie in the slab, in heap memory of the packet, or in memory of the user's; `sending`
             // holds all of these until the packet has left, or until the endpoint is closed.
@@ -384,11 +387,15 @@ impl Transport for Rdma {
         }
         let mut body = link.body.borrow_mut();
         let Some(open) = &mut *body else { return };
-        link.stuck.set(false);
         let posted = self.post(engine, connection, open).and_then(|left| self.say(engine, connection, open).map(|()| left));
         let quiet = open.sending.in_flight() == 0;
+        // Where the last posted packet asked for its completion, that one goes on.
+        let retry = link.stuck.take() && (quiet || open.unsignalled > 0);
         drop(body);
         self.active.set(true);
+        if retry {
+            self.retry.borrow_mut().push(connection.clone());
+        }
         match posted {
             Ok(left) => {
                 if left > 0 {
@@ -431,6 +438,7 @@ impl Transport for Rdma {
         drop(body);
         match sent {
             Ok(true) => connection.counters.heartbeats_sent.add(1),
+            // Other packets are on their way, or the peer has not handled the last ones.
             Ok(false) => {}
             Err(_) => self.lose(engine, connection),
         }
@@ -500,11 +508,16 @@ impl Transport for Rdma {
         if up.engine().is_gone() || !self.active.get() {
             return Next::Wait;
         }
-        if self.may_sleep() {
+        let retry = self.retry.take();
+        if retry.is_empty() && self.may_sleep() {
             self.active.set(false);
             return Next::Wait;
         }
         self.pump(up, budget);
+        let engine = up.engine();
+        if !engine.is_gone() {
+            retry.iter().filter(|connection| !connection.is_over()).for_each(|connection| engine.flush_later(connection));
+        }
         Next::Again
     }
 
