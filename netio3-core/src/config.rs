@@ -71,11 +71,17 @@ pub struct RdmaParameters {
     /// Buffers of that size for each connection in which small messages are put together for sending. Default 4; at
     /// least 1, at most 4,096.
     pub sends: u16,
+    /// Receive buffers of all connections of a device together, control included. Each connection gets up to half of
+    /// what is left, at least 3, and its peer credits for no more than that; where fewer are left, opening fails with
+    /// `LocalResource`. Default: no limit.
+    pub shared_receives: Option<usize>,
+    /// The same for send buffers, of which each connection gets at least one.
+    pub shared_sends: Option<usize>,
 }
 
 impl Default for RdmaParameters {
     fn default() -> Self {
-        Self { provider: None, receive_size: 64 << 10, receives: 16, sends: 4 }
+        Self { provider: None, receive_size: 64 << 10, receives: 16, sends: 4, shared_receives: None, shared_sends: None }
     }
 }
 

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::fabric::{self, Access, CompletionQueue, Desc, Domain, EventQueue, Fabric, FabricError, Hints, Info, Library};
 use crate::slab::{Layout, Slab, Slots};
+use crate::wire::CONTROL_RECEIVES;
 
 /// Everything of libfabric that a backend has open.
 pub(crate) struct Devices {
@@ -41,6 +42,8 @@ pub(crate) struct Device {
     queues: Mutex<Vec<Arc<Queue>>>,
     spare: Mutex<Vec<Arc<Slab>>>,
     pinned: Arc<AtomicU64>,
+    /// Receive and send buffers that connections may still be given.
+    left: Mutex<(usize, usize)>,
 }
 
 /// A completion queue, for as many endpoints as it has room for.
@@ -54,9 +57,16 @@ pub(crate) struct Queue {
 /// Memory of the user's that is registered.
 struct Region {
     id: RegionId,
-    /// By the number of the device.
-    registrations: Vec<(usize, Arc<fabric::MemoryRegion>)>,
     memory: MemoryRegion,
+    /// By the number of the device.
+    registrations: Vec<(usize, Registered)>,
+}
+
+/// Memory that a device knows.
+pub(crate) struct Registered {
+    // Closed before the memory goes.
+    registration: fabric::MemoryRegion,
+    pub(crate) memory: MemoryRegion,
 }
 
 /// A stretch of memory that a device knows.
@@ -142,6 +152,7 @@ impl Devices {
             queues: Mutex::default(),
             spare: Mutex::default(),
             pinned: self.pinned.clone(),
+            left: Mutex::new((self.params.shared_receives.unwrap_or(usize::MAX), self.params.shared_sends.unwrap_or(usize::MAX))),
         });
         if device.provider != "verbs" {
             tracing::warn!(
@@ -185,9 +196,8 @@ impl Devices {
     /// What a device knows of the user's memory.
     pub(crate) fn known(&self, device: &Device) -> Vec<Known> {
         let of_region = |region: &Region| {
-            let registration = region.registrations.iter().find(|(number, _)| *number == device.number)?;
-            let start = region.memory.address();
-            Some(Known { start, end: start + region.memory.len(), desc: registration.1.desc() })
+            let (_, registered) = region.registrations.iter().find(|(number, _)| *number == device.number)?;
+            Some(registered.known())
         };
         self.regions.lock().iter().filter_map(of_region).collect()
     }
@@ -196,15 +206,34 @@ impl Devices {
 impl Region {
     fn register_with(&mut self, device: &Device) -> Result<(), FabricError> {
         if device.domain.needs_registration() {
-            // SAFETY: the memory stays mapped for as long as `memory` lives, which goes after the registrations.
-            #[allow(unsafe_code)]
-            let registration = unsafe {
-                fabric::MemoryRegion::register(&device.domain, self.memory.address() as *const u8, self.memory.len(), Access::Send)
-            };
-            let registration = registration.map_err(|error| error.error)?;
-            self.registrations.push((device.number, Arc::new(registration)));
+            self.registrations.push((device.number, Registered::new(device, self.memory.clone())?));
         }
         Ok(())
+    }
+}
+
+impl Registered {
+    /// Makes memory known to a device, for sending. This may block.
+    pub(crate) fn new(device: &Device, memory: MemoryRegion) -> Result<Self, FabricError> {
+        // SAFETY: the memory stays mapped for as long as `memory` lives, which goes after the registration.
+        #[allow(unsafe_code)]
+        let registration =
+            unsafe { fabric::MemoryRegion::register(&device.domain, memory.address() as *const u8, memory.len(), Access::Send) };
+        Ok(Self { registration: registration.map_err(|error| error.error)?, memory })
+    }
+
+    /// What the device knows.
+    pub(crate) fn known(&self) -> Known {
+        let start = self.memory.address();
+        Known { start, end: start + self.memory.len(), desc: self.registration.desc() }
+    }
+}
+
+impl Known {
+    /// What the device wants to be told of these bytes, if they lie here.
+    pub(crate) fn find(&self, bytes: &[u8]) -> Option<Desc> {
+        let start = bytes.as_ptr().addr();
+        (self.start <= start && start + bytes.len() <= self.end).then_some(self.desc)
     }
 }
 
@@ -219,6 +248,31 @@ impl Device {
         }
         drop(spare);
         Slab::new(&self.domain, layout, &self.pinned).map(|(slab, slots)| (Arc::new(slab), slots))
+    }
+
+    /// Deals a connection its share of the buffers: at most what it wants and half of what is left.
+    ///
+    /// # Errors
+    /// Too few are left.
+    pub(crate) fn deal(&self, wanted: Layout) -> Result<Layout, FabricError> {
+        let mut left = self.left.lock();
+        let share = |left: usize, wanted: u16, least: u16| {
+            let share = u16::try_from((left / 2).max(usize::from(least))).unwrap_or(u16::MAX).min(wanted);
+            (usize::from(share) <= left).then_some(share)
+        };
+        let dealt = share(left.0, wanted.receives, LEAST_RECEIVES).zip(share(left.1, wanted.sends, 1));
+        let Some((receives, sends)) = dealt else {
+            let text = "all shared receive or send buffers of this device are dealt; raise `rdma.shared_receives` and `rdma.shared_sends`";
+            return Err(FabricError::refused("fi_endpoint", NO_BUFFERS, text));
+        };
+        *left = (left.0 - usize::from(receives), left.1 - usize::from(sends));
+        Ok(Layout { receives, sends, ..wanted })
+    }
+
+    /// Takes back what was dealt.
+    pub(crate) fn take_back(&self, dealt: Layout) {
+        let mut left = self.left.lock();
+        *left = (left.0 + usize::from(dealt.receives), left.1 + usize::from(dealt.sends));
     }
 
     /// Keeps the memory of a connection that ended for the next one.
@@ -261,6 +315,10 @@ impl Queue {
     }
 }
 
+/// Receives of a connection, at least: one for data and two for control.
+const LEAST_RECEIVES: u16 = 1 + CONTROL_RECEIVES as u16;
+/// ENOBUFS.
+const NO_BUFFERS: i32 = 105;
 /// Memory of ended connections that is kept.
 const SPARE_SLABS: usize = 8;
 

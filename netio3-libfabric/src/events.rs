@@ -99,6 +99,13 @@ impl Rdma {
                         (None, Err(_)) => {}
                     }
                 }
+                Done::Registered { id, registered } => {
+                    if let Some(connection) = self.connection(&engine, id) {
+                        if let Some(body) = &mut *connection.link.body.borrow_mut() {
+                            body.registered.push(registered);
+                        }
+                    }
+                }
                 Done::Closed { id, body } => {
                     let connection = self.closing.borrow_mut().remove(&id);
                     let mut retired = Vec::new();
@@ -624,6 +631,7 @@ impl Drop for Rdma {
             match self.done.recv_timeout(helper::CLOSE_PATIENCE) {
                 Ok(Done::Closed { body, .. }) => drop(body),
                 Ok(Done::Opened { result, .. }) => drop(result),
+                Ok(Done::Registered { registered, .. }) => drop(registered),
                 Err(_) => break,
             }
         }

@@ -8,9 +8,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use netio3_core::{EndPointAddress, Remote};
+use netio3_core::{EndPointAddress, MemoryRegion, Remote};
 
-use crate::devices::{Device, Devices, Net, Queue};
+use crate::devices::{Device, Devices, Net, Queue, Registered};
 use crate::fabric::{Direction, Endpoint, FabricError, Info, PassiveEndpoint, Posted};
 use crate::link::Body;
 use crate::receiving::Receiving;
@@ -39,6 +39,12 @@ pub(crate) enum Job {
         info: Info,
         hello: [u8; HELLO_LEN],
     },
+    /// Makes memory of a connection's known to its device.
+    Register {
+        id: u64,
+        device: Arc<Device>,
+        region: MemoryRegion,
+    },
     /// Closes an endpoint; what it used comes back.
     Close {
         id: u64,
@@ -50,6 +56,7 @@ pub(crate) enum Job {
 pub(crate) enum Done {
     Opened { id: u64, result: io::Result<Box<Body>> },
     Closed { id: u64, body: Box<Body> },
+    Registered { id: u64, registered: Registered },
 }
 
 /// How long the end of a backend waits for an endpoint to be closed.
@@ -88,6 +95,13 @@ fn work(devices: &Devices, jobs: &Receiver<Job>, tell: &Sender<Done>, remote: &d
                 }
                 continue;
             }
+            Job::Register { id, device, region } => match Registered::new(&device, region) {
+                Ok(registered) => Done::Registered { id, registered },
+                Err(error) => {
+                    tracing::warn!(%error, "the buffers of a connection cannot be registered and are copied");
+                    continue;
+                }
+            },
             Job::Close { id, mut body } => {
                 close(&mut body);
                 Done::Closed { id, body }
@@ -105,9 +119,10 @@ pub(crate) fn close(body: &mut Body) {
     if let Some(endpoint) = body.endpoint.take() {
         // It fails where the connection is over already.
         let _ = endpoint.shutdown();
-        drop(endpoint);
-        body.queue.unreserve(body.reserved());
     }
+    body.registered.clear();
+    body.queue.unreserve(body.reserved());
+    body.queue.device.take_back(body.slab.layout());
 }
 
 fn connect(devices: &Devices, id: u64, address: EndPointAddress, source: Option<IpAddr>, hello: &[u8], layout: Layout) -> io::Result<Body> {
@@ -133,17 +148,19 @@ fn finish(body: &mut Body, start: impl FnOnce(&Endpoint) -> Result<(), FabricErr
 
 /// An endpoint with its receives posted, so that nothing arrives in vain.
 fn open(device: &Arc<Device>, id: u64, info: &Info, layout: Layout) -> Result<Body, FabricError> {
-    let layout = Layout { receives: layout.receives.min(u16::try_from(info.rx_size()).unwrap_or(u16::MAX)), ..layout };
-    let (slab, slots) = device.slab(layout)?;
+    let wanted = Layout { receives: layout.receives.min(u16::try_from(info.rx_size()).unwrap_or(u16::MAX)), ..layout };
+    let layout = device.deal(wanted)?;
     // More than the peer's credits can hardly be on its way at once.
-    let depth = info.tx_size().min(2 * usize::from(layout.receives)).max(4);
-    let queue = device.queue(depth + usize::from(layout.receives))?;
+    let depth = info.tx_size().min(2 * usize::from(wanted.receives)).max(4);
+    let made = device.slab(layout).and_then(|memory| Ok((memory, device.queue(depth + usize::from(layout.receives))?)));
+    let ((slab, slots), queue) = made.inspect_err(|_| device.take_back(layout))?;
     let mut body = Body {
         endpoint: None,
         sending: Sending::new(slots.sends, slots.heads, layout.packet_len.min(info.max_msg_size())),
         receiving: Receiving::new(slots.receives, layout.receives - u16::from(CONTROL_RECEIVES)),
         slab,
         queue,
+        registered: Vec::new(),
         credits: 0,
         control: 0,
         unsignalled: 0,
@@ -151,14 +168,11 @@ fn open(device: &Arc<Device>, id: u64, info: &Info, layout: Layout) -> Result<Bo
         iov_limit: info.iov_limit().max(1),
         inject_size: info.inject_size(),
     };
-    match make(device, &body.queue, id, info) {
-        Ok(endpoint) => body.endpoint = Some(endpoint),
-        Err(error) => {
-            body.queue.unreserve(body.reserved());
-            return Err(error);
-        }
-    }
-    post_receives(id, &mut body).inspect_err(|_| close(&mut body))?;
+    let made = make(device, &body.queue, id, info).and_then(|endpoint| {
+        body.endpoint = Some(endpoint);
+        post_receives(id, &mut body)
+    });
+    made.inspect_err(|_| close(&mut body))?;
     Ok(body)
 }
 

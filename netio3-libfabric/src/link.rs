@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use netio3_core::engine::Retired;
 
-use crate::devices::{Net, Queue};
+use crate::devices::{Net, Queue, Registered};
 use crate::fabric::{Completion, Endpoint, EventQueue, PassiveEndpoint};
 use crate::receiving::Receiving;
 use crate::sending::Sending;
@@ -73,6 +73,8 @@ pub(crate) struct Body {
     pub(crate) receiving: Receiving,
     pub(crate) slab: Arc<Slab>,
     pub(crate) queue: Arc<Queue>,
+    /// The memory of its pool of buffers.
+    pub(crate) registered: Vec<Registered>,
     /// Data packets that the peer takes.
     pub(crate) credits: u16,
     /// Control packets that the peer takes.

@@ -8,7 +8,7 @@ use std::mem;
 
 use bytes::Bytes;
 use netio3_core::engine::{Outgoing, Payload, Retired};
-use netio3_core::{HeldSlice, NetworkBuffer};
+use netio3_core::{HeldSlice, MemoryRegion, NetworkBuffer};
 
 use crate::fabric::Desc;
 use crate::slab::{HEAD_SLOT_LEN, Slab, Slot};
@@ -42,6 +42,9 @@ pub(crate) struct Sending {
     /// Bytes that wait to be posted.
     waiting: usize,
     retired: Vec<Retired>,
+    /// The memory of a pool that the device does not know yet, and of those that were told of.
+    unknown: Option<MemoryRegion>,
+    told: Vec<usize>,
 }
 
 enum Item {
@@ -132,6 +135,8 @@ impl Sending {
             packet_len,
             waiting: 0,
             retired: Vec::new(),
+            unknown: None,
+            told: Vec::new(),
         }
     }
 
@@ -144,6 +149,11 @@ impl Sending {
     /// Whether nothing waits to be posted.
     pub(crate) fn is_empty(&self) -> bool {
         self.items.is_empty() && self.open.is_none() && self.built.is_none()
+    }
+
+    /// The memory of a pool that the device should be told of. It is named once.
+    pub(crate) fn take_unknown(&mut self) -> Option<MemoryRegion> {
+        self.unknown.take()
     }
 
     /// Whether something waits beyond the built packet.
@@ -360,7 +370,15 @@ impl Sending {
                         count += 1;
                     }
                     filled += n;
-                    copied += if desc.is_none() { n } else { 0 };
+                    if desc.is_none() {
+                        copied += n;
+                        if let Piece::Buffer(buffer) = piece {
+                            if !self.told.contains(&buffer.region().address()) {
+                                self.told.push(buffer.region().address());
+                                self.unknown = Some(buffer.region().clone());
+                            }
+                        }
+                    }
                     n
                 }
             };

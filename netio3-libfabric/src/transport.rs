@@ -177,17 +177,16 @@ impl Rdma {
             *known = KnownMemory { version, stretches: HashMap::new() };
         }
         let stretches = known.stretches.entry(device.number).or_insert_with(|| self.devices.known(device));
-        let (start, end) = (bytes.as_ptr().addr(), bytes.as_ptr().addr() + bytes.len());
-        stretches.iter().find(|known| known.start <= start && end <= known.end).map(|known| known.desc)
+        stretches.iter().find_map(|known| known.find(bytes))
     }
 
     /// Posts what waits, as far as credits and the device go. Gives an error when the device refuses.
     fn post(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body) -> Result<usize, crate::fabric::FabricError> {
-        let Body { endpoint, sending, receiving, slab, queue, credits, unsignalled, depth, iov_limit, inject_size, .. } = body;
+        let Body { endpoint, sending, receiving, slab, queue, registered, credits, unsignalled, depth, iov_limit, inject_size, .. } = body;
         let Some(endpoint) = endpoint else { return Ok(0) };
         let id = connection.link.id;
         let device = &queue.device;
-        let find = |bytes: &[u8]| self.desc_of(device, bytes);
+        let find = |bytes: &[u8]| registered.iter().find_map(|own| own.known().find(bytes)).or_else(|| self.desc_of(device, bytes));
         let abilities = Abilities { iov_limit: *iov_limit, find: if device.domain.needs_registration() { Some(&find) } else { None } };
         let mut left = 0;
         while *credits > 0 && sending.in_flight() < *depth {
@@ -241,7 +240,10 @@ impl Rdma {
                     return Err(error);
                 }
             }
-            if copied > 0 {
+            if let Some(region) = sending.take_unknown() {
+                // A pool is registered when it is first used; until then its buffers are copied.
+                self.ask(Job::Register { id, device: device.clone(), region });
+            } else if copied > 0 {
                 connection.counters.copied_messages.add(1);
                 if !connection.link.warned.replace(true) {
                     tracing::warn!(endpoint = %connection.endpoint, "memory outside the registered regions is copied before it is sent; register it");
