@@ -267,8 +267,9 @@ impl Info {
     /// `start` must be null or have `len` readable bytes.
     unsafe fn address(&self, start: *const std::ffi::c_void, len: usize) -> Option<SocketAddr> {
         match self.raw.info().addr_format {
-            // SAFETY: the caller vouches for it.
-            sys::FI_SOCKADDR | sys::FI_SOCKADDR_IN | sys::FI_SOCKADDR_IN6 => unsafe { address::read(start, len) },
+            // `verbs` names the format of InfiniBand in the info of a request, whose addresses may be of the internet.
+            // SAFETY: the caller vouches for it; the address tells its own kind.
+            sys::FI_SOCKADDR | sys::FI_SOCKADDR_IN | sys::FI_SOCKADDR_IN6 | sys::FI_SOCKADDR_IB => unsafe { address::read(start, len) },
             _ => None,
         }
     }
