@@ -69,7 +69,7 @@
 //! | `NetworkBackend::create(type, config, evloop)` | [`create_local`], [`create()`] |
 //! | `NetworkType::ASYNCMSG`, `LIBFABRIC` | [`NetworkType::Tcp`], [`NetworkType::Rdma`] |
 //! | `ThreadSafetyModel::UNSAFE`, `SAFE` | [`create_local`], [`create()`]: the compiler knows the difference |
-//! | `NetworkMode::TCP`, `RDMA` in `NetworkConfig` | the [`NetworkType`] alone |
+//! | `NetworkMode::TCP`, `RDMA` in `NetworkConfig` | [`RdmaParameters::provider`]: `tcp` or `verbs`; by default what is there |
 //! | callbacks in `NetworkConfig` | [`Callbacks`], or closures by [`Handlers`] |
 //! | shared send and receive buffers in `NetworkConfig` | limits in [`NetworkConfig`], buffers by [`ConnectionParameters::buffers`] |
 //! | `open_send_endpoint` | [`open_send_endpoint`](NetworkBackend::open_send_endpoint); [`connect`](NetworkBackend::connect) for several to one address |

@@ -49,6 +49,15 @@ impl Harness for Picked {
     }
 
     fn skip(&self, case: &str) -> Option<&'static str> {
+        if self.name == "rdma" {
+            let required = std::env::var_os("NETIO3_REQUIRE_LIBFABRIC").is_some_and(|value| value == "1");
+            if case == "an_ipv6_listener_takes_ipv6_only" {
+                return Some("the tcp provider binds IPv6 wildcards for IPv4 too, so that the IPv4 port is not free beside one");
+            }
+            if !required && self.kind().availability().is_err() {
+                return Some("this machine has no libfabric");
+            }
+        }
         let loopback = self.name == "loopback" && case == "a_foreign_local_address_cannot_be_used";
         loopback.then_some("in the network within a process every address is this machine's")
     }
@@ -64,4 +73,9 @@ mod tcp_synchronized {
 
 mod loopback {
     netio3_core::conformance_suite!(super::Picked { name: "loopback", synchronized: false });
+}
+
+#[cfg(feature = "rdma")]
+mod rdma {
+    netio3_core::conformance_suite!(super::Picked { name: "rdma", synchronized: false });
 }
