@@ -11,16 +11,15 @@ use std::time::Instant;
 
 use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, NetworkConfig};
-use crate::endpoint::{Endpoint, EndpointIds, MAX_ENDPOINTS};
+use crate::endpoint::{Endpoint, EndpointIds};
 use crate::engine::connection::{Accepted, Listed};
-use crate::engine::deadlines::{ACCEPT_RETRY, Due};
-use crate::engine::ledger::Sent;
+use crate::engine::deadlines::Due;
 use crate::engine::{Connection, Freed, Ledger, Opener, Release, State, Transport};
-use crate::event_loop::{EventLoop, Ready, Remote, SourceId};
+use crate::event_loop::{EventLoop, Remote, SourceId};
 use crate::memory::{BufferPool, RegionTable};
 use crate::message::{Meter, OwnedCaps};
 use crate::stats::{BackendCounters, ConnectionCounters, ListenerCounters};
-use crate::status::{ClosedReason, Completion, Direction, RefusedReason};
+use crate::status::{ClosedReason, Direction, RefusedReason};
 
 /// A listener, as the engine sees it.
 pub struct Listener<L> {
@@ -33,7 +32,7 @@ pub struct Listener<L> {
     /// The transport's part.
     pub link: L,
     pub(super) token: usize,
-    connection_params: Arc<ConnectionParameters>,
+    pub(super) connection_params: Arc<ConnectionParameters>,
 }
 
 /// Watch tokens of listeners have this bit; the others are places in the table of connections.
@@ -46,7 +45,7 @@ pub(super) struct Queued {
     pub(super) bytes: Cell<usize>,
 }
 
-type Rcc<T> = Rc<Connection<<T as Transport>::Link>>;
+pub(super) type Rcc<T> = Rc<Connection<<T as Transport>::Link>>;
 type Rcl<T> = Rc<Listener<<T as Transport>::Listener>>;
 
 /// The state of a backend: connections, listeners, and what waits for the end of the turn.
@@ -86,7 +85,7 @@ pub struct Engine<T: Transport> {
     pub(super) ending_turn: Cell<bool>,
     pub(super) ev: Rc<dyn EventLoop>,
     pub(super) source: Cell<Option<SourceId>>,
-    remote: Arc<dyn Remote>,
+    pub(super) remote: Arc<dyn Remote>,
     caps: Arc<OwnedCaps>,
 }
 
@@ -195,126 +194,8 @@ impl<T: Transport> Engine<T> {
         Ok(())
     }
 
-    /// Enters an accepted peer that has not said hello yet. `None` when the table or the system is full.
-    pub fn stranger(
-        self: &Rc<Self>,
-        listener: &Listener<T::Listener>,
-        address: EndPointAddress,
-        link: impl FnOnce(usize) -> io::Result<T::Link>,
-    ) -> Option<Rc<Connection<T::Link>>> {
-        self.make_room_for_stranger();
-        let endpoint = self.ids.allocate(MAX_ENDPOINTS)?;
-        let link = match link(endpoint.slot()) {
-            Ok(link) => link,
-            Err(error) => {
-                tracing::warn!(listener = %listener.address, peer = %address, %error, "cannot take an accepted peer on");
-                listener.counters.accept_failures.add(1);
-                self.ids.release(endpoint);
-                return None;
-            }
-        };
-        listener.counters.accepted.add(1);
-        let accepted = Accepted { address: listener.address, counters: listener.counters.clone(), filter: listener.params.accept.clone() };
-        let params = listener.connection_params.clone();
-        let connection = Rc::new(self.connection(endpoint, address, Direction::Incoming, Some(accepted), params, Arc::default(), link));
-        self.strangers.borrow_mut().push_back(endpoint);
-        self.enter(&connection);
-        Some(connection)
-    }
-
-    /// Closes the longest silent stranger to make room; for accept loops that run out of descriptors.
-    /// `false` when there is none, or none that had a while to say hello: what it said may be unread yet.
-    pub fn evict_stranger(&self) -> bool {
-        let is_new = |stranger: &Rcc<T>| self.ev.now().saturating_duration_since(stranger.since.get()) < ACCEPT_RETRY;
-        match self.longest_silent() {
-            Some(stranger) if !is_new(&stranger) => {
-                self.evict(&stranger);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// The accepted peer that has not said hello for the longest time.
-    fn longest_silent(&self) -> Option<Rcc<T>> {
-        let mut strangers = self.strangers.borrow_mut();
-        loop {
-            match self.get(*strangers.front()?).filter(|connection| !connection.known.get()) {
-                Some(stranger) => return Some(stranger),
-                None => _ = strangers.pop_front(),
-            }
-        }
-    }
-
-    fn evict(&self, stranger: &Rcc<T>) {
-        tracing::debug!(backend = T::NAME, peer = %stranger.address, "a peer that says no hello makes room for another one");
-        stranger.listener_counters().inspect(|counters| counters.silent.add(1));
-        self.drop_stranger(stranger);
-    }
-
-    fn make_room_for_stranger(&self) {
-        let is_full = || self.strangers.borrow().len() >= self.config.max_handshakes;
-        let longest_silent = self.longest_silent();
-        if is_full() {
-            self.strangers.borrow_mut().retain(|endpoint| self.get(*endpoint).is_some_and(|connection| !connection.known.get()));
-        }
-        if is_full() {
-            longest_silent.inspect(|stranger| self.evict(stranger));
-        }
-    }
-
-    /// Decides about an accepted peer that said hello: a connection from now on, or refused.
-    ///
-    /// # Errors
-    /// `Limit` or `Filter`, counted by the listener, or `Shutdown`; tell the peer and then
-    /// [`drop_stranger`](Self::drop_stranger).
-    pub fn admit(&self, connection: &Rc<Connection<T::Link>>) -> Result<(), RefusedReason> {
-        let listener = connection.listener.as_ref().expect("only accepted connections are admitted");
-        if self.shutdown_at.get().is_some() {
-            return Err(self.turn_away(listener, connection, RefusedReason::Shutdown));
-        }
-        if !listener.filter.allows(&connection.address) {
-            listener.counters.refused_filter.add(1);
-            return Err(self.turn_away(listener, connection, RefusedReason::Filter));
-        }
-        if self.is_full() {
-            listener.counters.refused_limit.add(1);
-            return Err(self.turn_away(listener, connection, RefusedReason::Limit));
-        }
-        if let Some(buffers) = connection.params.buffers {
-            match BufferPool::of_connection(connection.endpoint, buffers.size, buffers.count, self.remote.clone()) {
-                Ok(pool) => *connection.pool.borrow_mut() = Some(pool),
-                Err(error) => {
-                    tracing::warn!(listener = %listener.address, %error, "no memory for a connection's buffers");
-                    listener.counters.refused_limit.add(1);
-                    return Err(RefusedReason::Limit);
-                }
-            }
-        }
-        listener.counters.established.add(1);
-        connection.known.set(true);
-        self.totals.connections.set(self.totals.connections.get() + 1);
-        Ok(())
-    }
-
-    fn turn_away(&self, listener: &Accepted, peer: &Connection<T::Link>, reason: RefusedReason) -> RefusedReason {
-        tracing::debug!(backend = T::NAME, listener = %listener.address, peer = %peer.address, ?reason, "peer turned away");
-        reason
-    }
-
-    /// Forgets an accepted peer that did not become a connection. No callback comes of it.
-    pub fn drop_stranger(&self, connection: &Rc<Connection<T::Link>>) {
-        if connection.is_over() {
-            return;
-        }
-        connection.state.set(State::Closed(ClosedReason::Protocol));
-        self.set_deadline(connection, None);
-        self.transport.release(self, connection, Release::Orderly);
-        self.leave(connection);
-    }
-
     #[allow(clippy::too_many_arguments, reason = "the parts of a connection")]
-    fn connection(
+    pub(super) fn connection(
         &self,
         endpoint: Endpoint,
         address: EndPointAddress,
@@ -358,7 +239,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Puts a new connection into the table and starts its deadline.
-    fn enter(&self, connection: &Rcc<T>) {
+    pub(super) fn enter(&self, connection: &Rcc<T>) {
         let mut table = self.table.borrow_mut();
         let slot = connection.endpoint.slot();
         if table.len() <= slot {
@@ -425,221 +306,6 @@ impl<T: Transport> Engine<T> {
             self.over.borrow_mut().push_back(connection.clone());
             self.end_turn_soon();
         }
-    }
-
-    // ----- sending -----
-
-    /// Bytes of a connection's stream left, in which every message is preceded by a head of `head` bytes.
-    pub fn left_bytes(&self, connection: &Rc<Connection<T::Link>>, n: usize, head: usize) {
-        let sent = connection.ledger.borrow_mut().complete_bytes(n, head, &mut self.regions.borrow_mut());
-        self.left(connection, sent);
-    }
-
-    /// The first `n` messages of a connection's queue left.
-    pub fn left_messages(&self, connection: &Rc<Connection<T::Link>>, n: usize) {
-        let sent = connection.ledger.borrow_mut().complete_messages(n, &mut self.regions.borrow_mut());
-        self.left(connection, sent);
-    }
-
-    fn left(&self, connection: &Rcc<T>, sent: Sent) {
-        let now = self.ev.now();
-        connection.progress.set(now);
-        if let Some(liveness) = &mut *connection.liveness.borrow_mut() {
-            liveness.sent(now);
-        }
-        if sent.messages == 0 {
-            return;
-        }
-        let (messages, bytes) = (sent.messages as u64, sent.bytes as u64);
-        connection.counters.messages_sent.add(messages);
-        connection.counters.bytes_sent.add(bytes);
-        self.totals.messages_sent.add(messages);
-        self.totals.bytes_sent.add(bytes);
-        self.unqueue(sent.messages, sent.bytes);
-        self.count_queue(connection);
-        if connection.ledger.borrow().messages() == 0 {
-            self.trim_later(connection);
-        }
-        if !connection.listed.completed.replace(true) {
-            self.completed.borrow_mut().push(connection.clone());
-            self.end_turn_soon();
-        }
-    }
-
-    /// Everything accepted on a connection that did not complete, at its end.
-    pub(super) fn take_pending(&self, connection: &Connection<T::Link>) -> Vec<Completion> {
-        let mut ledger = connection.ledger.borrow_mut();
-        self.unqueue(ledger.messages(), ledger.bytes());
-        let pending = ledger.take_pending(&mut self.regions.borrow_mut());
-        drop(ledger);
-        self.count_queue(connection);
-        pending
-    }
-
-    fn unqueue(&self, messages: usize, bytes: usize) {
-        self.queued.messages.set(self.queued.messages.get() - messages);
-        self.queued.bytes.set(self.queued.bytes.get() - bytes);
-        self.count_queues();
-    }
-
-    /// Brings the counters of what a connection has accepted and queued up to date: not for each message, but
-    /// when something is flushed, leaves or is refused, and when the user asks for them.
-    pub(super) fn count_queue(&self, connection: &Connection<T::Link>) {
-        self.count_queues();
-        let ledger = connection.ledger.borrow();
-        let newly = ledger.accepted() - connection.counted.replace(ledger.accepted());
-        self.totals.messages_accepted.add(newly);
-        if !self.fronted.get() {
-            connection.counters.messages_accepted.set(ledger.accepted());
-            connection.counters.queued_messages.set(ledger.messages() as u64);
-            connection.counters.queued_bytes.set(ledger.bytes() as u64);
-        }
-    }
-
-    /// The same for the backend's levels.
-    pub(super) fn count_queues(&self) {
-        self.totals.queued_messages.set(self.queued.messages.get() as u64);
-        self.totals.queued_bytes.set(self.queued.bytes.get() as u64);
-    }
-
-    /// Whether the backend's queues together have room for a message.
-    #[inline]
-    pub(super) fn has_room(&self, len: usize) -> bool {
-        self.queued.messages.get() < self.config.total_queue_messages && self.queued.bytes.get() + len <= self.config.total_queue_bytes
-    }
-
-    /// Sends what a connection has queued, as far as it goes without waiting.
-    pub(super) fn flush(&self, connection: &Rc<Connection<T::Link>>) {
-        self.count_queue(connection);
-        self.transport.flush(self, connection);
-    }
-
-    /// Makes sure that what was listed is found.
-    fn end_turn_soon(&self) {
-        if !self.ending_turn.get() {
-            self.ev.schedule();
-        }
-    }
-
-    /// Has a connection flushed at the end of the turn.
-    #[inline]
-    pub fn flush_later(&self, connection: &Rc<Connection<T::Link>>) {
-        if !connection.listed.unflushed.replace(true) {
-            self.list_unflushed(connection);
-        }
-    }
-
-    #[cold]
-    fn list_unflushed(&self, connection: &Rcc<T>) {
-        self.unflushed.borrow_mut().push(connection.clone());
-        self.end_turn_soon();
-    }
-
-    // ----- receiving -----
-
-    /// Notes that bytes arrived from the peer, whatever they mean.
-    pub fn heard(&self, connection: &Connection<T::Link>) {
-        if let Some(liveness) = &mut *connection.liveness.borrow_mut() {
-            liveness.received(self.ev.now());
-        }
-    }
-
-    /// Counts what a read brought.
-    pub fn count_received(&self, connection: &Connection<T::Link>, messages: usize, bytes: usize) {
-        connection.counters.messages_received.add(messages as u64);
-        connection.counters.bytes_received.add(bytes as u64);
-        self.totals.messages_received.add(messages as u64);
-        self.totals.bytes_received.add(bytes as u64);
-    }
-
-    /// Counts messages that arrived and are not delivered.
-    pub fn count_discarded(&self, connection: &Connection<T::Link>, messages: u64) {
-        connection.counters.messages_discarded.add(messages);
-        self.totals.messages_discarded.add(messages);
-    }
-
-    /// Whether messages may be delivered now: the connection is not over, not paused, and below the caps on
-    /// what the user took over. Otherwise the transport keeps what it has read and stops reading; it is
-    /// called as readable again when that changes.
-    ///
-    /// A cap once found reached holds until the end of the turn, whatever other threads drop meanwhile: who
-    /// asks twice in a turn gets the same answer, so that nothing overtakes what was kept.
-    #[inline]
-    pub fn is_receiving(&self, connection: &Rc<Connection<T::Link>>) -> bool {
-        if connection.is_over() || connection.paused.get() || connection.listed.capped.get() {
-            return false;
-        }
-        !connection.meter.is_full() || self.hold_back(connection)
-    }
-
-    /// Lists a connection that has reached a cap; `false`, since it does not receive.
-    #[cold]
-    fn hold_back(&self, connection: &Rcc<T>) -> bool {
-        connection.listed.capped.set(true);
-        self.capped.borrow_mut().push(connection.clone());
-        false
-    }
-
-    /// Has the transport called as readable again for this connection, in the next turn.
-    pub fn read_again(&self, connection: &Connection<T::Link>) {
-        self.ev.redeliver(self.source(), connection.endpoint.slot(), Ready::READABLE);
-    }
-
-    /// Has a connection read again that did not receive for a while.
-    pub(super) fn resume_reading(&self, connection: &Connection<T::Link>) {
-        if let Some(liveness) = &mut *connection.liveness.borrow_mut() {
-            liveness.set_reading(true, self.ev.now());
-        }
-        // The peer was not judged meanwhile, so that there may be no deadline at all.
-        self.update_deadline(connection);
-        self.read_again(connection);
-    }
-
-    // ----- listeners -----
-
-    pub(super) fn listens_on(&self, address: &EndPointAddress) -> bool {
-        self.listeners.borrow().iter().flatten().any(|listener| listener.address == *address)
-    }
-
-    /// Makes a bound listener one of this loop.
-    pub(crate) fn adopt_listener(
-        &self,
-        address: EndPointAddress,
-        params: ConnectionParametersRecv,
-        counters: Arc<ListenerCounters>,
-        listening: <T::Opener as Opener>::Listening,
-    ) -> io::Result<()> {
-        let index = {
-            let mut listeners = self.listeners.borrow_mut();
-            let free = listeners.iter().position(Option::is_none);
-            free.unwrap_or_else(|| {
-                listeners.push(None);
-                listeners.len() - 1
-            })
-        };
-        let token = LISTENER | index;
-        let link = self.transport.adopt_listener(self, token, listening)?;
-        let connection_params = Arc::new(params.connection.clone());
-        let listener = Listener { address, params: Arc::new(params), counters, link, token, connection_params };
-        self.listeners.borrow_mut()[index] = Some(Rc::new(listener));
-        tracing::info!(backend = T::NAME, listener = %address, "listener opened");
-        Ok(())
-    }
-
-    /// The listener watched under a token.
-    pub fn listener_at(&self, token: usize) -> Option<Rc<Listener<T::Listener>>> {
-        if token & LISTENER == 0 {
-            return None;
-        }
-        self.listeners.borrow().get(token & !LISTENER)?.clone()
-    }
-
-    pub(super) fn close_listener(&self, listener: &Rc<Listener<T::Listener>>) {
-        if let Some(slot) = self.listeners.borrow_mut().get_mut(listener.token & !LISTENER) {
-            *slot = None;
-        }
-        self.transport.release_listener(self, listener);
-        tracing::info!(backend = T::NAME, listener = %listener.address, "listener closed");
     }
 
     /// Takes everything down at once: no callback, nothing flushed.

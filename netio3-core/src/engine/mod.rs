@@ -14,8 +14,10 @@ mod deadlines;
 mod driver;
 mod ledger;
 mod local;
+mod peers;
 mod raw_send;
 mod sync;
+mod traffic;
 mod transport;
 
 pub use self::connection::{Connection, State};

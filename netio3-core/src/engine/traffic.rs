@@ -1,0 +1,179 @@
+//! What is sent and received on connections: counted, completed, and listed for the end of the turn.
+
+use std::rc::Rc;
+
+use crate::engine::core::Rcc;
+use crate::engine::ledger::Sent;
+use crate::engine::{Connection, Engine, Transport};
+use crate::event_loop::Ready;
+use crate::status::Completion;
+
+impl<T: Transport> Engine<T> {
+    // ----- sending -----
+
+    /// Bytes of a connection's stream left, in which every message is preceded by a head of `head` bytes.
+    pub fn left_bytes(&self, connection: &Rc<Connection<T::Link>>, n: usize, head: usize) {
+        let sent = connection.ledger.borrow_mut().complete_bytes(n, head, &mut self.regions.borrow_mut());
+        self.left(connection, sent);
+    }
+
+    /// The first `n` messages of a connection's queue left.
+    pub fn left_messages(&self, connection: &Rc<Connection<T::Link>>, n: usize) {
+        let sent = connection.ledger.borrow_mut().complete_messages(n, &mut self.regions.borrow_mut());
+        self.left(connection, sent);
+    }
+
+    fn left(&self, connection: &Rcc<T>, sent: Sent) {
+        let now = self.ev.now();
+        connection.progress.set(now);
+        if let Some(liveness) = &mut *connection.liveness.borrow_mut() {
+            liveness.sent(now);
+        }
+        if sent.messages == 0 {
+            return;
+        }
+        let (messages, bytes) = (sent.messages as u64, sent.bytes as u64);
+        connection.counters.messages_sent.add(messages);
+        connection.counters.bytes_sent.add(bytes);
+        self.totals.messages_sent.add(messages);
+        self.totals.bytes_sent.add(bytes);
+        self.unqueue(sent.messages, sent.bytes);
+        self.count_queue(connection);
+        if connection.ledger.borrow().messages() == 0 {
+            self.trim_later(connection);
+        }
+        if !connection.listed.completed.replace(true) {
+            self.completed.borrow_mut().push(connection.clone());
+            self.end_turn_soon();
+        }
+    }
+
+    /// Everything accepted on a connection that did not complete, at its end.
+    pub(super) fn take_pending(&self, connection: &Connection<T::Link>) -> Vec<Completion> {
+        let mut ledger = connection.ledger.borrow_mut();
+        self.unqueue(ledger.messages(), ledger.bytes());
+        let pending = ledger.take_pending(&mut self.regions.borrow_mut());
+        drop(ledger);
+        self.count_queue(connection);
+        pending
+    }
+
+    fn unqueue(&self, messages: usize, bytes: usize) {
+        self.queued.messages.set(self.queued.messages.get() - messages);
+        self.queued.bytes.set(self.queued.bytes.get() - bytes);
+        self.count_queues();
+    }
+
+    /// Brings the counters of what a connection has accepted and queued up to date: not for each message, but
+    /// when something is flushed, leaves or is refused, and when the user asks for them.
+    pub(super) fn count_queue(&self, connection: &Connection<T::Link>) {
+        self.count_queues();
+        let ledger = connection.ledger.borrow();
+        let newly = ledger.accepted() - connection.counted.replace(ledger.accepted());
+        self.totals.messages_accepted.add(newly);
+        if !self.fronted.get() {
+            connection.counters.messages_accepted.set(ledger.accepted());
+            connection.counters.queued_messages.set(ledger.messages() as u64);
+            connection.counters.queued_bytes.set(ledger.bytes() as u64);
+        }
+    }
+
+    /// The same for the backend's levels.
+    pub(super) fn count_queues(&self) {
+        self.totals.queued_messages.set(self.queued.messages.get() as u64);
+        self.totals.queued_bytes.set(self.queued.bytes.get() as u64);
+    }
+
+    /// Whether the backend's queues together have room for a message.
+    #[inline]
+    pub(super) fn has_room(&self, len: usize) -> bool {
+        self.queued.messages.get() < self.config.total_queue_messages && self.queued.bytes.get() + len <= self.config.total_queue_bytes
+    }
+
+    /// Sends what a connection has queued, as far as it goes without waiting.
+    pub(super) fn flush(&self, connection: &Rc<Connection<T::Link>>) {
+        self.count_queue(connection);
+        self.transport.flush(self, connection);
+    }
+
+    /// Makes sure that what was listed is found.
+    pub(super) fn end_turn_soon(&self) {
+        if !self.ending_turn.get() {
+            self.ev.schedule();
+        }
+    }
+
+    /// Has a connection flushed at the end of the turn.
+    #[inline]
+    pub fn flush_later(&self, connection: &Rc<Connection<T::Link>>) {
+        if !connection.listed.unflushed.replace(true) {
+            self.list_unflushed(connection);
+        }
+    }
+
+    #[cold]
+    fn list_unflushed(&self, connection: &Rcc<T>) {
+        self.unflushed.borrow_mut().push(connection.clone());
+        self.end_turn_soon();
+    }
+
+    // ----- receiving -----
+
+    /// Notes that bytes arrived from the peer, whatever they mean.
+    pub fn heard(&self, connection: &Connection<T::Link>) {
+        if let Some(liveness) = &mut *connection.liveness.borrow_mut() {
+            liveness.received(self.ev.now());
+        }
+    }
+
+    /// Counts what a read brought.
+    pub fn count_received(&self, connection: &Connection<T::Link>, messages: usize, bytes: usize) {
+        connection.counters.messages_received.add(messages as u64);
+        connection.counters.bytes_received.add(bytes as u64);
+        self.totals.messages_received.add(messages as u64);
+        self.totals.bytes_received.add(bytes as u64);
+    }
+
+    /// Counts messages that arrived and are not delivered.
+    pub fn count_discarded(&self, connection: &Connection<T::Link>, messages: u64) {
+        connection.counters.messages_discarded.add(messages);
+        self.totals.messages_discarded.add(messages);
+    }
+
+    /// Whether messages may be delivered now: the connection is not over, not paused, and below the caps on
+    /// what the user took over. Otherwise the transport keeps what it has read and stops reading; it is
+    /// called as readable again when that changes.
+    ///
+    /// A cap once found reached holds until the end of the turn, whatever other threads drop meanwhile: who
+    /// asks twice in a turn gets the same answer, so that nothing overtakes what was kept.
+    #[inline]
+    pub fn is_receiving(&self, connection: &Rc<Connection<T::Link>>) -> bool {
+        if connection.is_over() || connection.paused.get() || connection.listed.capped.get() {
+            return false;
+        }
+        !connection.meter.is_full() || self.hold_back(connection)
+    }
+
+    /// Lists a connection that has reached a cap; `false`, since it does not receive.
+    #[cold]
+    fn hold_back(&self, connection: &Rcc<T>) -> bool {
+        connection.listed.capped.set(true);
+        self.capped.borrow_mut().push(connection.clone());
+        false
+    }
+
+    /// Has the transport called as readable again for this connection, in the next turn.
+    pub fn read_again(&self, connection: &Connection<T::Link>) {
+        self.ev.redeliver(self.source(), connection.endpoint.slot(), Ready::READABLE);
+    }
+
+    /// Has a connection read again that did not receive for a while.
+    pub(super) fn resume_reading(&self, connection: &Connection<T::Link>) {
+        if let Some(liveness) = &mut *connection.liveness.borrow_mut() {
+            liveness.set_reading(true, self.ev.now());
+        }
+        // The peer was not judged meanwhile, so that there may be no deadline at all.
+        self.update_deadline(connection);
+        self.read_again(connection);
+    }
+}
