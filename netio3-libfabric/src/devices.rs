@@ -203,6 +203,19 @@ impl Devices {
     }
 }
 
+impl Drop for Devices {
+    /// Devices and queues keep what they were opened in alive, which lists them: without the lists everything is
+    /// closed with its last user.
+    fn drop(&mut self) {
+        for net in self.nets.get_mut().drain(..) {
+            for device in std::mem::take(&mut *net.devices.lock()) {
+                let lists = (std::mem::take(&mut *device.queues.lock()), std::mem::take(&mut *device.spare.lock()));
+                drop(lists);
+            }
+        }
+    }
+}
+
 impl Region {
     fn register_with(&mut self, device: &Device) -> Result<(), FabricError> {
         if device.domain.needs_registration() {
