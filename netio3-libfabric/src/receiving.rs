@@ -163,7 +163,12 @@ impl Receiving {
 
     /// Whether the peer should be told of credits soon, even if there is nothing else to send.
     pub(crate) fn owes_much(&self) -> bool {
-        self.owed > 0 && self.owed >= self.credits.div_ceil(2) || self.owed_control >= CONTROL_RECEIVES
+        self.owed > 0 && self.owed >= self.credits.div_ceil(2) || self.owes_all_control()
+    }
+
+    /// Whether the peer can send no control packet before it is told of credits.
+    pub(crate) fn owes_all_control(&self) -> bool {
+        self.owed_control >= CONTROL_RECEIVES
     }
 
     /// Whole messages that lie unhandled, and one that is under way.

@@ -258,11 +258,12 @@ impl Rdma {
         Ok(left)
     }
 
-    /// Sends a control packet, if the peer has a receive for it; tells whether it did.
+    /// Sends a packet of nothing but its head, if the peer has a receive for it; tells whether it did.
     fn control(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body, kind: Kind) -> Result<bool, crate::fabric::FabricError> {
-        let Body { endpoint, sending, receiving, slab, control, inject_size, depth, unsignalled, .. } = body;
+        let Body { endpoint, sending, receiving, slab, credits, control, inject_size, depth, unsignalled, .. } = body;
         let Some(endpoint) = endpoint else { return Ok(false) };
-        if *control == 0 || sending.in_flight() >= *depth {
+        let has_credit = if kind.is_control() { *control > 0 } else { *credits > 0 };
+        if !has_credit || sending.in_flight() >= *depth {
             return Ok(false);
         }
         let owed = receiving.take_owed();
@@ -296,7 +297,7 @@ impl Rdma {
         };
         match sent {
             Ok(true) => {
-                *control -= 1;
+                if kind.is_control() { *control -= 1 } else { *credits -= 1 }
                 connection.counters.writes.add(1);
                 engine.totals.writes.add(1);
             }
@@ -323,7 +324,12 @@ impl Rdma {
             goodbye.farewell_said.set(true);
         }
         if !goodbye.farewell_said.get() && body.receiving.owes_much() {
-            self.control(engine, connection, body, Kind::Credits)?;
+            let told = self.control(engine, connection, body, Kind::Credits)?;
+            // Both sides may have used up their receives for control at once, and would wait for each other. A packet
+            // of no messages uses another one.
+            if !told && body.control == 0 && body.receiving.owes_all_control() && body.sending.is_empty() {
+                self.control(engine, connection, body, Kind::Messages)?;
+            }
         }
         Ok(())
     }
