@@ -2,13 +2,15 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use netio3_core::{MemoryRegion, RdmaParameters, RegionId, RegisterError};
 use parking_lot::Mutex;
 
 use crate::fabric::{self, Access, CompletionQueue, Desc, Domain, EventQueue, Fabric, FabricError, Hints, Info, Library};
+use crate::helper;
+use crate::link::SharedEndpoint;
 use crate::slab::{Layout, Slab, Slots};
 use crate::wire::CONTROL_RECEIVES;
 
@@ -42,6 +44,8 @@ pub(crate) struct Device {
     queues: Mutex<Vec<Arc<Queue>>>,
     spare: Mutex<Vec<Arc<Slab>>>,
     pinned: Arc<AtomicU64>,
+    /// The endpoints of this device, to be closed when the backend ends on another thread than its loop's.
+    endpoints: Mutex<Vec<Weak<Mutex<Option<fabric::Endpoint>>>>>,
     /// Receive and send buffers that connections may still be given.
     left: Mutex<(usize, usize)>,
 }
@@ -152,6 +156,7 @@ impl Devices {
             queues: Mutex::default(),
             spare: Mutex::default(),
             pinned: self.pinned.clone(),
+            endpoints: Mutex::default(),
             left: Mutex::new((self.params.shared_receives.unwrap_or(usize::MAX), self.params.shared_sends.unwrap_or(usize::MAX))),
         });
         if device.provider != "verbs" {
@@ -191,6 +196,18 @@ impl Devices {
         self.regions_version.fetch_add(1, Ordering::Release);
         drop(regions);
         drop(gone);
+    }
+
+    /// Closes all endpoints, whoever has them.
+    pub(crate) fn end(&self) {
+        let nets = self.nets.lock().clone();
+        for net in &nets {
+            let devices = net.devices.lock().clone();
+            for device in &devices {
+                let endpoints = std::mem::take(&mut *device.endpoints.lock());
+                endpoints.iter().filter_map(Weak::upgrade).for_each(|endpoint| helper::end(&endpoint));
+            }
+        }
     }
 
     /// What a device knows of the user's memory.
@@ -261,6 +278,15 @@ impl Device {
         }
         drop(spare);
         Slab::new(&self.domain, layout, &self.pinned).map(|(slab, slots)| (Arc::new(slab), slots))
+    }
+
+    /// Notes an endpoint.
+    pub(crate) fn note(&self, endpoint: &SharedEndpoint) {
+        let mut endpoints = self.endpoints.lock();
+        if endpoints.len() == endpoints.capacity() {
+            endpoints.retain(|endpoint| endpoint.strong_count() > 0);
+        }
+        endpoints.push(Arc::downgrade(endpoint));
     }
 
     /// Deals a connection its share of the buffers: at most what it wants and half of what is left.

@@ -39,13 +39,18 @@ impl Rdma {
         let mut index = 0;
         loop {
             let found = match self.watched.borrow().get(index) {
-                Some(Watched::Net(net, _)) => Ok((net.clone(), net.events.clone())),
-                Some(Watched::Listener(net, events, _)) => Ok((net.clone(), events.clone())),
-                Some(Watched::Queue(queue, _)) => Err(queue.clone()),
+                Some(Watched::Events { net, events, due, asked, .. }) => {
+                    let due = due.take();
+                    asked.set(asked.get() && !due);
+                    Ok(due.then(|| (net.clone(), events.clone())))
+                }
+                Some(Watched::Completions { queue, .. }) => Err(queue.clone()),
                 None => break,
             };
             let more = match &found {
-                Ok((net, events)) => self.read_events(up, net, events),
+                // One that the loop may sleep on has nothing.
+                Ok(None) => false,
+                Ok(Some((net, events))) => self.read_events(up, net, events),
                 Err(queue) => self.read_completions(up, &queue.completions, budget),
             };
             if up.engine().is_gone() {
@@ -53,6 +58,9 @@ impl Rdma {
             }
             if more {
                 next = Next::Again;
+                if let Some(Watched::Events { due, .. }) = self.watched.borrow().get(index) {
+                    due.set(true);
+                }
             }
             index += 1;
         }
@@ -69,9 +77,16 @@ impl Rdma {
         }
         let watched = self.watched.borrow();
         watched.iter().all(|watched| match watched {
-            Watched::Net(net, _) => sleeps(&net.fabric, &*net.events),
-            Watched::Listener(net, events, _) => sleeps(&net.fabric, &**events),
-            Watched::Queue(queue, _) => sleeps(&queue.device.net.fabric, &*queue.completions),
+            Watched::Events { net, events, asked, due, .. } => {
+                // Asked once, it holds until the queue is read again.
+                if !asked.get() {
+                    let sleeps = sleeps(&net.fabric, &**events);
+                    asked.set(sleeps);
+                    due.set(!sleeps);
+                }
+                asked.get()
+            }
+            Watched::Completions { queue, .. } => sleeps(&queue.device.net.fabric, &*queue.completions),
         })
     }
 
@@ -125,7 +140,7 @@ impl Rdma {
         let queue = body.queue.clone();
         link.body.replace(Some(body));
         link.stage.set(Stage::Connecting);
-        if let Err(error) = self.watch(engine, &queue.device.net, &queue) {
+        if let Err(error) = self.watch(engine, &queue) {
             tracing::warn!(endpoint = %connection.endpoint, %error, "cannot watch the queues of a device");
             self.end(engine, connection, RefusedReason::LocalResource, ClosedReason::Limit);
         }
@@ -257,7 +272,8 @@ impl Rdma {
         open.control = CONTROL_RECEIVES;
         open.sending.limit_packets(hello.packet_len as usize);
         let unspecified = EndPointAddress::localhost(0);
-        let local = open.endpoint.as_ref().and_then(|endpoint| endpoint.local_address().ok()).map_or(unspecified, EndPointAddress::from);
+        let local =
+            open.endpoint.lock().as_ref().and_then(|endpoint| endpoint.local_address().ok()).map_or(unspecified, EndPointAddress::from);
         drop(body);
         link.stage.set(Stage::Open);
         up.established(connection, local, hello.max_message_len as usize, hello.heartbeat_interval);
@@ -594,7 +610,11 @@ fn refusal(error: &io::Error) -> RefusedReason {
         | io::ErrorKind::ConnectionAborted
         | io::ErrorKind::BrokenPipe
         | io::ErrorKind::NotConnected => RefusedReason::NoListener,
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => RefusedReason::Unreachable,
+        io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown
+        // No provider reaches it.
+        | io::ErrorKind::Unsupported => RefusedReason::Unreachable,
         io::ErrorKind::TimedOut => RefusedReason::Timeout,
         _ => RefusedReason::LocalResource,
     }

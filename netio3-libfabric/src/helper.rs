@@ -12,7 +12,7 @@ use netio3_core::{EndPointAddress, MemoryRegion, Remote};
 
 use crate::devices::{Device, Devices, Net, Queue, Registered};
 use crate::fabric::{Direction, Endpoint, FabricError, Info, PassiveEndpoint, Posted};
-use crate::link::Body;
+use crate::link::{Body, SharedEndpoint};
 use crate::receiving::Receiving;
 use crate::sending::Sending;
 use crate::slab::Layout;
@@ -116,13 +116,19 @@ fn work(devices: &Devices, jobs: &Receiver<Job>, tell: &Sender<Done>, remote: &d
 
 /// Ends an endpoint; the device touches its memory no more afterwards.
 pub(crate) fn close(body: &mut Body) {
-    if let Some(endpoint) = body.endpoint.take() {
-        // It fails where the connection is over already.
-        let _ = endpoint.shutdown();
-    }
+    end(&body.endpoint);
     body.registered.clear();
     body.queue.unreserve(body.reserved());
     body.queue.device.take_back(body.slab.layout());
+}
+
+/// Closes an endpoint, unless it is. The lock is held meanwhile, so that nobody takes it for closed before.
+pub(crate) fn end(endpoint: &SharedEndpoint) {
+    let mut endpoint = endpoint.lock();
+    if let Some(endpoint) = endpoint.take() {
+        // It fails where the connection is over already.
+        let _ = endpoint.shutdown();
+    }
 }
 
 fn connect(devices: &Devices, id: u64, address: EndPointAddress, source: Option<IpAddr>, hello: &[u8], layout: Layout) -> io::Result<Body> {
@@ -142,7 +148,7 @@ fn accept(devices: &Devices, id: u64, net: &Arc<Net>, info: &Info, hello: &[u8],
 }
 
 fn finish(body: &mut Body, start: impl FnOnce(&Endpoint) -> Result<(), FabricError>) -> Result<(), FabricError> {
-    let started = body.endpoint.as_ref().map_or(Ok(()), start);
+    let started = body.endpoint.lock().as_ref().map_or(Ok(()), start);
     started.inspect_err(|_| close(body))
 }
 
@@ -155,7 +161,7 @@ fn open(device: &Arc<Device>, id: u64, info: &Info, layout: Layout) -> Result<Bo
     let made = device.slab(layout).and_then(|memory| Ok((memory, device.queue(depth + usize::from(layout.receives))?)));
     let ((slab, slots), queue) = made.inspect_err(|_| device.take_back(layout))?;
     let mut body = Body {
-        endpoint: None,
+        endpoint: SharedEndpoint::default(),
         sending: Sending::new(slots.sends, slots.heads, layout.packet_len.min(info.max_msg_size())),
         receiving: Receiving::new(slots.receives, layout.receives - u16::from(CONTROL_RECEIVES)),
         slab,
@@ -169,7 +175,8 @@ fn open(device: &Arc<Device>, id: u64, info: &Info, layout: Layout) -> Result<Bo
         inject_size: info.inject_size(),
     };
     let made = make(device, &body.queue, id, info).and_then(|endpoint| {
-        body.endpoint = Some(endpoint);
+        *body.endpoint.lock() = Some(endpoint);
+        device.note(&body.endpoint);
         post_receives(id, &mut body)
     });
     made.inspect_err(|_| close(&mut body))?;
@@ -179,7 +186,8 @@ fn open(device: &Arc<Device>, id: u64, info: &Info, layout: Layout) -> Result<Bo
 /// Posts the free receives.
 pub(crate) fn post_receives(id: u64, body: &mut Body) -> Result<(), FabricError> {
     let Body { endpoint, receiving, slab, .. } = body;
-    let Some(endpoint) = endpoint else { return Ok(()) };
+    let endpoint = endpoint.lock();
+    let Some(endpoint) = &*endpoint else { return Ok(()) };
     let desc = slab.desc();
     while let Some(slot) = receiving.next_free() {
         let context = context(id, false, slot.index());

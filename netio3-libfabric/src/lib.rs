@@ -25,7 +25,7 @@ use std::sync::Arc;
 use netio3_core::{Callbacks, CreateError, EventLoop, NetworkBackend, NetworkConfig, engine};
 
 use crate::devices::Devices;
-use crate::fabric::Library;
+use crate::fabric::{Hints, Info, Library};
 use crate::opener::FabricOpener;
 use crate::transport::Rdma;
 
@@ -70,9 +70,33 @@ fn library() -> Result<Arc<Library>, CreateError> {
     Library::open().map_err(|error| CreateError::NotAvailable { backend: NAME, why: error.to_string() })
 }
 
+/// Whether a provider is there at all.
+fn check_provider(library: &Arc<Library>, provider: &str) -> Result<(), CreateError> {
+    let found = |provider: Option<String>| library.infos(&Hints { provider, ..Hints::default() });
+    match found(Some(provider.to_owned())) {
+        Ok(infos) if !infos.is_empty() => Ok(()),
+        outcome => {
+            let mut there: Vec<String> = found(None).unwrap_or_default().iter().map(Info::provider).collect();
+            there.sort();
+            there.dedup();
+            let (major, minor) = library.version();
+            let why = outcome.err().map(|error| format!(" ({error})")).unwrap_or_default();
+            let why = format!(
+                "libfabric {major}.{minor} has no provider {provider:?} with message endpoints on this machine{why}; it has: {}",
+                there.join(", ")
+            );
+            Err(CreateError::NotAvailable { backend: NAME, why })
+        }
+    }
+}
+
 fn parts(config: &NetworkConfig, ev: &dyn EventLoop) -> Result<(Rdma, FabricOpener), CreateError> {
     config.check()?;
-    let devices = Arc::new(Devices::new(library()?, config.rdma.clone()));
+    let library = library()?;
+    if let Some(provider) = &config.rdma.provider {
+        check_provider(&library, provider)?;
+    }
+    let devices = Arc::new(Devices::new(library, config.rdma.clone()));
     let started = helper::start(devices.clone(), ev.remote());
     let (jobs, done) = started.map_err(|error| CreateError::Io { backend: NAME, source: Arc::new(error) })?;
     Ok((Rdma::new(devices.clone(), jobs, done), FabricOpener::new(devices)))

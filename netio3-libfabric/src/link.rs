@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use netio3_core::engine::Retired;
 
 use crate::devices::{Net, Queue, Registered};
@@ -55,6 +57,10 @@ pub(crate) enum Stage {
     Closed,
 }
 
+/// An endpoint until it is closed. The loop uses it; the lock is for the end of a backend on another thread, which
+/// closes all endpoints before it returns, so that no device reads the user's memory afterwards.
+pub(crate) type SharedEndpoint = Arc<Mutex<Option<Endpoint>>>;
+
 /// Where both sides are in saying goodbye.
 #[derive(Debug, Default)]
 pub(crate) struct Goodbye {
@@ -68,7 +74,7 @@ pub(crate) struct Goodbye {
 /// The parts of a connection that need the device.
 pub(crate) struct Body {
     // In the order of dropping: the endpoint lets go of the memory first.
-    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) endpoint: SharedEndpoint,
     pub(crate) sending: Sending,
     pub(crate) receiving: Receiving,
     pub(crate) slab: Arc<Slab>,

@@ -70,6 +70,10 @@ impl Opener for FabricOpener {
         self.devices.register(id, region)
     }
 
+    fn end(&self) {
+        self.devices.end();
+    }
+
     fn deregister(&self, id: RegionId) {
         self.devices.deregister(id);
     }

@@ -29,6 +29,7 @@ pub(crate) struct Rdma {
     pub(crate) done: Receiver<Done>,
     /// What is open, in the order of the numbers in the watch tokens.
     pub(crate) watched: RefCell<Vec<Watched>>,
+    next_token: Cell<usize>,
     pub(crate) ids: RefCell<Ids>,
     /// Endpoints that the helper thread closes, with their connections, unless nobody waits for that.
     pub(crate) closing: RefCell<HashMap<u64, Conn>>,
@@ -47,9 +48,19 @@ pub(crate) type Conn = Rc<Connection<Link>>;
 
 /// A queue whose descriptor is watched.
 pub(crate) enum Watched {
-    Listener(Arc<Net>, Arc<EventQueue>, WatchId),
-    Net(Arc<Net>, WatchId),
-    Queue(Arc<Queue>, WatchId),
+    /// It is read when its descriptor says so, or when it must not be slept on; once asked that, not again.
+    Events {
+        net: Arc<Net>,
+        events: Arc<EventQueue>,
+        watch: WatchId,
+        token: usize,
+        due: Cell<bool>,
+        asked: Cell<bool>,
+    },
+    Completions {
+        queue: Arc<Queue>,
+        watch: WatchId,
+    },
 }
 
 /// The connections by the numbers in their names. A name is made of a number and how often that was given before.
@@ -68,6 +79,19 @@ struct KnownMemory {
 }
 
 const NUMBER_BITS: u32 = 20;
+
+impl Watched {
+    fn is_of(&self, queue: &Arc<EventQueue>) -> bool {
+        matches!(self, Self::Events { events, .. } if Arc::ptr_eq(events, queue))
+    }
+
+    fn unwatch(self, engine: &Engine<Rdma>) {
+        match self {
+            Self::Events { events, watch, .. } => engine.event_loop().unwatch(watch, events.fd()),
+            Self::Completions { queue, watch } => engine.event_loop().unwatch(watch, queue.completions.fd()),
+        }
+    }
+}
 
 impl Ids {
     /// A new name for what is watched under a token.
@@ -105,6 +129,7 @@ impl Rdma {
             jobs,
             done,
             watched: RefCell::default(),
+            next_token: Cell::new(1),
             ids: RefCell::default(),
             closing: RefCell::default(),
             listeners: RefCell::default(),
@@ -145,19 +170,28 @@ impl Rdma {
     }
 
     /// Watches the event queue of a fabric and a completion queue, if they are not watched.
-    pub(crate) fn watch(&self, engine: &Engine<Self>, net: &Arc<Net>, queue: &Arc<Queue>) -> io::Result<()> {
+    pub(crate) fn watch(&self, engine: &Engine<Self>, queue: &Arc<Queue>) -> io::Result<()> {
+        let net = &queue.device.net;
+        if !self.watched.borrow().iter().any(|watched| watched.is_of(&net.events)) {
+            self.watch_events(engine, net, &net.events)?;
+        }
+        let is_this = |watched: &Watched| matches!(watched, Watched::Completions { queue: present, .. } if Arc::ptr_eq(present, queue));
         let mut watched = self.watched.borrow_mut();
-        let add = |watched: &mut Vec<Watched>, fd: std::os::fd::BorrowedFd<'_>, make: &dyn Fn(WatchId) -> Watched| {
-            let watch = engine.event_loop().watch(engine.source(), fd, OWN, Interest::Readable)?;
-            watched.push(make(watch));
-            io::Result::Ok(())
-        };
-        if !watched.iter().any(|watched| matches!(watched, Watched::Net(present, _) if Arc::ptr_eq(present, net))) {
-            add(&mut watched, net.events.fd(), &|watch| Watched::Net(net.clone(), watch))?;
+        if !watched.iter().any(is_this) {
+            let watch = engine.event_loop().watch(engine.source(), queue.completions.fd(), OWN, Interest::Readable)?;
+            watched.push(Watched::Completions { queue: queue.clone(), watch });
         }
-        if !watched.iter().any(|watched| matches!(watched, Watched::Queue(present, _) if Arc::ptr_eq(present, queue))) {
-            add(&mut watched, queue.completions.fd(), &|watch| Watched::Queue(queue.clone(), watch))?;
-        }
+        self.active.set(true);
+        Ok(())
+    }
+
+    /// Watches an event queue.
+    fn watch_events(&self, engine: &Engine<Self>, net: &Arc<Net>, events: &Arc<EventQueue>) -> io::Result<()> {
+        let token = OWN | self.next_token.replace(self.next_token.get() + 1);
+        let watch = engine.event_loop().watch(engine.source(), events.fd(), token, Interest::Readable)?;
+        let watched =
+            Watched::Events { net: net.clone(), events: events.clone(), watch, token, due: Cell::new(true), asked: Cell::new(false) };
+        self.watched.borrow_mut().push(watched);
         self.active.set(true);
         Ok(())
     }
@@ -183,7 +217,8 @@ impl Rdma {
     /// Posts what waits, as far as credits and the device go. Gives an error when the device refuses.
     fn post(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body) -> Result<usize, crate::fabric::FabricError> {
         let Body { endpoint, sending, receiving, slab, queue, registered, credits, unsignalled, depth, iov_limit, inject_size, .. } = body;
-        let Some(endpoint) = endpoint else { return Ok(0) };
+        let endpoint = endpoint.lock();
+        let Some(endpoint) = &*endpoint else { return Ok(0) };
         let id = connection.link.id;
         let device = &queue.device;
         let find = |bytes: &[u8]| registered.iter().find_map(|own| own.known().find(bytes)).or_else(|| self.desc_of(device, bytes));
@@ -261,7 +296,8 @@ impl Rdma {
     /// Sends a packet of nothing but its head, if the peer has a receive for it; tells whether it did.
     fn control(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body, kind: Kind) -> Result<bool, crate::fabric::FabricError> {
         let Body { endpoint, sending, receiving, slab, credits, control, inject_size, depth, unsignalled, .. } = body;
-        let Some(endpoint) = endpoint else { return Ok(false) };
+        let endpoint = endpoint.lock();
+        let Some(endpoint) = &*endpoint else { return Ok(false) };
         let has_credit = if kind.is_control() { *control > 0 } else { *credits > 0 };
         if !has_credit || sending.in_flight() >= *depth {
             return Ok(false);
@@ -297,7 +333,11 @@ impl Rdma {
         };
         match sent {
             Ok(true) => {
-                if kind.is_control() { *control -= 1 } else { *credits -= 1 }
+                if kind.is_control() {
+                    *control -= 1
+                } else {
+                    *credits -= 1
+                }
                 connection.counters.writes.add(1);
                 engine.totals.writes.add(1);
             }
@@ -356,9 +396,7 @@ impl Transport for Rdma {
     }
 
     fn adopt_listener(&self, engine: &Engine<Self>, token: usize, listening: Listening) -> io::Result<Listening> {
-        let watch = engine.event_loop().watch(engine.source(), listening.events.fd(), OWN, Interest::Readable)?;
-        self.watched.borrow_mut().push(Watched::Listener(listening.net.clone(), listening.events.clone(), watch));
-        self.active.set(true);
+        self.watch_events(engine, &listening.net, &listening.events)?;
         self.listeners.borrow_mut().insert(listening.id, token);
         Ok(listening)
     }
@@ -474,12 +512,9 @@ impl Transport for Rdma {
 
     fn release_listener(&self, engine: &Engine<Self>, listener: &Listener<Listening>) {
         self.listeners.borrow_mut().remove(&listener.link.id);
-        let is_its = |watched: &Watched| matches!(watched, Watched::Listener(_, events, _) if Arc::ptr_eq(events, &listener.link.events));
         let mut watched = self.watched.borrow_mut();
-        if let Some(index) = watched.iter().position(is_its) {
-            if let Watched::Listener(_, events, watch) = watched.swap_remove(index) {
-                engine.event_loop().unwatch(watch, events.fd());
-            }
+        if let Some(index) = watched.iter().position(|watched| watched.is_of(&listener.link.events)) {
+            watched.swap_remove(index).unwatch(engine);
         }
     }
 
@@ -497,16 +532,15 @@ impl Transport for Rdma {
     }
 
     fn tear_down(&self, engine: &Engine<Self>) {
-        for watched in self.watched.take() {
-            match watched {
-                Watched::Net(net, watch) => engine.event_loop().unwatch(watch, net.events.fd()),
-                Watched::Listener(_, events, watch) => engine.event_loop().unwatch(watch, events.fd()),
-                Watched::Queue(queue, watch) => engine.event_loop().unwatch(watch, queue.completions.fd()),
-            }
-        }
+        self.watched.take().into_iter().for_each(|watched| watched.unwatch(engine));
     }
 
-    fn own_ready(&self, up: &mut Upcalls<'_, Self>, _token: usize, budget: &mut Budget) -> Next {
+    fn own_ready(&self, up: &mut Upcalls<'_, Self>, ready: usize, budget: &mut Budget) -> Next {
+        for watched in &*self.watched.borrow() {
+            if let Watched::Events { token, due, .. } = watched {
+                due.set(due.get() || *token == ready);
+            }
+        }
         self.active.set(true);
         self.pump(up, budget)
     }

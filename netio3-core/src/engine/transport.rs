@@ -40,6 +40,10 @@ pub trait Opener: Send + Sync + 'static {
         Ok(())
     }
 
+    /// The backend was dropped on another thread than its loop's: from now on no device may touch the memory of
+    /// the user's.
+    fn end(&self) {}
+
     /// Takes memory from the device; no message holds it any more.
     fn deregister(&self, id: RegionId) {
         let _ = id;

@@ -38,7 +38,7 @@ use crate::engine::sync::callbacks::FrontCallbacks;
 use crate::engine::sync::loop_side::LoopSide;
 use crate::engine::sync::shared::Shared;
 use crate::engine::sync::source::FrontSource;
-use crate::engine::{Engine, LocalBackend, Transport};
+use crate::engine::{Engine, LocalBackend, Opener, Transport};
 use crate::error::CreateError;
 use crate::event_loop::EventLoop;
 
@@ -146,6 +146,7 @@ impl<T: Transport> Drop for SyncBackend<T> {
         self.shared.inbox.wake();
         // Once the gate was open, the loop is outside the backend and finds it ended when it comes again.
         drop(self.shared.gate.lock());
+        self.shared.opener.end();
         drop(remains);
     }
 }
