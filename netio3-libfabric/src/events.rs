@@ -4,32 +4,19 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use netio3_core::engine::{Engine, Release, State, Upcalls};
-use netio3_core::{Budget, ClosedReason, EndPointAddress, Message, Meter, Next, RefusedReason, Take};
+use netio3_core::{Budget, ClosedReason, EndPointAddress, Next, RefusedReason};
 
 use crate::devices::Net;
 use crate::fabric::{CmEvent, Completion, CompletionQueue, CqError, EventQueue, Fabric, FabricError, Info, Waitable};
 use crate::helper::{self, Done, Job, of_context};
 use crate::link::{Body, Link, Stage};
-use crate::receiving::{Broken, Found, Packet};
+use crate::packets::Mode;
 use crate::transport::{Conn, Rdma, Watched};
 use crate::wire::{CONTROL_RECEIVES, Hello, Kind, VERSIONS};
 
 /// Completions taken from a queue at once.
 const BATCH: usize = 64;
-
-/// What to do with messages.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Deliver,
-    /// Paused, or at the cap on what the user took over: packets stay where they are.
-    Hold,
-    /// The user does not want what comes, but the goodbye behind it is needed.
-    Discard,
-    /// Over.
-    Stop,
-}
 
 impl Rdma {
     /// Looks at all queues once, event queues and completion queues together.
@@ -439,155 +426,6 @@ impl Rdma {
             engine.flush_later(connection);
         }
     }
-
-    // ----- packets -----
-
-    /// Hands out what waits in packets, as far as the user takes it and the budget goes.
-    pub(crate) fn handle_packets(&self, up: &mut Upcalls<'_, Self>, connection: &Conn, budget: &mut Budget) -> Next {
-        let engine = up.engine().clone();
-        let link = &connection.link;
-        while link.stage.get() == Stage::Open {
-            let packet = link.body.borrow_mut().as_mut().and_then(|body| body.receiving.take_packet());
-            let Some(mut packet) = packet else { break };
-            let held = self.handle_packet(up, &engine, connection, &mut packet, budget);
-            if engine.is_gone() || connection.is_over() {
-                return Next::Wait;
-            }
-            let mut body = link.body.borrow_mut();
-            let Some(open) = &mut *body else { return Next::Wait };
-            if let Some(next) = held {
-                open.receiving.put_back(packet);
-                if next == Next::Again {
-                    drop(body);
-                    engine.read_again(connection);
-                }
-                return Next::Wait;
-            }
-            open.receiving.handled(packet);
-            let reposted = helper::post_receives(link.id, open);
-            drop(body);
-            if reposted.is_err() {
-                self.lose(&engine, connection);
-            }
-        }
-        if link.gone.get() {
-            self.lose(&engine, connection);
-        }
-        self.tell_credits(&engine, connection);
-        Next::Wait
-    }
-
-    /// Handles a packet; gives what to wait for when it was not handled to its end.
-    fn handle_packet(
-        &self,
-        up: &mut Upcalls<'_, Self>,
-        engine: &Rc<Engine<Self>>,
-        connection: &Conn,
-        packet: &mut Packet,
-        budget: &mut Budget,
-    ) -> Option<Next> {
-        let link = &connection.link;
-        // Kept apart while callbacks run: the body may be borrowed by what they call.
-        let take = |body: &mut Body| (body.slab.clone(), std::mem::take(&mut body.receiving.assembly));
-        let (slab, mut assembly) = link.body.borrow_mut().as_mut().map(take)?;
-        let bytes = slab.filled(&packet.slot, packet.cursor.len);
-        let max_len = engine.config.max_message_len;
-        let mut messages = 0;
-        let mut received = 0;
-        let mut discarded = 0;
-        let mut held = None;
-        let mut mode = self.mode(engine, connection);
-        loop {
-            match mode {
-                Mode::Deliver | Mode::Discard => {}
-                Mode::Hold => {
-                    held = Some(Next::Wait);
-                    break;
-                }
-                Mode::Stop => break,
-            }
-            if budget.is_spent() {
-                held = Some(Next::Again);
-                break;
-            }
-            match packet.cursor.next(bytes, &mut assembly, max_len) {
-                Ok(Found::Message(message)) => {
-                    budget.spend(1, message.len());
-                    if mode == Mode::Deliver {
-                        messages += 1;
-                        received += message.len();
-                        if !up.data(connection, Message::borrowed(message, &connection.meter)) {
-                            mode = self.mode(engine, connection);
-                        }
-                    } else {
-                        discarded += 1;
-                        link.discarding.set(true);
-                    }
-                }
-                Ok(Found::Assembled) => {
-                    budget.spend(1, assembly.expected);
-                    assembly.expected = 0;
-                    if mode == Mode::Deliver {
-                        messages += 1;
-                        received += assembly.memory.len();
-                        let mut message = Assembled { memory: &mut assembly.memory, meter: &connection.meter };
-                        if !up.data(connection, Message::whole(&mut message)) {
-                            mode = self.mode(engine, connection);
-                        }
-                    } else {
-                        discarded += 1;
-                        link.discarding.set(true);
-                    }
-                    assembly.memory.clear();
-                }
-                Ok(Found::Goodbye) => {
-                    link.goodbye.heard.set(true);
-                    engine.start_closing(connection, ClosedReason::PeerClosed);
-                    engine.flush_later(connection);
-                }
-                Ok(Found::Farewell) => {
-                    link.goodbye.farewell_heard.set(true);
-                    engine.flush_later(connection);
-                }
-                Ok(Found::End) => break,
-                Err(broken) => {
-                    self.broken(engine, connection, broken);
-                    break;
-                }
-            }
-            if engine.is_gone() {
-                break;
-            }
-        }
-        engine.count_received(connection, messages, received);
-        if discarded > 0 {
-            engine.count_discarded(connection, discarded);
-        }
-        let memory = assembly.held();
-        if let Some(body) = &mut *link.body.borrow_mut() {
-            body.receiving.assembly = assembly;
-        }
-        if !connection.is_over() && !self.count_memory(engine, connection, memory) {
-            engine.finish(connection, ClosedReason::Limit, Release::Reset);
-        }
-        held
-    }
-
-    fn mode(&self, engine: &Engine<Self>, connection: &Conn) -> Mode {
-        match connection.state() {
-            State::Closed(_) | State::Refused(_) => Mode::Stop,
-            State::Opening => Mode::Hold,
-            State::Closing(_) if connection.is_paused() || connection.link.discarding.get() => Mode::Discard,
-            _ if engine.is_receiving(connection) => Mode::Deliver,
-            _ => Mode::Hold,
-        }
-    }
-
-    /// The peer broke the protocol.
-    fn broken(&self, engine: &Engine<Self>, connection: &Conn, broken: Broken) {
-        tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, ?broken, "the peer broke the protocol");
-        self.end(engine, connection, RefusedReason::Protocol, ClosedReason::Protocol);
-    }
 }
 
 fn sleeps(fabric: &Arc<Fabric>, queue: &dyn Waitable) -> bool {
@@ -617,28 +455,6 @@ fn refusal(error: &io::Error) -> RefusedReason {
         | io::ErrorKind::Unsupported => RefusedReason::Unreachable,
         io::ErrorKind::TimedOut => RefusedReason::Timeout,
         _ => RefusedReason::LocalResource,
-    }
-}
-
-/// A message in assembly memory.
-struct Assembled<'a> {
-    memory: &'a mut Vec<u8>,
-    meter: &'a Meter,
-}
-
-impl Take for Assembled<'_> {
-    fn as_slice(&self) -> &[u8] {
-        self.memory
-    }
-
-    fn take(&mut self) -> Bytes {
-        // Memory much larger than the message, kept from a larger one, is better kept.
-        if self.memory.capacity() > 2 * self.memory.len() {
-            let copy = self.meter.own(self.memory.clone());
-            self.memory.clear();
-            return copy;
-        }
-        self.meter.own(std::mem::take(self.memory))
     }
 }
 

@@ -14,6 +14,8 @@ mod events;
 mod helper;
 mod link;
 mod opener;
+mod packets;
+mod posting;
 mod receiving;
 mod sending;
 mod slab;

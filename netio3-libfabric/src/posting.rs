@@ -1,0 +1,177 @@
+//! Posting packets.
+
+use libfabric_sys::FI_COMPLETION;
+use netio3_core::engine::Engine;
+
+use crate::fabric::{Desc, FabricError, Posted};
+use crate::helper::{Job, context};
+use crate::link::Body;
+use crate::sending::{Abilities, MAX_PIECES};
+use crate::transport::{Conn, Rdma};
+use crate::wire::{HEAD_LEN, Head, Kind};
+
+impl Rdma {
+    /// Posts what waits, as far as credits and the device go. Gives an error when the device refuses.
+    pub(crate) fn post(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body) -> Result<usize, FabricError> {
+        let Body { endpoint, sending, receiving, slab, queue, registered, credits, unsignalled, depth, iov_limit, inject_size, .. } = body;
+        let endpoint = endpoint.lock();
+        let Some(endpoint) = &*endpoint else { return Ok(0) };
+        let id = connection.link.id;
+        let device = &queue.device;
+        let find = |bytes: &[u8]| registered.iter().find_map(|own| own.known().find(bytes)).or_else(|| self.desc_of(device, bytes));
+        let abilities = Abilities { iov_limit: *iov_limit, find: if device.domain.needs_registration() { Some(&find) } else { None } };
+        let mut left = 0;
+        while *credits > 0 && sending.in_flight() < *depth {
+            let in_flight = sending.in_flight();
+            let Some(built) = sending.build(slab, &abilities) else { break };
+            let owed = receiving.take_owed();
+            built.write_head(slab, owed.0, owed.1);
+            if in_flight == 0 && built.len <= *inject_size {
+                if let Some(bytes) = built.contiguous(slab) {
+                    if !endpoint.inject(bytes)? {
+                        receiving.untold(owed);
+                        connection.link.stuck.set(true);
+                        break;
+                    }
+                    *credits -= 1;
+                    connection.counters.writes.add(1);
+                    engine.totals.writes.add(1);
+                    sending.posted();
+                    left += sending.all_left();
+                    continue;
+                }
+            }
+            let copied = built.copied;
+            let pieces = built.pieces();
+            let mut iov = [io_vec(0, 0); MAX_PIECES];
+            let mut descs = [Desc::NONE; MAX_PIECES];
+            for (index, (start, len, desc)) in pieces.iter().enumerate() {
+                iov[index] = io_vec(*start, *len);
+                descs[index] = *desc;
+            }
+            let count = pieces.len();
+            // The last one that can be posted now asks for its completion, and every one after a quarter of the
+            // queue, so that no key waits for later traffic.
+            let is_last = *credits == 1 || in_flight + 1 == *depth || !sending.has_more() || sending.is_short_of_slots();
+            let signal = is_last || *unsignalled + 1 >= (*depth / 4).max(1);
+            // SAFETY: the pieces lie in the slab, in heap memory of the packet, or in memory of the user's; `sending`
+            // holds all of these until the packet has left, or until the endpoint is closed.
+            #[allow(unsafe_code)]
+            let result = unsafe {
+                endpoint.send(&iov[..count], &descs[..count], context(id, true, sending.next_tag()), if signal { FI_COMPLETION } else { 0 })
+            };
+            match result {
+                Ok(Posted::Yes) => {}
+                Ok(Posted::Again) => {
+                    receiving.untold(owed);
+                    connection.link.stuck.set(true);
+                    break;
+                }
+                Err(error) => {
+                    receiving.untold(owed);
+                    return Err(error);
+                }
+            }
+            if let Some(region) = sending.take_unknown() {
+                // A pool is registered when it is first used; until then its buffers are copied.
+                self.ask(Job::Register { id, device: device.clone(), region });
+            } else if copied > 0 {
+                connection.counters.copied_messages.add(1);
+                if !connection.link.warned.replace(true) {
+                    tracing::warn!(endpoint = %connection.endpoint, "memory outside the registered regions is copied before it is sent; register it");
+                }
+            }
+            connection.counters.writes.add(1);
+            engine.totals.writes.add(1);
+            *credits -= 1;
+            *unsignalled = if signal { 0 } else { *unsignalled + 1 };
+            sending.posted();
+        }
+        Ok(left)
+    }
+
+    /// Sends a packet of nothing but its head, if the peer has a receive for it; tells whether it did.
+    pub(crate) fn control(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body, kind: Kind) -> Result<bool, FabricError> {
+        let Body { endpoint, sending, receiving, slab, credits, control, inject_size, depth, unsignalled, .. } = body;
+        let endpoint = endpoint.lock();
+        let Some(endpoint) = &*endpoint else { return Ok(false) };
+        let has_credit = if kind.is_control() { *control > 0 } else { *credits > 0 };
+        if !has_credit || sending.in_flight() >= *depth {
+            return Ok(false);
+        }
+        let owed = receiving.take_owed();
+        let bytes = Head { kind, credits: owed.0, control: owed.1 }.encode();
+        let sent = if *inject_size >= HEAD_LEN && kind != Kind::Farewell {
+            endpoint.inject(&bytes)
+        } else if let Some(mut slot) = sending.take_head() {
+            slab.room(&mut slot)[..HEAD_LEN].copy_from_slice(&bytes);
+            let iov = [io_vec(slab.start(&slot).addr(), HEAD_LEN)];
+            // SAFETY: the slot is kept by `sending` until the packet has left, or the endpoint is closed.
+            #[allow(unsafe_code)]
+            let result =
+                unsafe { endpoint.send(&iov, &[slab.desc()], context(connection.link.id, true, sending.next_tag()), FI_COMPLETION) };
+            match result {
+                Ok(Posted::Yes) => {
+                    *unsignalled = 0;
+                    sending.posted_control(slot);
+                    Ok(true)
+                }
+                Ok(Posted::Again) => {
+                    sending.return_head(slot);
+                    Ok(false)
+                }
+                Err(error) => {
+                    sending.return_head(slot);
+                    Err(error)
+                }
+            }
+        } else {
+            Ok(false)
+        };
+        match sent {
+            Ok(true) => {
+                if kind.is_control() {
+                    *control -= 1
+                } else {
+                    *credits -= 1
+                }
+                connection.counters.writes.add(1);
+                engine.totals.writes.add(1);
+            }
+            Ok(false) => {
+                receiving.untold(owed);
+                connection.link.stuck.set(true);
+            }
+            Err(_) => receiving.untold(owed),
+        }
+        sent
+    }
+
+    /// Sends goodbyes and credits that are due.
+    pub(crate) fn say(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body) -> Result<(), FabricError> {
+        let goodbye = &connection.link.goodbye;
+        if goodbye.due.get() && !goodbye.said.get() && body.sending.is_empty() && self.control(engine, connection, body, Kind::Goodbye)? {
+            goodbye.said.set(true);
+        }
+        if goodbye.said.get()
+            && goodbye.heard.get()
+            && !goodbye.farewell_said.get()
+            && self.control(engine, connection, body, Kind::Farewell)?
+        {
+            goodbye.farewell_said.set(true);
+        }
+        if !goodbye.farewell_said.get() && body.receiving.owes_much() {
+            let told = self.control(engine, connection, body, Kind::Credits)?;
+            // Both sides may have used up their receives for control at once, and would wait for each other. A packet
+            // of no messages uses another one.
+            if !told && body.control == 0 && body.receiving.owes_all_control() && body.sending.is_empty() {
+                self.control(engine, connection, body, Kind::Messages)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn io_vec(start: usize, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: start as *mut libc::c_void, iov_len: len }
+}
