@@ -420,7 +420,7 @@ impl Rdma {
     }
 
     /// Has credits told that are due, if nothing else takes them along.
-    fn tell_credits(&self, engine: &Engine<Self>, connection: &Conn) {
+    pub(crate) fn tell_credits(&self, engine: &Engine<Self>, connection: &Conn) {
         let owes = connection.link.body.borrow().as_ref().is_some_and(|body| body.receiving.owes_much());
         if owes && !connection.is_over() {
             engine.flush_later(connection);
