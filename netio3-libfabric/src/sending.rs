@@ -38,6 +38,8 @@ pub(crate) struct Sending {
     sends: Vec<Slot>,
     heads: Vec<Slot>,
     spare: Vec<Box<[u8]>>,
+    /// Memory of copied messages that have left, for the next ones.
+    spare_copies: Vec<Vec<u8>>,
     packet_len: usize,
     /// Bytes that wait to be posted.
     waiting: usize,
@@ -132,6 +134,7 @@ impl Sending {
             sends,
             heads,
             spare: Vec::new(),
+            spare_copies: Vec::new(),
             packet_len,
             waiting: 0,
             retired: Vec::new(),
@@ -220,7 +223,8 @@ impl Sending {
             Payload::Raw(pieces) => self.pieces.extend(pieces.held().map(Piece::Raw)),
             Payload::Buffer(buffer) => self.pieces.push_back(Piece::Buffer(Payload::take(buffer))),
             Payload::Copied(pieces) => {
-                let mut copy = Vec::with_capacity(len - header.len());
+                let mut copy = self.spare_copies.pop().unwrap_or_default();
+                copy.reserve(len - header.len());
                 pieces.iter().for_each(|piece| copy.extend_from_slice(piece));
                 self.pieces.push_back(Piece::Copied(copy));
             }
@@ -465,7 +469,13 @@ impl Sending {
             }
             self.flying_pieces -= flight.pieces;
             for piece in self.pieces.drain(..flight.pieces) {
-                self.retired.extend(piece.retire());
+                match piece {
+                    Piece::Copied(mut memory) => {
+                        memory.clear();
+                        self.spare_copies.push(memory);
+                    }
+                    piece => self.retired.extend(piece.retire()),
+                }
             }
         }
         messages
@@ -490,7 +500,7 @@ impl Sending {
 
     /// Gives memory back that an idle connection does not need.
     pub(crate) fn trim(&mut self) {
-        self.spare = Vec::new();
+        (self.spare, self.spare_copies) = Default::default();
         if self.is_empty() && self.flights.is_empty() {
             (self.items, self.pieces, self.headers, self.flights) = Default::default();
         }
