@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use netio3_core::engine::{Engine, Release, State, Upcalls};
-use netio3_core::{Budget, ClosedReason, EndPointAddress, Next, RefusedReason};
+use netio3_core::{Budget, ClosedReason, Direction, EndPointAddress, Next, RefusedReason};
 
 use crate::devices::Net;
 use crate::fabric::{CmEvent, Completion, CompletionQueue, CqError, EventQueue, Fabric, FabricError, Info, Waitable};
@@ -95,7 +95,7 @@ impl Rdma {
                             let early = connection.link.early.take();
                             early.inspect(|data| self.connected(up, &engine, &connection, data));
                         }
-                        (Some(connection), Err(error)) => self.not_opened(&engine, &connection, &error),
+                        (Some(connection), Err(error)) => self.not_opened(up, &engine, &connection, &error),
                         // It was ended meanwhile.
                         (None, Ok(body)) => self.ask(Job::Close { id, body }),
                         (None, Err(_)) => {}
@@ -133,9 +133,23 @@ impl Rdma {
         }
     }
 
-    fn not_opened(&self, engine: &Engine<Self>, connection: &Conn, error: &io::Error) {
+    fn not_opened(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn, error: &io::Error) {
         tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, %error, "cannot connect over libfabric");
-        engine.refuse(connection, refusal(error));
+        self.not_connected(up, engine, connection, refusal(error));
+    }
+
+    /// Ends a connection that the provider did not connect. A peer whose hello was accepted was established and lost
+    /// then: nobody here asked for it, who could be refused.
+    fn not_connected(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn, reason: RefusedReason) {
+        let hello = match (connection.direction, connection.link.hello.get()) {
+            (Direction::Incoming, Some(hello)) => hello,
+            _ => return engine.refuse(connection, reason),
+        };
+        let unspecified = EndPointAddress::localhost(0);
+        up.established(connection, unspecified, hello.max_message_len as usize, hello.heartbeat_interval);
+        if !engine.is_gone() {
+            engine.finish(connection, ClosedReason::PeerLost, Release::Reset);
+        }
     }
 
     // ----- the event queue -----
@@ -175,7 +189,7 @@ impl Rdma {
             }
             CmEvent::Error { endpoint, error, data } => {
                 if let Some(connection) = self.connection(&engine, endpoint as u64) {
-                    self.failed(&engine, &connection, &error, &data);
+                    self.failed(up, &engine, &connection, &error, &data);
                 }
             }
         }
@@ -271,12 +285,15 @@ impl Rdma {
     }
 
     /// Connecting failed, or the connection broke.
-    fn failed(&self, engine: &Engine<Self>, connection: &Conn, error: &FabricError, data: &[u8]) {
+    fn failed(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn, error: &FabricError, data: &[u8]) {
         tracing::debug!(endpoint = %connection.endpoint, peer = %connection.address, %error, "the provider tells of an error");
         match connection.state() {
             State::Opening => {
                 let told = Hello::decode(data).ok().and_then(|hello| hello.verdict.err());
-                engine.refuse(connection, told.unwrap_or_else(|| refusal(&io::Error::from(error.clone()))));
+                // `tcp` 1.17 says so of a listener that hung up after it had accepted.
+                let hung_up = error.code == libc::ENOENT;
+                let reason = || if hung_up { RefusedReason::NoListener } else { refusal(&io::Error::from(error.clone())) };
+                self.not_connected(up, engine, connection, told.unwrap_or_else(reason));
             }
             _ => self.lose(engine, connection),
         }
@@ -306,7 +323,7 @@ impl Rdma {
             let goodbye = &link.goodbye;
             let sent_all = link.body.borrow().as_ref().is_none_or(|body| body.sending.is_empty());
             match connection.state() {
-                State::Opening => engine.refuse(&connection, RefusedReason::NoListener),
+                State::Opening => self.not_connected(up, &engine, &connection, RefusedReason::NoListener),
                 // It did not wait for what was left of ours, which was nothing.
                 State::Closing(reason) if goodbye.heard.get() && goodbye.said.get() && sent_all => {
                     let left = link.body.borrow_mut().as_mut().map_or(0, |body| body.sending.all_left());

@@ -425,6 +425,7 @@ impl Rdma {
     /// Ends a connection that is over for what its peer did or for what the device says.
     pub(crate) fn end(&self, engine: &Engine<Self>, connection: &Conn, refused: RefusedReason, closed: ClosedReason) {
         match connection.state() {
+            State::Opening if connection.is_incoming() => self.lose(engine, connection),
             State::Opening => engine.refuse(connection, refused),
             _ => engine.finish(connection, closed, Release::Reset),
         }
