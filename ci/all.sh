@@ -8,4 +8,6 @@ ci/format.sh
 ci/clippy.sh
 ci/docs.sh
 ci/features.sh
+ci/without-libfabric.sh
+ci/fabric-2.sh
 ci/test.sh

@@ -2,12 +2,17 @@
 # Every crate builds by itself and with each of its features alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for crate in netio3-core netio3-evloop netio3-asyncmsg; do
+for crate in netio3-core netio3-evloop netio3-asyncmsg netio3-libfabric-sys netio3-libfabric; do
     cargo check -p "$crate"
 done
 for feature in conformance fault serde; do
     cargo check -p netio3-core --features "$feature"
 done
-cargo check -p netio3 --no-default-features
-cargo check -p netio3 --no-default-features --features serde
+for features in "" serde rdma "rdma serde" tcp; do
+    cargo check -p netio3 --no-default-features --features "$features"
+done
+for features in rdma tcp; do
+    cargo check -p netio3-bench --no-default-features --features "$features"
+done
 cargo check -p netio3 --examples
+cargo check -p netio3 --examples --all-features
