@@ -8,8 +8,45 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use serde::Serialize;
 
 use crate::args::{Backend, Common};
+#[cfg(feature = "rdma")]
+use crate::fabric_info::{self, EndpointInfo, Found};
 use crate::failure::Failure;
 use crate::report::show;
+
+/// What libfabric offers, to a program that does not use it.
+#[cfg(not(feature = "rdma"))]
+mod fabric_info {
+    use serde::Serialize;
+
+    #[derive(Serialize, Debug)]
+    pub enum EndpointInfo {}
+
+    impl EndpointInfo {
+        pub fn text(&self) -> String {
+            match *self {}
+        }
+    }
+
+    #[derive(Default)]
+    pub struct Found {
+        pub version: Option<String>,
+        pub path: Option<String>,
+        pub providers: Vec<String>,
+        pub endpoints: Vec<EndpointInfo>,
+        pub why: Option<String>,
+    }
+
+    pub fn find() -> Found {
+        Found::default()
+    }
+
+    pub fn advice(_: &Found, devices: &[String]) -> Option<String> {
+        let names = devices.join(", ");
+        (!devices.is_empty()).then(|| format!("there is {names}, which this program was built without: `--features rdma`"))
+    }
+}
+#[cfg(not(feature = "rdma"))]
+use fabric_info::{EndpointInfo, Found};
 
 /// Everything that `info` tells; the field names are those of the JSON object.
 #[derive(Serialize, Debug)]
@@ -21,8 +58,12 @@ struct Info {
     backends: Vec<BackendInfo>,
     /// The version of the libfabric library in use; `null` without one.
     libfabric: Option<String>,
-    /// Its providers.
+    /// The file it was loaded from.
+    libfabric_path: Option<String>,
+    /// Its providers that have message endpoints.
     providers: Vec<String>,
+    /// What they reach.
+    endpoints: Vec<EndpointInfo>,
     /// RDMA devices that the kernel knows.
     devices: Vec<String>,
     limits: Vec<Limit>,
@@ -72,6 +113,7 @@ pub fn usable(backend: Backend) -> Result<(), String> {
         Backend::Rdma => NetworkType::Rdma,
         Backend::Loopback => NetworkType::Loopback,
         Backend::Raw => return Ok(()),
+        Backend::RawFabric if NetworkType::Rdma.is_compiled_in() => NetworkType::Rdma,
         Backend::RawFabric => {
             return Err("the raw-fabric baseline is not compiled in; it comes with the rdma backend, build with `--features rdma`".into());
         }
@@ -79,9 +121,24 @@ pub fn usable(backend: Backend) -> Result<(), String> {
     kind.availability().map_err(|error| error.to_string())
 }
 
+/// The same, and what libfabric would fail with.
+fn usable_with(backend: Backend, found: &Found) -> Result<(), String> {
+    usable(backend)?;
+    match (backend, &found.why) {
+        (Backend::Rdma | Backend::RawFabric, Some(why)) => Err(why.clone()),
+        _ => Ok(()),
+    }
+}
+
+/// What every backend would fail with when it is used, as far as that can be found out without an address.
+pub fn usable_here(backends: &[Backend]) -> Vec<(Backend, Result<(), String>)> {
+    let found = fabric_info::find();
+    backends.iter().map(|backend| (*backend, usable_with(*backend, &found))).collect()
+}
+
 impl BackendInfo {
-    fn of(backend: Backend) -> Self {
-        let outcome = usable(backend);
+    fn of(backend: Backend, found: &Found) -> Self {
+        let outcome = usable_with(backend, found);
         let compiled_in = match backend {
             Backend::Tcp => NetworkType::Tcp.is_compiled_in(),
             Backend::Rdma | Backend::RawFabric => NetworkType::Rdma.is_compiled_in(),
@@ -95,31 +152,45 @@ impl BackendInfo {
 impl Info {
     fn collect() -> Self {
         let limits = limits();
-        let advice = advice(&limits);
+        let found = fabric_info::find();
+        let devices = devices();
+        let mut advice = advice(&limits, !devices.is_empty());
+        advice.extend(fabric_info::advice(&found, &devices));
+        let all = [Backend::Tcp, Backend::Rdma, Backend::Loopback, Backend::Raw, Backend::RawFabric];
         Self {
             role: "info",
             version: env!("CARGO_PKG_VERSION"),
             kernel: read("/proc/sys/kernel/osrelease"),
             processors: std::thread::available_parallelism().map_or(1, usize::from),
-            backends: [Backend::Tcp, Backend::Rdma, Backend::Loopback, Backend::Raw, Backend::RawFabric].map(BackendInfo::of).into(),
-            libfabric: None,
-            providers: Vec::new(),
-            devices: devices(),
+            backends: all.map(|backend| BackendInfo::of(backend, &found)).into(),
+            libfabric: found.version,
+            libfabric_path: found.path,
+            providers: found.providers,
+            endpoints: found.endpoints,
+            devices,
             limits,
             advice,
         }
     }
 
     fn text(&self) -> String {
-        let Self { version, kernel, processors, backends, devices, limits, advice, .. } = self;
+        let Self {
+            version, kernel, processors, backends, libfabric, libfabric_path, providers, endpoints, devices, limits, advice, ..
+        } = self;
         let kernel = kernel.as_deref().unwrap_or("unknown");
         let mut text = format!("netio3-bench {version}, Linux {kernel}, {processors} processors\n\nbackends\n");
         for BackendInfo { name, usable, why, .. } in backends {
             let state = if *usable { "usable" } else { "not usable" };
             let _ = writeln!(text, "  {name:<12}{state:<12}{}", why.as_deref().unwrap_or_default());
         }
-        let devices = if devices.is_empty() { "none".into() } else { devices.join(", ") };
-        let _ = writeln!(text, "  RDMA devices: {devices}\n\nlimits");
+        let or_none = |names: &[String]| if names.is_empty() { "none".into() } else { names.join(", ") };
+        let _ = writeln!(text, "  RDMA devices: {}", or_none(devices));
+        if let Some(libfabric) = libfabric {
+            let path = libfabric_path.as_ref().map(|path| format!(" ({path})")).unwrap_or_default();
+            let _ = writeln!(text, "\nlibfabric {libfabric}{path}, providers with message endpoints: {}", or_none(providers));
+            endpoints.iter().for_each(|endpoint| text += &format!("  {}\n", endpoint.text()));
+        }
+        text += "\nlimits\n";
         for Limit { name, value, meaning } in limits {
             let _ = writeln!(text, "  {name:<32}{:<24}{meaning}", value.as_deref().unwrap_or("unknown"));
         }
@@ -153,8 +224,8 @@ fn limits() -> Vec<Limit> {
     kernel.into_iter().chain(process).collect()
 }
 
-/// Limits that many connections or fast networks run into.
-fn advice(limits: &[Limit]) -> Vec<String> {
+/// Limits that many connections, fast networks or RDMA devices run into.
+fn advice(limits: &[Limit], rdma: bool) -> Vec<String> {
     let value = |name: &str, index: usize| -> Option<u64> {
         let text = limits.iter().find(|limit| limit.name == name)?.value.as_ref()?;
         text.split_whitespace().nth(index)?.parse().ok()
@@ -166,6 +237,10 @@ fn advice(limits: &[Limit]) -> Vec<String> {
     }
     if let Some(now) = below("net.core.somaxconn", 0, 1_024) {
         advice.push(format!("only {now} connections may wait to be accepted: `sysctl -w net.core.somaxconn=4096`"));
+    }
+    if let Some(now) = below("memlock", 0, 64 << 20).filter(|_| rdma) {
+        let remedy = "`ulimit -l unlimited`; for good, `* - memlock unlimited` in limits.conf, or LimitMEMLOCK=infinity in the unit";
+        advice.push(format!("memlock allows {now} bytes to be pinned; an RDMA connection takes about 1.5 MB: {remedy}"));
     }
     for name in ["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"] {
         if let Some(now) = below(name, 2, 4 << 20) {
@@ -197,12 +272,14 @@ mod tests {
     fn small_limits_come_with_a_remedy() {
         let limit = |name, value: &str| Limit { name, value: Some(value.into()), meaning: "" };
         let few = [limit("nofile", "1024 4096"), limit("net.core.somaxconn", "128"), limit("net.ipv4.tcp_rmem", "4096 131072 212992")];
-        assert_eq!(advice(&few).len(), 3);
+        assert_eq!(advice(&few, false).len(), 3);
+        assert_eq!(advice(&[limit("memlock", "65536 65536")], true).len(), 1);
         let enough = [limit("nofile", "unlimited unlimited"), limit("net.core.somaxconn", "4096")];
-        assert!(advice(&enough).is_empty());
+        assert!(advice(&enough, true).is_empty());
     }
 
     #[test]
+    #[cfg(not(feature = "rdma"))]
     fn baselines_and_backends_say_why_they_cannot_be_used() {
         assert!(usable(Backend::Raw).is_ok());
         for backend in [Backend::Rdma, Backend::RawFabric] {

@@ -2,11 +2,14 @@
 //!
 //! Exit status: 0 when everything was delivered and verified, 1 when not, 2 for bad arguments or no
 //! connection.
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "rdma"), forbid(unsafe_code))]
+#![deny(unsafe_code)]
 
 mod args;
 mod check;
 mod control;
+#[cfg(feature = "rdma")]
+mod fabric_info;
 mod failure;
 mod info;
 mod ledger;
@@ -14,6 +17,8 @@ mod library;
 mod pattern;
 mod plan;
 mod raw;
+#[cfg(feature = "rdma")]
+mod raw_fabric;
 mod report;
 mod tour;
 
@@ -69,6 +74,14 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         (Command::Send(args), Backend::Raw) => raw::send(common, args)?,
         (Command::Echo(args), Backend::Raw) => raw::echo(common, args)?,
         (Command::Ping(args), Backend::Raw) => raw::ping(common, args)?,
+        #[cfg(feature = "rdma")]
+        (Command::Recv(args), Backend::RawFabric) => raw_fabric::recv(common, args)?,
+        #[cfg(feature = "rdma")]
+        (Command::Send(args), Backend::RawFabric) => raw_fabric::send(common, args)?,
+        #[cfg(feature = "rdma")]
+        (Command::Echo(args), Backend::RawFabric) => raw_fabric::echo(common, args)?,
+        #[cfg(feature = "rdma")]
+        (Command::Ping(args), Backend::RawFabric) => raw_fabric::ping(common, args)?,
         (Command::Recv(args), _) => library::recv(common, backend, args)?,
         (Command::Send(args), _) => library::send(common, backend, args)?,
         (Command::Echo(args), _) => library::echo(common, backend, args)?,

@@ -160,6 +160,12 @@ impl Content {
         self.slices.iter().map(shared).collect()
     }
 
+    /// The memory that all pieces lie in.
+    #[cfg(feature = "rdma")]
+    pub fn memory(&self) -> &'static [u8] {
+        self.pattern.bytes
+    }
+
     /// Where the pieces of a message lie among all.
     #[inline]
     pub fn variant_range(&self, sequence: u64) -> Range<usize> {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -12,6 +13,15 @@ use serde::Serialize;
 use crate::args::{Backend, Mode};
 use crate::control::Tally;
 use crate::failure::Failure;
+
+/// The libfabric provider at work in this process.
+static PROVIDER: OnceLock<String> = OnceLock::new();
+
+/// Notes which libfabric provider is at work.
+#[cfg(feature = "rdma")]
+pub fn set_provider(name: String) {
+    PROVIDER.get_or_init(|| name);
+}
 
 /// The result of one run; the field names are those of the JSON object.
 #[derive(Serialize, Clone, Debug)]
@@ -77,7 +87,7 @@ impl Report {
         Self {
             role,
             backend,
-            provider: None,
+            provider: PROVIDER.get().cloned(),
             mode: None,
             size: 0,
             connections: 1,
@@ -122,7 +132,8 @@ impl Report {
     fn text(&self) -> String {
         let mut text = String::new();
         let mode = self.mode.map(|mode| format!(" ({})", mode.name())).unwrap_or_default();
-        let _ = writeln!(text, "{} over {}{mode}: {}", self.role, self.backend, plural(self.messages, "message"));
+        let provider = self.provider.as_ref().map(|provider| format!(", provider {provider}")).unwrap_or_default();
+        let _ = writeln!(text, "{} over {}{provider}{mode}: {}", self.role, self.backend, plural(self.messages, "message"));
         let _ =
             writeln!(text, "  {} each, {}, {:.3} s", bytes(self.size as u64), plural(self.connections.into(), "connection"), self.seconds);
         let _ = writeln!(text, "  {} messages/s, {:.3} GB/s", metric(self.msgs_per_s), self.gbytes_per_s);

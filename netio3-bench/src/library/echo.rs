@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use netio3::bytes::Bytes;
@@ -28,6 +29,7 @@ pub fn echo(common: &Common, backend: Backend, args: &EchoArgs) -> Result<Report
     let echo = Echo::new(backend, end, common.verify);
     let (ledger, done) = (echo.ledger.clone(), echo.done.clone());
     let network = ground.backend(echo)?;
+    ground.note(SocketAddr::new(address.ip(), 0), true);
     announce(listen(&*network, &address)?);
     ground.run_until(&done, FOR_EVER)?;
     let report = ledger.borrow().report("echo", backend, None);

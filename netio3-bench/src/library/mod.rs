@@ -35,7 +35,7 @@ const FOR_EVER: Duration = Duration::from_secs(1 << 30);
 /// A backend's kind and the loop that it runs on.
 struct Ground {
     kind: NetworkType,
-    provider: Option<String>,
+    common: Common,
     ev: EpollEventLoop,
 }
 
@@ -50,13 +50,22 @@ impl Ground {
         kind.availability().map_err(|error| Failure::NoConnection(error.to_string()))?;
         let ev = EpollEventLoop::new().map_err(|cause| Failure::connecting("cannot make an event loop", &cause))?;
         ev.set_spin(common.spin());
-        Ok(Self { kind, provider: common.provider.clone(), ev })
+        Ok(Self { kind, common: common.clone(), ev })
     }
 
     fn backend(&self, callbacks: impl Callbacks + 'static) -> Result<Box<dyn NetworkBackend>, Failure> {
-        let rdma = RdmaParameters { provider: self.provider.clone(), ..Default::default() };
+        let rdma = RdmaParameters { provider: self.common.provider.clone(), ..Default::default() };
         let config = NetworkConfig { max_message_len: MAX_SIZE, rdma, ..Default::default() };
         create_local(self.kind, config, Box::new(callbacks), &self.ev).map_err(|error| Failure::NoConnection(chain(&error)))
+    }
+
+    /// Notes for the report through what an address is reached, or listened on.
+    fn note(&self, address: SocketAddr, passive: bool) {
+        #[cfg(feature = "rdma")]
+        if self.kind == NetworkType::Rdma {
+            crate::raw_fabric::note_provider(&self.common, address, passive);
+        }
+        let _ = (address, passive);
     }
 
     fn run_until(&self, done: &Rc<Cell<bool>>, limit: Duration) -> Result<bool, Failure> {

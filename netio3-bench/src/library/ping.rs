@@ -36,6 +36,7 @@ pub fn ping(common: &Common, backend: Backend, args: &PingArgs) -> Result<Report
         dial(args.connect.as_deref())?
     };
 
+    ground.note(addresses[0], false);
     let client = Client::new(plan, common, args, addresses.clone());
     let (ready, done) = (client.ready.clone(), client.done.clone());
     let client = Rc::new(RefCell::new(client));

@@ -1,6 +1,7 @@
 //! `recv` through netio3.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use netio3::{Callbacks, ClosedReason, Completion, ConnectionInfo, EndPointAddress, Endpoint, Message, NetioStatus, NetworkBackend};
@@ -25,6 +26,7 @@ pub fn recv(common: &Common, backend: Backend, args: &RecvArgs) -> Result<Report
     let receiver = Receiver::new(backend, end, common.verify);
     let (ledger, done) = (receiver.ledger.clone(), receiver.done.clone());
     let network = ground.backend(receiver)?;
+    ground.note(SocketAddr::new(address.ip(), 0), true);
     announce(listen(&*network, &address)?);
     ground.run_until(&done, FOR_EVER)?;
     let report = ledger.borrow().report("recv", backend, None);

@@ -37,6 +37,7 @@ pub fn send(common: &Common, backend: Backend, args: &SendArgs) -> Result<Report
         dial(args.connect.as_deref())?
     };
 
+    ground.note(addresses[0], false);
     let sender = Sender::new(plan, mode, addresses.clone());
     let (ready, done) = (sender.ready.clone(), sender.done.clone());
     let sender = Rc::new(RefCell::new(sender));

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 
-use crate::util::{pair, run, start};
+use crate::util::{backends, fabric, let_them_begin, pair, run, start};
 
 #[test]
 fn nonsense_is_a_bad_argument() {
@@ -46,14 +46,33 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
+#[cfg(not(feature = "rdma"))]
 fn backends_that_are_not_there() {
+    assert!(fabric().is_empty());
     for command in ["recv --listen 127.0.0.1:0", "send --connect 127.0.0.1:1 --size 1 --messages 1"] {
         run(&format!("{command} --backend rdma")).failed(2, "--features rdma");
         run(&format!("{command} --backend raw-fabric")).failed(2, "--features rdma");
     }
     run("--backend rdma").failed(2, "--features rdma");
+}
+
+#[test]
+fn loopback_has_no_other_process() {
     run("recv --listen 127.0.0.1:0 --backend loopback").failed(2, "within one process");
     run("echo --listen 127.0.0.1:0 --backend loopback").failed(2, "within one process");
+}
+
+#[test]
+fn a_provider_that_is_not_there() {
+    for backend in fabric() {
+        for command in [
+            "recv --listen 127.0.0.1:0",
+            "send --connect 127.0.0.1:1 --size 64 --messages 1",
+            "ping --connect 127.0.0.1:1 --size 1 --count 1",
+        ] {
+            run(&format!("{command} --backend {backend} --provider smoke-signals")).failed(2, "smoke-signals");
+        }
+    }
 }
 
 #[test]
@@ -77,7 +96,7 @@ fn info_tells_what_can_be_used() {
 #[test]
 fn nobody_listens() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         let line = format!("cannot connect to {free}");
         run(&format!("send --connect {free} --backend {backend} --size 64 --messages 1 --connections 3")).failed(2, &line);
         run(&format!("ping --connect {free} --backend {backend} --size 64 --count 1")).failed(2, &line);
@@ -88,7 +107,7 @@ fn nobody_listens() {
 fn the_port_is_in_use() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         for command in ["recv", "echo"] {
             run(&format!("{command} --listen {address} --backend {backend}")).failed(2, &format!("cannot listen on {address}"));
         }
@@ -101,7 +120,7 @@ fn what_listens_is_something_else() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap();
     std::thread::spawn(move || other.incoming().for_each(drop));
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         let sent = run(&format!("send --connect {address} --backend {backend} --size 64 --messages 1"));
         assert_eq!((sent.status, sent.stderr.lines().count()), (2, 1), "{sent:?}");
         let asked = run(&format!("ping --connect {address} --backend {backend} --size 64 --count 1"));
@@ -111,7 +130,7 @@ fn what_listens_is_something_else() {
 
 #[test]
 fn the_roles_do_not_match() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         let mut echo = start(&format!("echo --listen 127.0.0.1:0 --backend {backend} --json"));
         let address = echo.address();
         run(&format!("send --connect {address} --backend {backend} --size 64 --messages 1")).failed(2, "`echo`, made for `ping`");
@@ -128,7 +147,7 @@ fn the_roles_do_not_match() {
 
 #[test]
 fn strangers_are_ignored() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         for (passive, active) in [("recv", "send --messages 1000"), ("echo", "ping --count 10")] {
             let mut listener = start(&format!("{passive} --listen 127.0.0.1:0 --backend {backend} --json"));
             let address = listener.address();
@@ -143,13 +162,13 @@ fn strangers_are_ignored() {
 
 #[test]
 fn a_receiver_that_dies_leaves_messages_unacknowledged() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         for connections in [1, 3] {
             let mut receiver = start(&format!("recv --listen 127.0.0.1:0 --backend {backend}"));
             let address = receiver.address();
             let sender =
                 start(&format!("send --connect {address} --backend {backend} --size 64 --duration 30 --connections {connections} --json"));
-            std::thread::sleep(std::time::Duration::from_millis(300));
+            let_them_begin(backend);
             receiver.kill();
             let sent = sender.end();
             sent.failed(1, "not acknowledged");
@@ -160,13 +179,13 @@ fn a_receiver_that_dies_leaves_messages_unacknowledged() {
 
 #[test]
 fn a_sender_that_dies_fails_the_receiver() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         for connections in [1, 3] {
             let mut receiver = start(&format!("recv --listen 127.0.0.1:0 --backend {backend} --json"));
             let address = receiver.address();
             let sender =
                 start(&format!("send --connect {address} --backend {backend} --size 64 --duration 30 --connections {connections}"));
-            std::thread::sleep(std::time::Duration::from_millis(300));
+            let_them_begin(backend);
             sender.kill();
             let received = receiver.end();
             received.failed(1, "without a goodbye");
@@ -177,12 +196,12 @@ fn a_sender_that_dies_fails_the_receiver() {
 
 #[test]
 fn either_side_of_round_trips_dies() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         for survivor in ["ping", "echo"] {
             let mut echo = start(&format!("echo --listen 127.0.0.1:0 --backend {backend}"));
             let address = echo.address();
             let ping = start(&format!("ping --connect {address} --backend {backend} --size 64 --count 100000000"));
-            std::thread::sleep(std::time::Duration::from_millis(200));
+            let_them_begin(backend);
             if survivor == "ping" {
                 echo.kill();
                 ping.end().failed(1, "not answered");
@@ -196,7 +215,9 @@ fn either_side_of_round_trips_dies() {
 
 #[test]
 fn backends_do_not_mix() {
-    for (passive, active) in [("tcp", "raw"), ("raw", "tcp")] {
+    let of_libfabric: Vec<_> = fabric().iter().flat_map(|one| fabric().iter().map(|other| (*one, *other))).collect();
+    let pairs = [("tcp", "raw"), ("raw", "tcp")].into_iter().chain(of_libfabric.into_iter().filter(|(one, other)| one != other));
+    for (passive, active) in pairs {
         let mut receiver = start(&format!("recv --listen 127.0.0.1:0 --backend {passive} --json"));
         let address = receiver.address();
         let sent = run(&format!("send --connect {address} --backend {active} --size 64 --messages 10"));

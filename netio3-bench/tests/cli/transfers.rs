@@ -1,6 +1,6 @@
 //! `recv` and `send`, `echo` and `ping`: everything arrives, and the report says so.
 
-use crate::util::{pair, run, start};
+use crate::util::{backends, fabric, pair, run, start};
 use serde_json::Value;
 
 const FIELDS: [&str; 19] = [
@@ -70,8 +70,32 @@ fn both_ways_of_raw() {
 }
 
 #[test]
+fn all_modes_over_libfabric() {
+    for backend in fabric() {
+        for mode in ["zero-copy", "copy", "buffered"] {
+            // Below and above what fits in one receive, 66,048 bytes; and where the last part would be tiny.
+            let sizes = [(0, 2_000), (1, 2_000), (8, 2_000), (64, 5_000), (5_000, 2_000), (65_536, 100), (65_537, 100), (66_040, 50)];
+            for (size, messages) in sizes.into_iter().chain([(66_041, 50), (66_042, 50), (132_090, 50), (1 << 20, 30), (16 << 20, 3)]) {
+                let (received, sent) = transfer(backend, &format!("--mode {mode}"), size, messages, 1);
+                assert_eq!((&sent["mode"], &sent["provider"]), (&mode.into(), &received["provider"]));
+            }
+        }
+    }
+}
+
+#[test]
+fn many_connections_over_libfabric() {
+    for backend in fabric() {
+        for (size, messages) in [(64, 10_000), (1 << 10, 10_000), (65_537, 300)] {
+            transfer(backend, "", size, messages, 64);
+        }
+        transfer(backend, "--mode copy", 200_000, 200, 70);
+    }
+}
+
+#[test]
 fn several_connections_count_as_one_sender() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         for mode in ["zero-copy", "copy", "buffered"] {
             transfer(backend, &format!("--mode {mode}"), 1_000, 20_003, 17);
             transfer(backend, &format!("--mode {mode}"), 300_000, 50, 3);
@@ -81,7 +105,7 @@ fn several_connections_count_as_one_sender() {
 
 #[test]
 fn more_connections_than_messages() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         transfer(backend, "", 10, 3, 5);
         transfer(backend, "", 10, 0, 1);
     }
@@ -89,7 +113,7 @@ fn more_connections_than_messages() {
 
 #[test]
 fn headers_and_pieces() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         for mode in ["zero-copy", "copy", "buffered"] {
             for split in ["--header 0", "--header 3 --iov 3", "--header 100", "--header 256 --iov 7", "--iov 40", "--header 1000"] {
                 transfer(backend, &format!("--mode {mode} {split}"), 1_000, 2_000, 2);
@@ -125,7 +149,7 @@ fn loopback_brings_its_own_peer() {
 
 #[test]
 fn for_a_time_instead_of_a_number() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         for connections in [1, 4] {
             let passive = format!("recv --listen 127.0.0.1:0 --backend {backend} --json");
             let active = format!("send --backend {backend} --size 100 --duration 0.2 --connections {connections} --json");
@@ -140,7 +164,7 @@ fn for_a_time_instead_of_a_number() {
 
 #[test]
 fn round_trips() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         for (size, more) in
             [(0, ""), (1, ""), (64, ""), (64, "--window 16"), (64, "--spin 100"), (300_000, ""), (300_000, "--window 50 --spin 20")]
         {
@@ -160,7 +184,7 @@ fn round_trips() {
 
 #[test]
 fn two_senders() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         let mut receiver = start(&format!("recv --listen 127.0.0.1:0 --senders 2 --backend {backend} --json"));
         let address = receiver.address();
         let send = format!("send --connect {address} --backend {backend} --size 64 --messages 20000 --connections 2 --json");
@@ -175,7 +199,7 @@ fn two_senders() {
 
 #[test]
 fn staying_for_ever() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         for (passive, active) in [("recv", "send --messages 1000"), ("echo", "ping --count 100")] {
             let mut listener = start(&format!("{passive} --forever --listen 127.0.0.1:0 --backend {backend} --json"));
             let address = listener.address();
@@ -190,7 +214,7 @@ fn staying_for_ever() {
 
 #[test]
 fn ipv6_and_host_names() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         let (received, sent) = pair(
             &format!("recv --listen [::1]:0 --backend {backend} --json"),
             &format!("send --backend {backend} --size 64 --messages 10 --json"),
@@ -206,7 +230,7 @@ fn ipv6_and_host_names() {
 
 #[test]
 fn a_wildcard_is_told_by_an_address_that_can_be_dialled() {
-    for backend in ["tcp", "raw"] {
+    for backend in backends() {
         let (received, sent) = pair(
             &format!("recv --listen 0.0.0.0:0 --backend {backend} --json"),
             &format!("send --backend {backend} --size 64 --messages 10 --json"),

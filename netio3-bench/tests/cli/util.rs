@@ -1,12 +1,41 @@
 //! Runs the program and reads what it prints, within bounded time.
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 /// The time after which a process counts as stuck.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// The backends and baselines that need two processes and can be used here.
+pub fn backends() -> impl Iterator<Item = &'static str> {
+    ["tcp", "raw"].into_iter().chain(fabric().iter().copied())
+}
+
+/// Those of them that need libfabric. Where it is absent they are left out, saying so; `NETIO3_REQUIRE_LIBFABRIC=1` makes
+/// that a failure.
+pub fn fabric() -> &'static [&'static str] {
+    static FABRIC: OnceLock<Vec<&str>> = OnceLock::new();
+    FABRIC.get_or_init(|| {
+        if !cfg!(feature = "rdma") {
+            return Vec::new();
+        }
+        let info = run("info --backend rdma");
+        if info.status == 0 {
+            return vec!["rdma", "raw-fabric"];
+        }
+        assert!(std::env::var("NETIO3_REQUIRE_LIBFABRIC").as_deref() != Ok("1"), "NETIO3_REQUIRE_LIBFABRIC=1, but {}", info.stderr);
+        eprintln!("libfabric is left out: {}", info.stderr.trim_end());
+        Vec::new()
+    })
+}
+
+/// Waits until two processes are in the middle of their run; libfabric takes its time to load all its providers.
+pub fn let_them_begin(backend: &str) {
+    std::thread::sleep(Duration::from_millis(if fabric().contains(&backend) { 2_000 } else { 300 }));
+}
 
 /// A running program; killed when dropped.
 pub struct Running {
