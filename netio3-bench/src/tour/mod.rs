@@ -1,4 +1,4 @@
-//! The tour: a table of what this machine reaches, each backend beside bare sockets.
+//! The tour: a table of what this machine reaches, each backend beside bare sockets or bare libfabric calls.
 //!
 //! Throughput and round trips are measured between two processes (loopback: within one). Every round
 //! measures the baseline and then the backends, and shares are taken within a round, since a machine's speed
@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::{Backend, Common};
 use crate::failure::Failure;
-use crate::info::usable;
+use crate::info::usable_here;
 use crate::report::bytes;
 use crate::tour::peers::{Measured, measure_round_trips, measure_throughput};
 use crate::tour::table::Findings;
@@ -23,8 +23,8 @@ const SIZES: [usize; 5] = [64, 1 << 10, 16 << 10, 64 << 10, 1 << 20];
 /// Bytes of the messages whose round trips are measured.
 const ROUND_TRIP_SIZE: usize = 64;
 const ROUNDS: usize = 5;
-/// How long each transfer takes.
-const TRANSFER: Duration = Duration::from_millis(250);
+/// How long the transfers of one quantity take in a round, shared among the backends.
+const TRANSFERS: Duration = Duration::from_millis(750);
 /// Round trips of each measurement.
 const ROUND_TRIPS: u64 = 2_000;
 /// The tour skips further rounds from here on, to end within half a minute on any machine.
@@ -41,7 +41,8 @@ pub enum Quantity {
 
 /// Measures everything, prints the table, and fails when any message was not delivered.
 pub fn tour(common: &Common) -> Result<(), Failure> {
-    let backends = backends(common)?;
+    let (backends, left_out) = backends(common)?;
+    let transfer = TRANSFERS / (1 + backends.len()) as u32;
     let quantities: Vec<Quantity> = SIZES.map(Quantity::Throughput).into_iter().chain([Quantity::RoundTrips(ROUND_TRIP_SIZE)]).collect();
     let began = Instant::now();
     let mut findings = Findings::new(&quantities, &backends);
@@ -58,7 +59,7 @@ pub fn tour(common: &Common) -> Result<(), Failure> {
             }
             for backend in std::iter::once(Backend::Raw).chain(backends.iter().copied()) {
                 bar.set_message(format!("{quantity} over {backend}"));
-                match measure(common, *quantity, backend) {
+                match measure(common, *quantity, backend, transfer) {
                     Ok(measured) => row.add(backend, measured),
                     Err(failure) => {
                         outcome = Err(failure);
@@ -71,23 +72,39 @@ pub fn tour(common: &Common) -> Result<(), Failure> {
     }
     bar.finish_and_clear();
     findings.seconds = began.elapsed().as_secs_f64();
+    findings.left_out = left_out;
     findings.error = outcome.as_ref().err().map(ToString::to_string);
     findings.print(common.json);
     outcome
 }
 
-/// The backends to show: those that can be used, or the one asked for.
-fn backends(common: &Common) -> Result<Vec<Backend>, Failure> {
-    match common.backend {
-        Some(Backend::Raw) => Ok(Vec::new()),
-        Some(asked) => usable(asked).map(|()| vec![asked]).map_err(Failure::NoConnection),
-        None => Ok([Backend::Tcp, Backend::Rdma, Backend::Loopback].into_iter().filter(|backend| usable(*backend).is_ok()).collect()),
+/// The backends and baselines to show beside bare sockets: those that can be used, or the one asked for. And why the others
+/// are left out.
+fn backends(common: &Common) -> Result<(Vec<Backend>, Vec<String>), Failure> {
+    let wanted: &[Backend] = match common.backend {
+        Some(Backend::Raw) => &[],
+        Some(Backend::Tcp) => &[Backend::Tcp],
+        Some(Backend::Loopback) => &[Backend::Loopback],
+        Some(Backend::RawFabric) => &[Backend::RawFabric],
+        Some(Backend::Rdma) => &[Backend::RawFabric, Backend::Rdma],
+        None => &[Backend::Tcp, Backend::Loopback, Backend::RawFabric, Backend::Rdma],
+    };
+    let (mut shown, mut left_out) = (Vec::new(), Vec::new());
+    for (backend, outcome) in usable_here(wanted) {
+        match outcome {
+            Ok(()) => shown.push(backend),
+            Err(why) if common.backend.is_some() => return Err(Failure::NoConnection(why)),
+            // What it lacks, its baseline lacks too.
+            Err(_) if backend == Backend::RawFabric => {}
+            Err(why) => left_out.push(format!("{backend} is left out: {why}")),
+        }
     }
+    Ok((shown, left_out))
 }
 
-fn measure(common: &Common, quantity: Quantity, backend: Backend) -> Result<Measured, Failure> {
+fn measure(common: &Common, quantity: Quantity, backend: Backend, transfer: Duration) -> Result<Measured, Failure> {
     match quantity {
-        Quantity::Throughput(size) => measure_throughput(common, backend, size, TRANSFER),
+        Quantity::Throughput(size) => measure_throughput(common, backend, size, transfer),
         Quantity::RoundTrips(size) => measure_round_trips(common, backend, size, ROUND_TRIPS),
     }
 }

@@ -12,6 +12,8 @@ pub struct Findings {
     pub rows: Vec<Row>,
     pub seconds: f64,
     pub error: Option<String>,
+    /// Backends that cannot be used here, and why.
+    pub left_out: Vec<String>,
     backends: Vec<Backend>,
 }
 
@@ -37,6 +39,10 @@ struct Summary {
     p99_us: Option<f64>,
     /// Of the baseline: rates as quotients, times as inverse quotients, so that 1 is as good as bare.
     share_of_raw: f64,
+    /// What sets its limit: bare sockets, or bare libfabric calls.
+    baseline: Backend,
+    /// As `share_of_raw`, of that.
+    share_of_baseline: f64,
     rounds: usize,
 }
 
@@ -48,6 +54,7 @@ struct Object<'a> {
     round_trips: Vec<Summary>,
     messages: u64,
     seconds: f64,
+    left_out: &'a [String],
     error: Option<&'a str>,
 }
 
@@ -56,7 +63,7 @@ impl Findings {
     pub fn new(quantities: &[Quantity], backends: &[Backend]) -> Self {
         let all: Vec<Backend> = std::iter::once(Backend::Raw).chain(backends.iter().copied()).collect();
         let row = |quantity: &Quantity| Row { quantity: *quantity, cells: all.iter().map(|backend| (*backend, Vec::new())).collect() };
-        Self { rows: quantities.iter().map(row).collect(), seconds: 0.0, error: None, backends: all }
+        Self { rows: quantities.iter().map(row).collect(), seconds: 0.0, error: None, left_out: Vec::new(), backends: all }
     }
 
     fn messages(&self) -> u64 {
@@ -74,51 +81,66 @@ impl Findings {
         let messages = self.messages();
         let mut text = String::from(
             "between two processes on this machine (loopback: within one); % is the share of the machine's limit,\n\
-             which is what bare sockets reach, measured in turns\n\n",
+             which is what bare sockets reach (for rdma: bare libfabric calls), measured in turns\n\n",
         );
-        text += &self.block("throughput", &throughput, |summary| {
-            let gbytes = summary.gbytes_per_s.unwrap_or_default();
-            format!("{:>9}/s {gbytes:>7.3} GB/s", metric(summary.msgs_per_s.unwrap_or_default()))
-        });
-        text += &self.block("round trip", &round_trips, |summary| {
-            let us = |time: Option<f64>| time.unwrap_or_default();
-            format!("p50 {:>6.1}, p99 {:>6.1} us", us(summary.p50_us), us(summary.p99_us))
-        });
+        for over_libfabric in [false, true] {
+            let columns: Vec<Backend> = self.backends.iter().copied().filter(|backend| is_fabric(*backend) == over_libfabric).collect();
+            if columns.is_empty() {
+                continue;
+            }
+            text += &block("throughput", &columns, &throughput, |summary| {
+                let gbytes = summary.gbytes_per_s.unwrap_or_default();
+                format!("{:>9}/s {gbytes:>7.3} GB/s", metric(summary.msgs_per_s.unwrap_or_default()))
+            });
+            text += &block("round trip", &columns, &round_trips, |summary| {
+                let us = |time: Option<f64>| time.unwrap_or_default();
+                format!("p50 {:>6.1}, p99 {:>6.1} us", us(summary.p50_us), us(summary.p99_us))
+            });
+        }
+        self.left_out.iter().for_each(|line| text += &format!("{line}\n"));
         if self.error.is_none() {
             text += &format!("{messages} messages in {:.1} s, all delivered once and in order\n", self.seconds);
         }
         if json {
             let error = self.error.as_deref();
-            let object = Object { role: "tour", throughput, round_trips, messages, seconds: self.seconds, error };
+            let object = Object { role: "tour", throughput, round_trips, messages, seconds: self.seconds, left_out: &self.left_out, error };
             text += &(serde_json::to_string(&object).expect("the findings have a JSON form") + "\n");
         }
         show(&text);
     }
+}
 
-    /// A line per size, a column per backend.
-    fn block(&self, title: &str, summaries: &[Summary], cell: impl Fn(&Summary) -> String) -> String {
-        let columns = self.backends.iter().map(|backend| format!("{:<34}", column(*backend)));
-        let mut text = format!("{title:<12}{}", columns.collect::<String>());
-        let mut size = None;
-        for summary in summaries {
-            if size.replace(summary.size) != Some(summary.size) {
-                text += &format!("\n{:<12}", bytes(summary.size as u64));
-            }
-            let share = match summary.backend {
-                Backend::Raw => String::new(),
-                // Within a process there is no socket that would set the limit.
-                _ if summary.share_of_raw >= 1.995 => format!(" {:>4.1} x", summary.share_of_raw),
-                _ => format!(" {:>4.0} %", summary.share_of_raw * 100.0),
-            };
-            text += &format!("{:<34}", cell(summary) + &share);
+/// A line per size, a column per backend.
+fn block(title: &str, backends: &[Backend], summaries: &[Summary], cell: impl Fn(&Summary) -> String) -> String {
+    let columns = backends.iter().map(|backend| format!("{:<34}", column(*backend)));
+    let mut text = format!("{title:<12}{}", columns.collect::<String>());
+    let mut size = None;
+    for summary in summaries.iter().filter(|summary| backends.contains(&summary.backend)) {
+        if size.replace(summary.size) != Some(summary.size) {
+            text += &format!("\n{:<12}", bytes(summary.size as u64));
         }
-        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
-        lines.join("\n") + "\n\n"
+        let share = match summary.backend {
+            Backend::Raw => String::new(),
+            // Within a process there is no socket that would set the limit.
+            _ if summary.share_of_baseline >= 1.995 => format!(" {:>4.1} x", summary.share_of_baseline),
+            _ => format!(" {:>4.0} %", summary.share_of_baseline * 100.0),
+        };
+        text += &format!("{:<34}", cell(summary) + &share);
     }
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    lines.join("\n") + "\n\n"
+}
+
+fn is_fabric(backend: Backend) -> bool {
+    matches!(backend, Backend::Rdma | Backend::RawFabric)
 }
 
 fn column(backend: Backend) -> String {
-    if backend == Backend::Raw { "bare sockets".into() } else { backend.to_string() }
+    match backend {
+        Backend::Raw => "bare sockets".into(),
+        Backend::RawFabric => "bare libfabric (% of sockets)".into(),
+        _ => backend.to_string(),
+    }
 }
 
 impl Row {
@@ -129,15 +151,19 @@ impl Row {
     }
 
     fn summaries(&self) -> Vec<Summary> {
-        let raw = &self.cells[0].1;
+        let of = |wanted: Backend| self.cells.iter().find(|(backend, _)| *backend == wanted).map(|(_, measured)| measured);
         let summary = |(backend, measured): &(Backend, Vec<Measured>)| {
             let over = |value: fn(&Measured) -> Option<f64>| median(measured.iter().filter_map(value));
-            let shares = measured.iter().zip(raw).filter_map(|(own, raw)| match (own.rtt_us, raw.rtt_us) {
-                (Some(own), Some(raw)) => Some(raw.p50 / own.p50),
-                (None, None) => Some(own.msgs_per_s / raw.msgs_per_s),
-                _ => None,
-            });
-            let share_of_raw = median(shares)?;
+            let share = |bare: &[Measured]| {
+                median(measured.iter().zip(bare).filter_map(|(own, bare)| match (own.rtt_us, bare.rtt_us) {
+                    (Some(own), Some(bare)) => Some(bare.p50 / own.p50),
+                    (None, None) => Some(own.msgs_per_s / bare.msgs_per_s),
+                    _ => None,
+                }))
+            };
+            let share_of_raw = share(of(Backend::Raw)?)?;
+            let baseline = if *backend == Backend::Rdma && of(Backend::RawFabric).is_some() { Backend::RawFabric } else { Backend::Raw };
+            let share_of_baseline = share(of(baseline)?)?;
             let rounds = measured.len();
             Some(match self.quantity {
                 Quantity::Throughput(size) => Summary {
@@ -148,6 +174,8 @@ impl Row {
                     p50_us: None,
                     p99_us: None,
                     share_of_raw,
+                    baseline,
+                    share_of_baseline,
                     rounds,
                 },
                 Quantity::RoundTrips(size) => Summary {
@@ -158,6 +186,8 @@ impl Row {
                     p50_us: over(|measured| measured.rtt_us.map(|rtt| rtt.p50)),
                     p99_us: over(|measured| measured.rtt_us.map(|rtt| rtt.p99)),
                     share_of_raw,
+                    baseline,
+                    share_of_baseline,
                     rounds,
                 },
             })
