@@ -7,6 +7,8 @@ use std::sync::Arc;
 use netio3_core::engine::{Engine, Release, State, Upcalls};
 use netio3_core::{Budget, ClosedReason, Direction, EndPointAddress, Next, RefusedReason};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::devices::Net;
 use crate::fabric::{CmEvent, Completion, CompletionQueue, CqError, EventQueue, Fabric, FabricError, Info, Waitable};
 use crate::helper::{self, Done, Job, of_context};
@@ -15,6 +17,8 @@ use crate::packets::Mode;
 use crate::transport::{Conn, Rdma, Watched};
 use crate::wire::{CONTROL_RECEIVES, Hello, Kind, VERSIONS};
 
+/// Descriptors looked at with one call.
+const POLLED: usize = 8;
 /// Completions taken from a queue at once.
 const BATCH: usize = 64;
 
@@ -26,9 +30,8 @@ impl Rdma {
         let mut index = 0;
         loop {
             let found = match self.watched.borrow().get(index) {
-                Some(Watched::Events { net, events, due, asked, .. }) => {
+                Some(Watched::Events { net, events, due, .. }) => {
                     let due = due.take();
-                    asked.set(asked.get() && !due);
                     Ok(due.then(|| (net.clone(), events.clone())))
                 }
                 Some(Watched::Completions { queue, .. }) => Err(queue.clone()),
@@ -63,18 +66,30 @@ impl Rdma {
             return false;
         }
         let watched = self.watched.borrow();
-        watched.iter().all(|watched| match watched {
-            Watched::Events { net, events, asked, due, .. } => {
-                // Asked once, it holds until the queue is read again.
-                if !asked.get() {
-                    let sleeps = sleeps(&net.fabric, &**events);
-                    asked.set(sleeps);
-                    due.set(!sleeps);
-                }
-                asked.get()
+        let may_sleep = watched.iter().all(|watched| match watched {
+            Watched::Events { net, events, due, .. } => {
+                let sleeps = sleeps(&net.fabric, &**events);
+                due.set(due.get() || !sleeps);
+                sleeps
             }
             Watched::Completions { queue, .. } => sleeps(&queue.device.net.fabric, &*queue.completions),
-        })
+        });
+        may_sleep && !self.is_readable(&watched)
+    }
+
+    /// Whether a descriptor is readable already. The loop is told only when one becomes so.
+    fn is_readable(&self, watched: &[Watched]) -> bool {
+        // A few at a time, so that nothing is allocated.
+        let mut readable = false;
+        for some in watched.chunks(POLLED) {
+            let mut polled: [PollFd<'_>; POLLED] =
+                std::array::from_fn(|index| PollFd::from_borrowed_fd(some[index.min(some.len() - 1)].fd(), PollFlags::IN));
+            readable |= poll(&mut polled[..some.len()], Some(&Timespec::default())).is_ok_and(|count| count > 0);
+        }
+        if readable {
+            watched.iter().for_each(Watched::set_due);
+        }
+        readable
     }
 
     // ----- the helper thread -----

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -45,14 +46,13 @@ pub(crate) type Conn = Rc<Connection<Link>>;
 
 /// A queue whose descriptor is watched.
 pub(crate) enum Watched {
-    /// It is read when its descriptor says so, or when it must not be slept on; once asked that, not again.
+    /// It is read when its descriptor says so, or when it must not be slept on.
     Events {
         net: Arc<Net>,
         events: Arc<EventQueue>,
         watch: WatchId,
         token: usize,
         due: Cell<bool>,
-        asked: Cell<bool>,
     },
     Completions {
         queue: Arc<Queue>,
@@ -80,6 +80,21 @@ const NUMBER_BITS: u32 = 20;
 impl Watched {
     fn is_of(&self, queue: &Arc<EventQueue>) -> bool {
         matches!(self, Self::Events { events, .. } if Arc::ptr_eq(events, queue))
+    }
+
+    /// Its descriptor.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Events { events, .. } => events.fd(),
+            Self::Completions { queue, .. } => queue.completions.fd(),
+        }
+    }
+
+    /// Has it read in any case.
+    pub(crate) fn set_due(&self) {
+        if let Self::Events { due, .. } = self {
+            due.set(true);
+        }
     }
 
     fn unwatch(self, engine: &Engine<Rdma>) {
@@ -186,8 +201,7 @@ impl Rdma {
     fn watch_events(&self, engine: &Engine<Self>, net: &Arc<Net>, events: &Arc<EventQueue>) -> io::Result<()> {
         let token = OWN | self.next_token.replace(self.next_token.get() + 1);
         let watch = engine.event_loop().watch(engine.source(), events.fd(), token, Interest::Readable)?;
-        let watched =
-            Watched::Events { net: net.clone(), events: events.clone(), watch, token, due: Cell::new(true), asked: Cell::new(false) };
+        let watched = Watched::Events { net: net.clone(), events: events.clone(), watch, token, due: Cell::new(true) };
         self.watched.borrow_mut().push(watched);
         self.active.set(true);
         Ok(())

@@ -7,7 +7,7 @@ use crate::endpoint::Endpoint;
 use crate::engine::{Connection, Engine, Listener, Release, State, Transport, Upcalls};
 use crate::event_loop::{Budget, Next, Ready};
 use crate::liveness::LivenessAction;
-use crate::status::{ClosedReason, Direction, RefusedReason};
+use crate::status::{ClosedReason, RefusedReason};
 
 /// What a deadline belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -146,7 +146,6 @@ impl<T: Transport> Engine<T> {
                 }
             }
             State::Opening => {
-                debug_assert_eq!(connection.direction, Direction::Outgoing);
                 if passed(connection.params.connect_deadline) {
                     self.refuse(connection, RefusedReason::Timeout);
                 }
