@@ -57,7 +57,8 @@ run() {
 
 # shellcheck disable=SC2016 # the variables are the virtual machine's
 {
-    suite='NETIO3_ADDRESS=$RXE_ADDR ./suite.sh ./conformance'" '$pattern'"
+    # The emulated machine needs up to 0.2 s for each connection, and the suite waits for 20 s at most.
+    suite='NETIO3_CONNECTIONS=40 NETIO3_ADDRESS=$RXE_ADDR ./suite.sh ./conformance'" '$pattern'"
     transfer='./transfer.sh $RXE_ADDR'
     run "soft-RoCE, conformance" -t "$suite_limit" -- "$suite"
     run "soft-RoCE, transfer" -t 300 -- "$transfer"
@@ -70,6 +71,15 @@ run() {
         [ -e "$siw" ] || ci/vm/siw.sh "$siw"
         run "soft-iWARP, conformance" -t "$suite_limit" -k "$siw" -- "${suite/RXE/SIW}"
         run "soft-iWARP, transfer" -t 300 -k "$siw" -- "${transfer/RXE/SIW}"
+        # Two machines, joined by frames in datagrams. The first one receives.
+        ports=$((20000 + $$ % 20000))
+        ci/vm/run.sh -p "$payload" -t 600 -n 192.0.2.1 -l "udp=127.0.0.1:$((ports + 1)),localaddr=127.0.0.1:$ports" -- \
+            "cd /payload/${payload##*/}; $transfer recv" > "$payload.receiver" 2>&1 &
+        receiver=$!
+        run "two machines, transfer" -t 600 -n 192.0.2.2 -l "udp=127.0.0.1:$ports,localaddr=127.0.0.1:$((ports + 1))" -- "${transfer/\$RXE_ADDR/192.0.2.1} send"
+        wait "$receiver" || failed=1
+        cat "$payload.receiver"
+        rm -f "$payload.receiver"
     fi
 }
 

@@ -7,7 +7,7 @@
 #   -p PATH   puts this file or directory into the machine as /payload/NAME, with the shared libraries it needs
 #   -k FILE   a siw.ko for the same kernel (ci/vm/siw.sh builds it): soft-iWARP as well
 #   -n ADDR   soft-RoCE on a real interface with this address instead; needs -l
-#   -l LINK   what that interface is joined to: an argument of qemu's `-netdev socket`, such as connect=127.0.0.1:1
+#   -l LINK   what that interface is joined to: an argument of `-netdev socket`, as udp=HOST:PORT,localaddr=HOST:PORT
 #   -m MIB    memory (2048)
 #   -t SEC    time limit (300)
 #   -v        the kernel's log goes to standard error

@@ -1,5 +1,6 @@
 //! The conformance suite over libfabric, single-threaded and synchronized. `NETIO3_PROVIDER` names the provider
-//! (default `tcp`), `NETIO3_ADDRESS` an address that it can listen on (default 127.0.0.1).
+//! (default `tcp`), `NETIO3_ADDRESS` an address that it can listen on (default 127.0.0.1), `NETIO3_CONNECTIONS` how
+//! many connections there may be at once (default 256; fewer where the device is emulated and slow).
 
 use std::env;
 use std::net::{IpAddr, Ipv4Addr};
@@ -57,6 +58,10 @@ impl Harness for Fabric {
     fn nobody_listens(&self) -> EndPointAddress {
         // No ephemeral port, so that nobody gets it meanwhile.
         self.host().with_port(1)
+    }
+
+    fn connections(&self) -> usize {
+        env::var("NETIO3_CONNECTIONS").map_or(256, |text| text.parse().expect("NETIO3_CONNECTIONS is a number"))
     }
 
     fn skip(&self, case: &str) -> Option<&'static str> {
