@@ -79,7 +79,7 @@ pub fn advice(found: &Found, devices: &[String]) -> Option<String> {
     if found.why.is_some() || found.providers.iter().any(|provider| provider == "verbs") {
         return None;
     }
-    let without = "only the provider tcp is there, which is for machines without RDMA hardware: netio3's own tcp backend is faster";
+    let without = "there is no provider verbs, and tcp is for machines without RDMA hardware, where netio3's tcp backend serves better";
     let line = if devices.is_empty() {
         format!("{without}; the kernel knows no RDMA device (`ls /sys/class/infiniband`)")
     } else if !Path::new("/dev/infiniband/rdma_cm").exists() {

@@ -85,6 +85,14 @@ fn info_tells_what_can_be_used() {
         backends.iter().find(|backend| backend["name"] == name).unwrap()["usable"].as_bool().unwrap()
     };
     assert!(usable("tcp") && usable("raw") && usable("loopback"));
+    for field in ["version", "kernel", "processors", "libfabric", "libfabric_path", "providers", "endpoints", "devices", "limits", "advice"]
+    {
+        assert!(object.get(field).is_some(), "{field}: {object}");
+    }
+    if usable("rdma") {
+        assert!(object["providers"].as_array().unwrap().iter().any(|provider| provider == "tcp" || provider == "verbs"), "{object}");
+        assert!(object["endpoints"][0]["domain"].is_string() && object["libfabric"].is_string(), "{object}");
+    }
     for backend in ["tcp", "rdma", "loopback", "raw", "raw-fabric"] {
         let ended = run(&format!("info --backend {backend}"));
         assert_eq!(ended.status, i32::from(!usable(backend)), "{ended:?}");

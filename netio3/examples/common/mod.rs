@@ -10,7 +10,8 @@ use netio3::{EpollEventLoop, EventLoop, Handle, NetworkType};
 /// What a program, or a part of it, comes to.
 pub type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Runs a program with the backend that `--backend NAME` chooses (`tcp` without it) and the other arguments.
+/// Runs a program with the backend that `--backend NAME` chooses (`tcp` without it, `rdma` only where the example was built
+/// with `--features rdma`) and the other arguments.
 pub fn run(program: impl FnOnce(NetworkType, &[&str]) -> Outcome) -> ExitCode {
     let Err(error) = arguments().and_then(|(kind, rest)| program(kind, &rest.iter().map(String::as_str).collect::<Vec<_>>())) else {
         return ExitCode::SUCCESS;
