@@ -230,7 +230,6 @@ impl Client {
 
 /// The request has brought the hello: nobody is silent, and the connect deadline is of those that this side asks for.
 #[test]
-#[ignore = "netio3-core's engine/deadlines.rs asserts that only connections asked for here wait for being established"]
 fn no_deadline_of_a_listener_turns_away_who_said_hello() {
     let Some(_beside) = beside_others() else { return };
     let config = NetworkConfig { hello_deadline: Duration::ZERO, ..config() };

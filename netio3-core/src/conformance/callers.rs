@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::pair::{Pair, Setup};
 use super::recorder::Kind;
 use super::threads::{numbered, shared_pair};
-use super::world::{WAIT, World, config};
+use super::world::{World, config, wait};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::endpoint::Endpoint;
 use crate::memory::MemoryRegion;
@@ -60,7 +60,7 @@ pub(super) fn no_call_waits_for_the_loop(world: &World) {
         drop(backend);
         done.send((opened, connected)).expect("the case waits");
     });
-    let outcome = finished.recv_timeout(WAIT);
+    let outcome = finished.recv_timeout(wait());
     let Ok((opened, connected)) = outcome else {
         // Either a call waits for the loop, or an assertion failed.
         assert!(caller.is_finished(), "a call waits for the loop, which does not run");
@@ -115,7 +115,7 @@ pub(super) fn threads_open_and_close_at_once(world: &World) {
                     let out = backend.connect(&address, &ConnectionParameters::default()).expect("it can be started");
                     let opened = Instant::now();
                     while !states.lock().contains(&out) {
-                        assert!(opened.elapsed() < WAIT, "not established in time");
+                        assert!(opened.elapsed() < wait(), "not established in time");
                         thread::yield_now();
                     }
                     assert_eq!(backend.send_copy(out, b"hello", b"", 0), Ok(NetioStatus::Ok));
@@ -193,7 +193,7 @@ pub(super) fn sends_racing_with_the_end_are_accounted_for(world: &World) {
                                 accepted.fetch_add(1, Ordering::SeqCst);
                             }
                             NetioStatus::NoResources | NetioStatus::NotConnected => {
-                                assert!(started.elapsed() < WAIT, "not closed in time");
+                                assert!(started.elapsed() < wait(), "not closed in time");
                                 thread::yield_now();
                             }
                             status => panic!("{status:?}"),

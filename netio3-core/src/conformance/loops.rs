@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::pair::{Pair, Setup, all_arrived, connected, connected_across};
 use super::plan::Plan;
 use super::recorder::Kind;
-use super::world::{WAIT, World, config};
+use super::world::{World, config, wait};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::memory::MemoryRegion;
 use crate::status::{ClosedReason, NetioStatus};
@@ -150,8 +150,8 @@ pub(super) fn stopping_inside_callbacks_loses_nothing(world: &World) {
     let run_on = |what: &str, done: &dyn Fn() -> bool| {
         let started = Instant::now();
         while !done() {
-            assert!(started.elapsed() < WAIT, "not in time: {what}");
-            world.within(WAIT, done);
+            assert!(started.elapsed() < wait(), "not in time: {what}");
+            world.within(wait(), done);
         }
     };
     for _ in 0..30 {
@@ -231,7 +231,7 @@ pub(super) fn posted_work_may_call_the_backend(world: &World) {
         done.send(()).expect("the case waits");
     });
     world.until("fifty messages arrive", || pair.listener.received(pair.back) == 50);
-    finished.recv_timeout(WAIT).expect("the thread ends");
+    finished.recv_timeout(wait()).expect("the thread ends");
     poster.join().expect("posting succeeds");
     SENDER.set(None);
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::node::Node;
 use super::plan::Plan;
-use super::world::{WAIT, World, config};
+use super::world::{World, config, wait};
 use crate::address::EndPointAddress;
 use crate::config::{Buffers, ConnectionParameters, ConnectionParametersRecv, NetworkConfig};
 use crate::endpoint::Endpoint;
@@ -182,7 +182,7 @@ pub(super) fn connected_across(world: &World, far: &World, dialer: &Node, listen
     let out = dialer.open(address, &ConnectionParameters::default());
     let started = Instant::now();
     while !dialer.is_established(out) || listener.accepted_peers().is_empty() {
-        assert!(started.elapsed() < WAIT, "not established on both sides within {WAIT:?}");
+        assert!(started.elapsed() < wait(), "not established on both sides within {:?}", wait());
         world.turn();
         far.turn();
     }

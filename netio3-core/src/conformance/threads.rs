@@ -15,7 +15,7 @@ use super::journal::What;
 use super::node::Node;
 use super::pair::{Pair, Setup};
 use super::recorder::Kind;
-use super::world::{WAIT, World, config};
+use super::world::{World, config, wait};
 use crate::backend::NetworkBackend;
 use crate::endpoint::Endpoint;
 use crate::status::NetioStatus;
@@ -58,7 +58,7 @@ impl Room {
             }
             let mut times = self.times.lock();
             while *times == before {
-                assert!(!self.changed.wait_for(&mut times, WAIT).timed_out(), "no writable after a refusal");
+                assert!(!self.changed.wait_for(&mut times, wait()).timed_out(), "no writable after a refusal");
             }
         }
     }
@@ -149,7 +149,7 @@ pub(super) fn a_call_wakes_the_sleeping_loop(world: &World) {
     let sender = thread::spawn(move || {
         for _ in 0..TIMES {
             assert_eq!(backend.send_copy(out, b"wake up", b"", 0), Ok(NetioStatus::Ok));
-            arrived.recv_timeout(WAIT).expect("the message arrives before the next is sent");
+            arrived.recv_timeout(wait()).expect("the message arrives before the next is sent");
         }
     });
     world.until("all arrive, one by one", || pair.listener.received(pair.back) == TIMES);
@@ -176,7 +176,7 @@ pub(super) fn pausing_from_another_thread_loses_nothing(world: &World) {
         while call.node.tally(call.endpoint).accepted < MESSAGES && call.send(call.endpoint, plan) == NetioStatus::Ok {}
     });
     while pair.dialer.send(pair.out, plan) == NetioStatus::Ok {}
-    let arrive = world.within(WAIT, || pair.listener.received(pair.back) == MESSAGES);
+    let arrive = world.within(wait(), || pair.listener.received(pair.back) == MESSAGES);
     stop.send(()).expect("the thread waits");
     pauser.join().expect("the calls succeed");
     assert!(arrive, "not all arrived in time");

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::harness::Harness;
@@ -13,7 +14,11 @@ use crate::config::NetworkConfig;
 use crate::event_loop::EventLoop;
 
 /// The bound on every wait.
-pub(super) const WAIT: Duration = Duration::from_secs(20);
+pub(super) fn wait() -> Duration {
+    static PATIENCE: OnceLock<u32> = OnceLock::new();
+    let patience = || std::env::var("NETIO3_PATIENCE").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1);
+    Duration::from_secs(20) * *PATIENCE.get_or_init(patience)
+}
 
 /// How long a case watches for something that must not happen.
 pub(super) const WATCH: Duration = Duration::from_millis(60);
@@ -68,10 +73,10 @@ impl World {
         node
     }
 
-    /// Runs the loop until the condition holds; fails when it does not within [`WAIT`].
+    /// Runs the loop until the condition holds; fails when it does not within [`wait`].
     #[track_caller]
     pub(super) fn until(&self, what: &str, condition: impl FnMut() -> bool) {
-        assert!(self.within(WAIT, condition), "not within {WAIT:?}: {what}");
+        assert!(self.within(wait(), condition), "not within {:?}: {what}", wait());
     }
 
     /// Runs the loop until the condition holds or the time is over, and tells which.
@@ -96,7 +101,7 @@ impl World {
     /// What the panic in a callback looks like to who runs the loop: the panic's text.
     #[track_caller]
     pub(super) fn until_panic(&self) -> String {
-        let run = catch_unwind(AssertUnwindSafe(|| self.within(WAIT, || false)));
+        let run = catch_unwind(AssertUnwindSafe(|| self.within(wait(), || false)));
         let payload = run.expect_err("a callback panicked, and so should have the loop");
         payload.downcast_ref::<&str>().map(|text| (*text).to_owned()).or(payload.downcast_ref::<String>().cloned()).unwrap_or_default()
     }

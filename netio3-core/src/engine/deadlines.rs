@@ -24,6 +24,8 @@ impl Due {
 
 /// How long an accept loop waits when the table of descriptors is full and no stranger can make room.
 pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// How long a device may take to finish accepting an admitted peer.
+const LONGEST_ACCEPT: Duration = Duration::from_secs(30);
 /// How long a connection stays without traffic before it gives queue memory back.
 const TRIM_AFTER: Duration = Duration::from_secs(2);
 
@@ -89,10 +91,16 @@ impl<T: Transport> Engine<T> {
         }
     }
 
+    /// How long a connection may take to be established. For one that was asked for here it is the user's deadline;
+    /// for a peer that was admitted it is up to a device, and nobody has asked for anything.
+    fn connect_limit(&self, connection: &Connection<T::Link>) -> Duration {
+        if connection.is_incoming() { LONGEST_ACCEPT } else { connection.params.connect_deadline }
+    }
+
     fn next_deadline(&self, connection: &Connection<T::Link>) -> Option<Instant> {
         let params = &connection.params;
         match connection.state() {
-            State::Opening if connection.known.get() => connection.since.get().checked_add(params.connect_deadline),
+            State::Opening if connection.known.get() => connection.since.get().checked_add(self.connect_limit(connection)),
             State::Opening => {
                 let hello = connection.since.get().checked_add(self.config.hello_deadline);
                 [hello, self.shutdown_at.get()].into_iter().flatten().min()
@@ -146,7 +154,7 @@ impl<T: Transport> Engine<T> {
                 }
             }
             State::Opening => {
-                if passed(connection.params.connect_deadline) {
+                if passed(self.connect_limit(connection)) {
                     self.refuse(connection, RefusedReason::Timeout);
                 }
             }
