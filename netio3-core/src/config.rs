@@ -68,6 +68,10 @@ pub struct RdmaParameters {
     /// Receive buffers of that size for each connection, besides two for control. They are how many packets a peer
     /// may send before it hears that some were handled. Default 16; at most 4,096.
     pub receives: u16,
+    /// Zero-copy messages up to this many bytes are packed together with others, which takes a copy, where the
+    /// connection leaves [`copy_below`](ConnectionParameters::copy_below) at its default. Each message beyond it
+    /// takes a packet, and a credit, of its own. Default 16 KiB: over sockets packing wins up to there.
+    pub pack_below: usize,
     /// Buffers of that size for each connection in which small messages are put together for sending. Default 4; at
     /// least 1, at most 4,096.
     pub sends: u16,
@@ -81,7 +85,15 @@ pub struct RdmaParameters {
 
 impl Default for RdmaParameters {
     fn default() -> Self {
-        Self { provider: None, receive_size: 64 << 10, receives: 16, sends: 4, shared_receives: None, shared_sends: None }
+        Self {
+            provider: None,
+            receive_size: 64 << 10,
+            receives: 16,
+            pack_below: 16 << 10,
+            sends: 4,
+            shared_receives: None,
+            shared_sends: None,
+        }
     }
 }
 

@@ -267,7 +267,11 @@ impl Transport for Rdma {
     fn enqueue(&self, connection: &Connection<Link>, message: Outgoing<'_>) -> usize {
         let mut body = connection.link.body.borrow_mut();
         let Some(body) = &mut *body else { return 0 };
-        if body.sending.push(message, connection.params.copy_below, &body.slab) {
+        let copy_below = match connection.params.copy_below {
+            ConnectionParameters::DEFAULT_COPY_BELOW => self.devices.params().pack_below,
+            set => set,
+        };
+        if body.sending.push(message, copy_below, &body.slab) {
             connection.counters.copied_messages.add(1);
         }
         if body.credits > 0 { body.sending.waiting() } else { 0 }
