@@ -28,12 +28,8 @@ pub(crate) struct Link<S> {
     pub(crate) blocked: Cell<bool>,
     /// Writing failed; what is left to read is still delivered.
     pub(crate) broken: Cell<bool>,
-    /// A message was discarded: so are those after it, since what the user gets has no gaps.
-    pub(crate) discarding: Cell<bool>,
     /// The system told that the stream ends.
     pub(crate) read_closed: Cell<bool>,
-    /// What this link contributes to the backend's count of assembly memory and stashes, in bytes.
-    pub(crate) counted_memory: Cell<usize>,
 }
 
 struct Watched<S> {
@@ -53,9 +49,7 @@ impl<S: Stream> Link<S> {
             stash_held: Cell::new(0),
             blocked: Cell::new(false),
             broken: Cell::new(false),
-            discarding: Cell::new(false),
             read_closed: Cell::new(false),
-            counted_memory: Cell::new(0),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::io::{self, IoSliceMut};
 
 use bytes::Bytes;
-use netio3_core::engine::{Connection, Engine, Release, State, Upcalls};
+use netio3_core::engine::{Connection, Engine, Reception, Release, State, Upcalls};
 use netio3_core::{Budget, ClosedReason, Message, Meter, Next, Take};
 
 use crate::hello::{Hello, VERSIONS};
@@ -22,18 +22,6 @@ pub(crate) struct ReadBuffer(Box<[u8]>);
 const READ_LEN: usize = 128 << 10;
 /// Room in front for the beginning of a head or hello that an earlier read brought; hellos are shorter.
 const PREFIX_LEN: usize = 1 << 10;
-
-/// What to do with messages.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Deliver,
-    /// Paused, or at the cap on what the user took over: keep what was read, read no more.
-    Hold,
-    /// Closing, and paused: the user does not want them, but the goodbye behind them is needed.
-    Discard,
-    /// The connection is over.
-    Stop,
-}
 
 /// What a piece of the stream brought.
 #[derive(Default)]
@@ -58,7 +46,7 @@ impl<N: Net> Tcp<N> {
             buffer.0 = vec![0; PREFIX_LEN + READ_LEN].into_boxed_slice();
         }
         let next = loop {
-            if matches!(self.mode(engine, connection), Mode::Hold | Mode::Stop) || link.session.get().has_heard_goodbye() {
+            if matches!(engine.reception(connection), Reception::Hold | Reception::Stop) || link.session.get().has_heard_goodbye() {
                 break Next::Wait;
             }
             if budget.is_spent() {
@@ -115,8 +103,7 @@ impl<N: Net> Tcp<N> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
             Err(error) => return Err(error),
         };
-        connection.counters.reads.add(1);
-        engine.totals.reads.add(1);
+        engine.count_read(connection);
         engine.heard(connection);
         // After a short read the socket is empty, and the next byte will be told; but an end of stream that
         // was told already will not be told again.
@@ -179,22 +166,21 @@ impl<N: Net> Tcp<N> {
         let fed = bytes.len();
         let mut brought = Brought::default();
         let mut inbound = link.inbound.borrow_mut();
-        let mut mode = self.mode(engine, connection);
+        let mut mode = engine.reception(connection);
         while !bytes.is_empty() {
-            if matches!(mode, Mode::Hold | Mode::Stop) {
+            if matches!(mode, Reception::Hold | Reception::Stop) {
                 break;
             }
             match inbound.next(&mut bytes) {
-                Ok(Some(Incoming::Message(message))) if mode == Mode::Deliver => {
+                Ok(Some(Incoming::Message(message))) if mode == Reception::Deliver => {
                     brought.messages += 1;
                     brought.bytes += message.len();
                     if !up.data(connection, Message::borrowed(message, &connection.meter)) {
-                        mode = self.mode(engine, connection);
+                        mode = engine.reception(connection);
                     }
                 }
                 Ok(Some(Incoming::Message(_))) => {
                     brought.discarded += 1;
-                    link.discarding.set(true);
                 }
                 Ok(Some(Incoming::Heartbeat)) => connection.counters.heartbeats_received.add(1),
                 Ok(Some(Incoming::Goodbye)) => {
@@ -203,7 +189,7 @@ impl<N: Net> Tcp<N> {
                 }
                 Ok(Some(Incoming::Hello(hello))) => {
                     self.greeted(up, engine, connection, &hello);
-                    mode = self.mode(engine, connection);
+                    mode = engine.reception(connection);
                 }
                 Ok(None) => {}
                 Err(broken) => {
@@ -212,8 +198,8 @@ impl<N: Net> Tcp<N> {
                 }
             }
         }
-        let rest = if mode == Mode::Hold { bytes.len() } else { 0 };
-        if mode == Mode::Stop && link.session.get().stage == Stage::Open {
+        let rest = if mode == Reception::Hold { bytes.len() } else { 0 };
+        if mode == Reception::Stop && link.session.get().stage == Stage::Open {
             brought.discarded += inbound.count_messages(bytes);
         }
         let held = inbound.held();
@@ -230,14 +216,13 @@ impl<N: Net> Tcp<N> {
     fn deliver_assembled(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn<N>, len: usize, budget: &mut Budget) {
         let mut brought = Brought::default();
         // In mode `Hold` nothing is read, so that it can only have begun with this very read: one message.
-        if matches!(self.mode(engine, connection), Mode::Deliver | Mode::Hold) {
+        if matches!(engine.reception(connection), Reception::Deliver | Reception::Hold) {
             let mut inbound = connection.link.inbound.borrow_mut();
             let mut message = Assembled { memory: inbound.memory(), len, meter: &connection.meter };
             up.data(connection, Message::whole(&mut message));
             brought = Brought { messages: 1, bytes: len, discarded: 0 };
         } else {
             brought.discarded = 1;
-            connection.link.discarding.set(true);
         }
         self.count(engine, connection, &brought);
         budget.spend(1, 0);
@@ -258,16 +243,6 @@ impl<N: Net> Tcp<N> {
         engine.count_received(connection, brought.messages, brought.bytes);
         if brought.discarded > 0 {
             engine.count_discarded(connection, brought.discarded);
-        }
-    }
-
-    fn mode(&self, engine: &Engine<Self>, connection: &Conn<N>) -> Mode {
-        match connection.state() {
-            State::Closed(_) | State::Refused(_) => Mode::Stop,
-            State::Opening => Mode::Deliver,
-            State::Closing(_) if connection.is_paused() || connection.link.discarding.get() => Mode::Discard,
-            _ if engine.is_receiving(connection) => Mode::Deliver,
-            _ => Mode::Hold,
         }
     }
 
@@ -380,14 +355,6 @@ impl<N: Net> Tcp<N> {
     /// Brings the backend's count of assembly memory and stashes up to date, of which the assembly memory of this
     /// connection is `held`; `false` when it grew beyond the limit.
     pub(crate) fn count_memory(&self, engine: &Engine<Self>, connection: &Connection<Link<N::Stream>>, held: usize) -> bool {
-        // What is over was subtracted when it was released.
-        let held = if connection.is_over() { 0 } else { held + connection.link.stash_held.get() };
-        let before = connection.link.counted_memory.replace(held);
-        if before == held {
-            return true;
-        }
-        let total = &engine.totals.assembly_bytes;
-        total.set(total.get() + held as u64 - before as u64);
-        held < before || total.get() <= engine.config.total_assembly_bytes as u64
+        engine.count_assembly(connection, held + connection.link.stash_held.get())
     }
 }

@@ -227,8 +227,7 @@ impl<N: Net> Transport for Tcp<N> {
             match written {
                 Ok(0) => break Some(io::ErrorKind::WriteZero.into()),
                 Ok(n) => {
-                    connection.counters.writes.add(1);
-                    engine.totals.writes.add(1);
+                    engine.count_write(connection);
                     left += outbound.written(n);
                     if n < offered {
                         // The socket is full; asking again would only say so.

@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use netio3_core::engine::{Engine, Release, State, Upcalls};
+use netio3_core::engine::{Engine, Reception, Release, State, Upcalls};
 use netio3_core::{Budget, ClosedReason, Direction, EndPointAddress, Next, RefusedReason};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,7 +13,6 @@ use crate::devices::Net;
 use crate::fabric::{CmEvent, Completion, CompletionQueue, CqError, EventQueue, Fabric, FabricError, Info, Waitable};
 use crate::helper::{self, Done, Job, of_context};
 use crate::link::{Body, Link, Stage};
-use crate::packets::Mode;
 use crate::transport::{Conn, Rdma, Watched};
 use crate::wire::{CONTROL_RECEIVES, Hello, Kind, VERSIONS};
 
@@ -323,13 +322,14 @@ impl Rdma {
                 continue;
             }
             let link = &connection.link;
-            if self.mode(&engine, &connection) == Mode::Hold && connection.state() != State::Opening {
+            let reception = engine.reception(&connection);
+            if reception == Reception::Hold {
                 // What came before its end is the user's when he receives again.
                 link.listed_lost.set(false);
                 continue;
             }
             let has_packets = link.body.borrow().as_ref().is_some_and(|body| body.receiving.has_packets());
-            if has_packets && self.mode(&engine, &connection) == Mode::Deliver {
+            if has_packets && reception == Reception::Deliver && connection.state() != State::Opening {
                 // They wait for the budget of a turn; the end comes behind them.
                 engine.read_again(&connection);
                 self.lost.borrow_mut().push(connection);
@@ -417,8 +417,7 @@ impl Rdma {
             }
             return;
         }
-        connection.counters.reads.add(1);
-        engine.totals.reads.add(1);
+        engine.count_read(&connection);
         engine.heard(&connection);
         let first = !open.receiving.has_packets();
         let arrived = open.receiving.arrived(number, completion.len, &open.slab);

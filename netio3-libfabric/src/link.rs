@@ -30,16 +30,12 @@ pub(crate) struct Link {
     pub(crate) early: RefCell<Option<Vec<u8>>>,
     /// Receives that completed before the helper thread told of the endpoint: slot and length.
     pub(crate) early_receives: RefCell<Vec<Completion>>,
-    /// A message was discarded: so are those after it, since what the user gets has no gaps.
-    pub(crate) discarding: Cell<bool>,
     /// The peer is gone; what came before is still to be handled.
     pub(crate) gone: Cell<bool>,
     /// In the list of those whose end is to be handled.
     pub(crate) listed_lost: Cell<bool>,
     /// The device took no more just now.
     pub(crate) stuck: Cell<bool>,
-    /// What it contributes to the backend's count of assembly memory, in bytes.
-    pub(crate) counted_memory: Cell<usize>,
     /// The user was told once that memory outside the registered regions is copied.
     pub(crate) warned: Cell<bool>,
 }
@@ -113,11 +109,9 @@ impl Link {
             goodbye: Goodbye::default(),
             early: RefCell::new(None),
             early_receives: RefCell::default(),
-            discarding: Cell::new(false),
             gone: Cell::new(false),
             listed_lost: Cell::new(false),
             stuck: Cell::new(false),
-            counted_memory: Cell::new(0),
             warned: Cell::new(false),
         }
     }

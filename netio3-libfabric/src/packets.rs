@@ -3,25 +3,13 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use netio3_core::engine::{Engine, Release, State, Upcalls};
+use netio3_core::engine::{Engine, Reception, Release, Upcalls};
 use netio3_core::{Budget, ClosedReason, Message, Meter, Next, RefusedReason, Take};
 
 use crate::helper;
 use crate::link::{Body, Stage};
 use crate::receiving::{Broken, Found, Packet};
 use crate::transport::{Conn, Rdma};
-
-/// What to do with messages.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Deliver,
-    /// Paused, or at the cap on what the user took over: packets stay where they are.
-    Hold,
-    /// The user does not want what comes, but the goodbye behind it is needed.
-    Discard,
-    /// Over.
-    Stop,
-}
 
 impl Rdma {
     /// Hands out what waits in packets, as far as the user takes it and the budget goes.
@@ -78,15 +66,15 @@ impl Rdma {
         let mut received = 0;
         let mut discarded = 0;
         let mut held = None;
-        let mut mode = self.mode(engine, connection);
+        let mut mode = engine.reception(connection);
         loop {
             match mode {
-                Mode::Deliver | Mode::Discard => {}
-                Mode::Hold => {
+                Reception::Deliver | Reception::Discard => {}
+                Reception::Hold => {
                     held = Some(Next::Wait);
                     break;
                 }
-                Mode::Stop => break,
+                Reception::Stop => break,
             }
             if budget.is_spent() {
                 held = Some(Next::Again);
@@ -95,30 +83,28 @@ impl Rdma {
             match packet.cursor.next(bytes, &mut assembly, max_len) {
                 Ok(Found::Message(message)) => {
                     budget.spend(1, message.len());
-                    if mode == Mode::Deliver {
+                    if mode == Reception::Deliver {
                         messages += 1;
                         received += message.len();
                         if !up.data(connection, Message::borrowed(message, &connection.meter)) {
-                            mode = self.mode(engine, connection);
+                            mode = engine.reception(connection);
                         }
                     } else {
                         discarded += 1;
-                        link.discarding.set(true);
                     }
                 }
                 Ok(Found::Assembled) => {
                     budget.spend(1, assembly.expected);
                     assembly.expected = 0;
-                    if mode == Mode::Deliver {
+                    if mode == Reception::Deliver {
                         messages += 1;
                         received += assembly.memory.len();
                         let mut message = Assembled { memory: &mut assembly.memory, meter: &connection.meter };
                         if !up.data(connection, Message::whole(&mut message)) {
-                            mode = self.mode(engine, connection);
+                            mode = engine.reception(connection);
                         }
                     } else {
                         discarded += 1;
-                        link.discarding.set(true);
                     }
                     assembly.memory.clear();
                 }
@@ -149,20 +135,10 @@ impl Rdma {
         if let Some(body) = &mut *link.body.borrow_mut() {
             body.receiving.assembly = assembly;
         }
-        if !connection.is_over() && !self.count_memory(engine, connection, memory) {
+        if !connection.is_over() && !engine.count_assembly(connection, memory) {
             engine.finish(connection, ClosedReason::Limit, Release::Reset);
         }
         held
-    }
-
-    pub(crate) fn mode(&self, engine: &Engine<Self>, connection: &Conn) -> Mode {
-        match connection.state() {
-            State::Closed(_) | State::Refused(_) => Mode::Stop,
-            State::Opening => Mode::Hold,
-            State::Closing(_) if connection.is_paused() || connection.link.discarding.get() => Mode::Discard,
-            _ if engine.is_receiving(connection) => Mode::Deliver,
-            _ => Mode::Hold,
-        }
     }
 
     /// The peer broke the protocol.

@@ -34,8 +34,7 @@ impl Rdma {
                         break;
                     }
                     *credits -= 1;
-                    connection.counters.writes.add(1);
-                    engine.totals.writes.add(1);
+                    engine.count_write(connection);
                     sending.posted();
                     left += sending.all_left();
                     continue;
@@ -81,8 +80,7 @@ impl Rdma {
                     tracing::warn!(endpoint = %connection.endpoint, "memory outside the registered regions is copied before it is sent; register it");
                 }
             }
-            connection.counters.writes.add(1);
-            engine.totals.writes.add(1);
+            engine.count_write(connection);
             *credits -= 1;
             *unsignalled = if signal { 0 } else { *unsignalled + 1 };
             sending.posted();
@@ -135,8 +133,7 @@ impl Rdma {
                 } else {
                     *credits -= 1
                 }
-                connection.counters.writes.add(1);
-                engine.totals.writes.add(1);
+                engine.count_write(connection);
             }
             Ok(false) => {
                 receiving.untold(owed);

@@ -345,7 +345,7 @@ impl Transport for Rdma {
         let link = &connection.link;
         self.ids.borrow_mut().remove(link.id);
         link.stage.set(Stage::Closed);
-        self.count_memory(engine, connection, 0);
+        engine.count_assembly(connection, 0);
         let Some(mut body) = link.body.take() else { return Freed::AtOnce };
         let unhandled = body.receiving.count_unhandled(&body.slab, engine.config.max_message_len);
         if unhandled > 0 {
@@ -379,7 +379,7 @@ impl Transport for Rdma {
             }
             held = assembly.held();
         }
-        self.count_memory(engine, connection, held);
+        engine.count_assembly(connection, held);
     }
 
     fn tear_down(&self, engine: &Engine<Self>) {
@@ -429,15 +429,6 @@ impl Rdma {
             self.active.set(true);
             engine.event_loop().schedule();
         }
-    }
-
-    /// Brings the backend's count of assembly memory up to date; `false` when it exceeds the limit.
-    pub(crate) fn count_memory(&self, engine: &Engine<Self>, connection: &Connection<Link>, held: usize) -> bool {
-        let held = if connection.is_over() { 0 } else { held };
-        let before = connection.link.counted_memory.replace(held);
-        let total = &engine.totals.assembly_bytes;
-        total.set(total.get() + held as u64 - before as u64);
-        held <= before || total.get() <= engine.config.total_assembly_bytes as u64
     }
 
     /// Ends a connection that is over for what its peer did or for what the device says.

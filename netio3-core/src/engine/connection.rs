@@ -33,6 +33,10 @@ pub struct Connection<L> {
     pub meter: Meter,
     /// The transport's part.
     pub link: L,
+    /// A message was discarded.
+    pub(super) discarding: Cell<bool>,
+    /// Its part in the backend's count of memory for what is not delivered yet, in bytes.
+    pub(super) counted_assembly: Cell<usize>,
     /// The listener that accepted it.
     pub(super) listener: Option<Accepted>,
     pub(super) state: Cell<State>,

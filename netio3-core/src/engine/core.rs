@@ -222,6 +222,8 @@ impl<T: Transport> Engine<T> {
             params,
             counters,
             link,
+            discarding: Cell::new(false),
+            counted_assembly: Cell::new(0),
             listener,
             state: Cell::new(State::Opening),
             known: Cell::new(false),

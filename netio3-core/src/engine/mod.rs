@@ -28,4 +28,5 @@ pub(crate) use self::local::LocalBackend;
 pub use self::local::create_local;
 pub use self::raw_send::RawPieces;
 pub use self::sync::create;
+pub use self::traffic::Reception;
 pub use self::transport::{Freed, OWN, Opener, Outgoing, Payload, Release, Retired, Transport};

@@ -4,9 +4,22 @@ use std::rc::Rc;
 
 use crate::engine::core::Rcc;
 use crate::engine::ledger::Sent;
-use crate::engine::{Connection, Engine, Transport};
+use crate::engine::{Connection, Engine, State, Transport};
 use crate::event_loop::Ready;
 use crate::status::Completion;
+
+/// What to do with messages that arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reception {
+    /// Hand them to the user.
+    Deliver,
+    /// Paused, or at the cap on what the user took over: keep what has come, and take no more.
+    Hold,
+    /// Closing, and paused: the user does not want them, but the goodbye behind them is needed.
+    Discard,
+    /// The connection is over.
+    Stop,
+}
 
 impl<T: Transport> Engine<T> {
     // ----- sending -----
@@ -117,7 +130,48 @@ impl<T: Transport> Engine<T> {
         self.end_turn_soon();
     }
 
+    /// Counts a call or post that sent something.
+    #[inline]
+    pub fn count_write(&self, connection: &Connection<T::Link>) {
+        connection.counters.writes.add(1);
+        self.totals.writes.add(1);
+    }
+
     // ----- receiving -----
+
+    /// Counts a call or completion that brought something.
+    #[inline]
+    pub fn count_read(&self, connection: &Connection<T::Link>) {
+        connection.counters.reads.add(1);
+        self.totals.reads.add(1);
+    }
+
+    /// What is to be done with messages of a connection now.
+    ///
+    /// Once one was discarded, so are those after it, since what the user gets has no gaps.
+    pub fn reception(&self, connection: &Rc<Connection<T::Link>>) -> Reception {
+        match connection.state() {
+            State::Closed(_) | State::Refused(_) => Reception::Stop,
+            State::Opening => Reception::Deliver,
+            State::Closing(_) if connection.is_paused() || connection.discarding.get() => Reception::Discard,
+            _ if self.is_receiving(connection) => Reception::Deliver,
+            _ => Reception::Hold,
+        }
+    }
+
+    /// Brings the backend's count of memory for what is not delivered yet up to date, of which this connection holds
+    /// `held` bytes now; `false` when it exceeds the limit.
+    pub fn count_assembly(&self, connection: &Connection<T::Link>, held: usize) -> bool {
+        // What is over was subtracted when it was released.
+        let held = if connection.is_over() { 0 } else { held };
+        let before = connection.counted_assembly.replace(held);
+        if before == held {
+            return true;
+        }
+        let total = &self.totals.assembly_bytes;
+        total.set(total.get() + held as u64 - before as u64);
+        held < before || total.get() <= self.config.total_assembly_bytes as u64
+    }
 
     /// Notes that bytes arrived from the peer, whatever they mean.
     pub fn heard(&self, connection: &Connection<T::Link>) {
@@ -136,6 +190,7 @@ impl<T: Transport> Engine<T> {
 
     /// Counts messages that arrived and are not delivered.
     pub fn count_discarded(&self, connection: &Connection<T::Link>, messages: u64) {
+        connection.discarding.set(true);
         connection.counters.messages_discarded.add(messages);
         self.totals.messages_discarded.add(messages);
     }

@@ -20,8 +20,6 @@ pub(super) struct Link {
     /// The pipe had no room for the first message of the outbox; it will wake this side.
     pub(super) blocked: Cell<bool>,
     pub(super) goodbye: Goodbye,
-    /// A message was thrown away.
-    pub(super) discarding: Cell<bool>,
     /// Frames taken from the pipe and not handled yet.
     arrived: RefCell<VecDeque<Frame>>,
     spent: RefCell<Spent>,
@@ -56,7 +54,6 @@ impl Link {
             outbox: RefCell::default(),
             blocked: Cell::new(false),
             goodbye: Goodbye::default(),
-            discarding: Cell::new(false),
             arrived: RefCell::default(),
             spent: RefCell::default(),
         }

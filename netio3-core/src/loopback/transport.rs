@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
-use crate::engine::{Connection, Engine, Freed, Listener, Opener, Outgoing, Release, Retired, State, Transport, Upcalls};
+use crate::engine::{Connection, Engine, Freed, Listener, Opener, Outgoing, Reception, Release, Retired, Transport, Upcalls};
 use crate::event_loop::{Budget, EventLoop, Next, Ready};
 use crate::loopback::line::{End, Mailbox, Waker};
 use crate::loopback::link::{Link, Stage, Whole};
@@ -76,8 +76,7 @@ impl Loopback {
             match link.is_message_next() {
                 None => match link.take() {
                     Taken::Frames => {
-                        connection.counters.reads.add(1);
-                        engine.totals.reads.add(1);
+                        engine.count_read(connection);
                         engine.heard(connection);
                         continue;
                     }
@@ -88,7 +87,7 @@ impl Loopback {
                     }
                 },
                 Some(true) if budget.is_spent() => break Next::Again,
-                Some(true) if !is_unwanted(connection) && !engine.is_receiving(connection) => break Next::Wait,
+                Some(true) if engine.reception(connection) == Reception::Hold => break Next::Wait,
                 Some(_) => {}
             }
             match link.next_frame() {
@@ -201,8 +200,7 @@ impl Transport for Loopback {
                 goodbye.said.set(true);
             }
             if !frames.is_empty() {
-                connection.counters.writes.add(1);
-                engine.totals.writes.add(1);
+                engine.count_write(connection);
             }
             let next = outbox.next_len();
             drop(outbox);
@@ -233,8 +231,7 @@ impl Transport for Loopback {
     fn heartbeat(&self, engine: &Engine<Self>, connection: &Rc<Connection<Link>>) {
         if connection.link.end.beat() {
             connection.counters.heartbeats_sent.add(1);
-            connection.counters.writes.add(1);
-            engine.totals.writes.add(1);
+            engine.count_write(connection);
         }
     }
 
@@ -278,17 +275,10 @@ impl Transport for Loopback {
 /// What a turn may do, however much was done before.
 const LEAST: Budget = Budget { messages: 256, bytes: 64 << 10 };
 
-/// Whether what arrives is thrown away: the user stopped receiving and then closed. What comes after that is thrown
-/// away as well, since what the user gets has no gaps.
-fn is_unwanted(connection: &Connection<Link>) -> bool {
-    connection.link.discarding.get() || (connection.is_paused() && matches!(connection.state(), State::Closing(_)))
-}
-
 fn deliver(up: &mut Upcalls<'_, Loopback>, connection: &Rc<Connection<Link>>, memory: Vec<u8>, budget: &mut Budget) {
     let len = memory.len();
     budget.spend(1, len);
-    if is_unwanted(connection) {
-        connection.link.discarding.set(true);
+    if up.engine().reception(connection) == Reception::Discard {
         up.engine().count_discarded(connection, 1);
         return connection.link.consume(len, memory);
     }
