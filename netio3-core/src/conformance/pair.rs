@@ -171,8 +171,17 @@ pub(super) fn fill_by(world: &World, sender: &Node, to: Endpoint, mut send: impl
 pub(super) fn connected(world: &World, dialer: &Node, listener: &Node, open: impl FnOnce() -> Endpoint) -> (Endpoint, Endpoint) {
     let before = listener.accepted_peers().len();
     let out = open();
-    world.until("the connection is established on both sides", || dialer.is_established(out) && listener.accepted_peers().len() > before);
-    (out, listener.accepted_peers()[before].endpoint)
+    // One that was given up earlier may turn up at the listener only now: the addresses tell which one is meant.
+    let other_end = || {
+        let dialed = dialer.tally(out).established?;
+        listener.accepted_peers().into_iter().skip(before).find(|peer| peer.address == dialed.local_address)
+    };
+    let mut back = None;
+    world.until("the connection is established on both sides", || {
+        back = other_end();
+        back.is_some()
+    });
+    (out, back.expect("just seen").endpoint)
 }
 
 /// Connects nodes of two loops of this thread, which run by turns meanwhile: both handles.
