@@ -291,6 +291,8 @@ pub struct Peer {
     domain: Arc<Domain>,
     /// Memory that is the device's until the endpoint is closed.
     receives: Vec<*mut [u8]>,
+    /// Those that could not be posted yet.
+    unposted: RefCell<Vec<usize>>,
     sends: RefCell<HashMap<usize, *mut [u8]>>,
     sent: Cell<usize>,
     requests: RefCell<VecDeque<(Info, Vec<u8>)>>,
@@ -313,6 +315,7 @@ impl Peer {
             completions: CompletionQueue::open(&domain, 1_024).expect("descriptors are left"),
             domain,
             receives: (0..RECEIVES).map(|_| Box::into_raw(vec![0; PACKET_LEN].into_boxed_slice())).collect(),
+            unposted: RefCell::default(),
             sends: RefCell::default(),
             sent: Cell::new(0),
             requests: RefCell::default(),
@@ -344,7 +347,9 @@ impl Peer {
         #[allow(unsafe_code)]
         let posted = unsafe { endpoint.recv(memory.cast(), PACKET_LEN, Desc::NONE, index) };
         // Once the connection has ended nothing can be posted.
-        assert!(posted.is_err() || posted == Ok(Posted::Yes));
+        if posted == Ok(Posted::Again) {
+            self.unposted.borrow_mut().push(index);
+        }
     }
 
     /// Asks to be connected, with this as private data.
@@ -429,6 +434,7 @@ impl Peer {
 
     /// Reads its queues.
     pub fn turn(&self) {
+        self.unposted.take().into_iter().for_each(|index| self.post(index));
         while let Some(event) = self.events.read().expect("it can be read") {
             match event {
                 CmEvent::ConnectRequest { info, data, .. } => self.requests.borrow_mut().push_back((info, data)),
