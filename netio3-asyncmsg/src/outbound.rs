@@ -17,13 +17,14 @@ pub(crate) struct Outbound {
     segments: VecDeque<Segment>,
     /// Bytes of the first segment that are written already.
     offset: usize,
-    /// Memory for the copied bytes, which lie from `copied_start` to `copied_end`.
+    /// Memory for the copied bytes, which lie from `copied_start` to `copied_end`; those from `open` on come after all
+    /// segments.
     copied: Vec<u8>,
     copied_start: usize,
-    copied_end: usize,
-    /// The last so many copied bytes come after all segments.
     open: usize,
-    len: usize,
+    copied_end: usize,
+    /// Bytes that wait in the user's memory.
+    gathered: usize,
     /// Bytes at the front that belong to the hello, not to a frame.
     hello: usize,
     retired: Vec<Retired>,
@@ -46,11 +47,11 @@ impl Outbound {
     /// Bytes that wait.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.gathered + self.copied_end - self.copied_start
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.len == 0
+        self.gathered == 0 && self.copied_start == self.copied_end
     }
 
     /// Adds the hello; nothing else has been added before.
@@ -102,8 +103,7 @@ impl Outbound {
     /// gathered a quarter. Copied ones are best written while they are in the cache, gathered ones many at once.
     #[inline]
     pub(crate) fn weight(&self) -> usize {
-        let copied = self.copied_end - self.copied_start;
-        copied + (self.len - copied) / 4
+        self.copied_end - self.copied_start + self.gathered / 4
     }
 
     /// How many pieces wait, not counting copied bytes after the last one of the user's.
@@ -139,25 +139,24 @@ impl Outbound {
             count += 1;
             bytes += rest.len();
         }
-        if self.open > 0 && count < slices.len() && bytes < max_bytes {
-            slices[count] = IoSlice::new(&self.copied[self.copied_end - self.open..self.copied_end]);
+        if self.open < self.copied_end && count < slices.len() && bytes < max_bytes {
+            slices[count] = IoSlice::new(&self.copied[self.open..self.copied_end]);
             count += 1;
-            bytes += self.open;
+            bytes += self.copied_end - self.open;
         }
         (count, bytes)
     }
 
     /// `n` bytes were written; gives how many of them belong to frames.
     pub(crate) fn written(&mut self, n: usize) -> usize {
-        debug_assert!(n <= self.len);
-        self.len -= n;
         let mut rest = n;
         while let Some(front) = self.segments.front() {
             let left = front.len() - self.offset;
             let done = rest.min(left);
             rest -= done;
-            if let Segment::Copied(_) = front {
-                self.copied_start += done;
+            match front {
+                Segment::Copied(_) => self.copied_start += done,
+                Segment::Shared(_) | Segment::Raw(_) | Segment::Buffer(_) => self.gathered -= done,
             }
             if done < left {
                 self.offset += done;
@@ -172,7 +171,8 @@ impl Outbound {
         }
         // What is left belongs to the open end: only with all segments gone is it more than nothing.
         self.copied_start += rest;
-        self.open -= rest;
+        self.open = self.open.max(self.copied_start);
+        debug_assert!(self.copied_start <= self.copied_end, "more was written than waited");
         self.compact();
         let hello = n.min(self.hello);
         self.hello -= hello;
@@ -214,6 +214,9 @@ impl Outbound {
         head_room.copy_from_slice(head);
         let (header_room, mut rest) = message.split_at_mut(header.len());
         copy_short(header_room, header);
+        if let [piece] = pieces {
+            return rest.copy_from_slice(piece);
+        }
         for piece in pieces {
             let (room, after) = rest.split_at_mut(piece.len());
             room.copy_from_slice(piece);
@@ -230,8 +233,6 @@ impl Outbound {
         }
         let start = self.copied_end;
         self.copied_end += n;
-        self.len += n;
-        self.open += n;
         &mut self.copied[start..start + n]
     }
 
@@ -243,10 +244,11 @@ impl Outbound {
     }
 
     fn gather(&mut self, len: usize, segment: Segment) {
-        if self.open > 0 {
-            self.segments.push_back(Segment::Copied(std::mem::take(&mut self.open)));
+        if self.open < self.copied_end {
+            self.segments.push_back(Segment::Copied(self.copied_end - self.open));
+            self.open = self.copied_end;
         }
-        self.len += len;
+        self.gathered += len;
         self.segments.push_back(segment);
     }
 
@@ -255,10 +257,10 @@ impl Outbound {
     fn compact(&mut self) {
         let left = self.copied_end - self.copied_start;
         if left == 0 {
-            (self.copied_start, self.copied_end) = (0, 0);
+            (self.copied_start, self.open, self.copied_end) = (0, 0, 0);
         } else if self.copied_start > left {
             self.copied.copy_within(self.copied_start..self.copied_end, 0);
-            (self.copied_start, self.copied_end) = (0, left);
+            (self.copied_start, self.open, self.copied_end) = (0, self.open - self.copied_start, left);
         }
     }
 }

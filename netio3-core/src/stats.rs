@@ -181,7 +181,8 @@ counters! {
         failed_hello,
         /// Times that accepting failed for want of descriptors or memory.
         accept_failures,
-        /// Level: accepted messages that wait for completion.
+        /// Level: accepted messages that wait for completion; of a synchronized backend those that its loop has
+        /// taken over.
         queued_messages,
         /// Level: their bytes.
         queued_bytes,

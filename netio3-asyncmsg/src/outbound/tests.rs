@@ -1,5 +1,7 @@
 //! Whatever is pushed and however it is written, the bytes are those of a list that is simply appended to.
 
+use std::cell::Cell;
+
 use netio3_core::MemoryRegion;
 use proptest::prelude::*;
 
@@ -118,7 +120,7 @@ fn run(steps: Vec<Step>, hello: bool) {
                 let bytes = model.bytes(len);
                 buffer.extend_from_slice(&bytes).expect("it fits");
                 let name = Name::Buffer(buffer.id());
-                outbound.push(Outgoing { header: &[], payload: Payload::Buffer(&mut Some(buffer)), len }, 1_024);
+                outbound.push(Outgoing { header: &[], payload: Payload::Buffer(&Cell::new(Some(buffer))), len }, 1_024);
                 model.stream.extend(Frame::Data(len).head());
                 model.stream.extend(bytes);
                 model.held.push((model.stream.len(), name));

@@ -120,6 +120,24 @@ pub(super) fn the_totals_of_all_queues_are_bounded(world: &World) {
     world.until("they arrive", || pair.listener.received(second_back) == 4);
 }
 
+/// Large totals are kept to the message as well, however room is dealt out to connections.
+pub(super) fn large_totals_of_all_queues_are_bounded(world: &World) {
+    const TOTAL: usize = 4_100;
+    let dialer = NetworkConfig { total_queue_messages: TOTAL, ..config() };
+    let pair = Pair::with(world, Setup { dialer, ..Default::default() });
+    let (second, second_back) = pair.another(world);
+    let mut open = vec![pair.out, second];
+    while !open.is_empty() {
+        open.retain(|to| pair.dialer.send(*to, Plan::copy(3)) == NetioStatus::Ok);
+    }
+    let accepted = [pair.out, second].map(|to| pair.dialer.tally(to).accepted);
+    assert_eq!(accepted.iter().sum::<usize>(), TOTAL);
+    pair.deliver(world);
+    world.until("they arrive", || pair.listener.received(second_back) == accepted[1]);
+    world.until("both are writable", || [pair.out, second].iter().all(|to| pair.dialer.writables(*to) == 1));
+    assert_eq!(pair.dialer.backend().totals().snapshot().queued_messages, 0);
+}
+
 /// The bytes of all queues together are bounded likewise.
 pub(super) fn the_total_bytes_of_all_queues_are_bounded(world: &World) {
     let dialer = NetworkConfig { total_queue_bytes: 60_000, ..config() };

@@ -131,6 +131,7 @@ macro_rules! conformance_suite {
                 after_writable_the_refused_message_is_accepted
                 a_stream_continued_in_writable_arrives_whole
                 the_totals_of_all_queues_are_bounded
+                large_totals_of_all_queues_are_bounded
                 the_total_bytes_of_all_queues_are_bounded
                 nothing_is_delivered_while_paused
                 pausing_inside_data_holds_at_once

@@ -14,6 +14,7 @@ use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, Netw
 use crate::endpoint::{Endpoint, EndpointIds};
 use crate::engine::connection::{Accepted, Listed};
 use crate::engine::deadlines::Due;
+use crate::engine::ledger::Amount;
 use crate::engine::{Connection, Freed, Ledger, Opener, Release, State, Transport};
 use crate::event_loop::{EventLoop, Remote, SourceId};
 use crate::memory::{BufferPool, RegionTable};
@@ -38,13 +39,6 @@ pub struct Listener<L> {
 /// Watch tokens of listeners have this bit; the others are places in the table of connections.
 pub(super) const LISTENER: usize = 1 << 40;
 
-/// Messages that were accepted and have not completed.
-#[derive(Default)]
-pub(super) struct Queued {
-    pub(super) messages: Cell<usize>,
-    pub(super) bytes: Cell<usize>,
-}
-
 pub(super) type Rcc<T> = Rc<Connection<<T as Transport>::Link>>;
 type Rcl<T> = Rc<Listener<<T as Transport>::Listener>>;
 
@@ -65,8 +59,8 @@ pub struct Engine<T: Transport> {
     pub(super) regions: RefCell<RegionTable>,
     /// Whether zero-copy sends have to be looked up in the table of regions.
     pub(super) look_up_regions: Cell<bool>,
-    /// What all connections together have queued.
-    pub(super) queued: Queued,
+    /// What all connections together have queued, or are granted.
+    pub(super) queued: Cell<Amount>,
     /// Connections that are over and not told yet.
     pub(super) over: RefCell<VecDeque<Rcc<T>>>,
     pub(super) unflushed: RefCell<Vec<Rcc<T>>>,
@@ -113,7 +107,7 @@ impl<T: Transport> Engine<T> {
             listeners: RefCell::default(),
             regions: RefCell::new(RegionTable::new(config.max_regions, config.strict_regions)),
             look_up_regions: Cell::new(config.strict_regions),
-            queued: Queued::default(),
+            queued: Cell::default(),
             over: RefCell::default(),
             unflushed: RefCell::default(),
             completed: RefCell::default(),
@@ -330,8 +324,7 @@ impl<T: Transport> Engine<T> {
         let lists = [&self.unflushed, &self.completed, &self.refused, &self.capped].map(RefCell::take);
         let over = self.over.take();
         self.totals.connections.set(0);
-        self.queued.messages.set(0);
-        self.queued.bytes.set(0);
+        self.queued.set(Amount::default());
         self.count_queues();
         // User memory goes last, with no borrow held: its drop may call into the backend.
         let mut retired = Vec::new();

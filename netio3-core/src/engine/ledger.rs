@@ -1,6 +1,7 @@
 //! The accepted messages of a connection until they come back.
 
 use std::collections::VecDeque;
+use std::ops::{Add, Sub};
 
 use crate::config::ConnectionParameters;
 use crate::memory::{HeldRegions, RegionTable};
@@ -16,16 +17,15 @@ pub struct Ledger {
     held: VecDeque<(u64, HeldRegions)>,
     /// The number of the record at `first`.
     passed: u64,
-    messages: usize,
-    bytes: usize,
-    /// The same with those that have completed and were not told yet.
-    untold_messages: usize,
-    untold_bytes: usize,
+    /// All that was ever accepted, what of that has completed, and what of that was told.
+    accepted: Amount,
+    left: Amount,
+    told: Amount,
+    /// How far `accepted` may go without a look at any limit.
+    granted: Amount,
+    limit: Amount,
     /// Frames of the transport's own among the records.
     controls: usize,
-    accepted: u64,
-    max_messages: usize,
-    max_bytes: usize,
     /// Stream bytes that left and belong to the front record.
     credit: usize,
     /// The largest message refused since the last *writable*.
@@ -41,11 +41,37 @@ struct Record {
     kind: Option<CompletionKind>,
 }
 
-/// What a call that completes messages counts.
+/// Messages and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sent {
-    pub(crate) messages: usize,
-    pub(crate) bytes: usize,
+pub(crate) struct Amount {
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Amount {
+    pub(crate) fn min(self, other: Self) -> Self {
+        Self { messages: self.messages.min(other.messages), bytes: self.bytes.min(other.bytes) }
+    }
+
+    pub(crate) fn saturating_sub(self, other: Self) -> Self {
+        Self { messages: self.messages.saturating_sub(other.messages), bytes: self.bytes.saturating_sub(other.bytes) }
+    }
+}
+
+impl Add for Amount {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { messages: self.messages + other.messages, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl Sub for Amount {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self { messages: self.messages - other.messages, bytes: self.bytes - other.bytes }
+    }
 }
 
 impl Ledger {
@@ -55,14 +81,12 @@ impl Ledger {
             first: 0,
             held: VecDeque::new(),
             passed: 0,
-            messages: 0,
-            bytes: 0,
-            untold_messages: 0,
-            untold_bytes: 0,
+            accepted: Amount::default(),
+            left: Amount::default(),
+            told: Amount::default(),
+            granted: Amount::default(),
+            limit: Amount { messages: params.queue_messages.max(1) as u64, bytes: params.queue_bytes as u64 },
             controls: 0,
-            accepted: 0,
-            max_messages: params.queue_messages.max(1),
-            max_bytes: params.queue_bytes,
             credit: 0,
             refused: None,
             completed: Vec::new(),
@@ -71,19 +95,25 @@ impl Ledger {
 
     /// Accepted messages that have not completed.
     #[inline]
+    pub(crate) fn queued(&self) -> Amount {
+        self.accepted - self.left
+    }
+
+    /// The number of them.
+    #[inline]
     pub(crate) fn messages(&self) -> usize {
-        self.messages
+        self.queued().messages as usize
     }
 
     /// Their bytes.
     #[inline]
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.queued().bytes as usize
     }
 
     /// All messages ever accepted.
     pub(crate) fn accepted(&self) -> u64 {
-        self.accepted
+        self.accepted.messages
     }
 
     /// Whether a message of this length fits; an empty queue takes any one.
@@ -92,13 +122,34 @@ impl Ledger {
     /// to an end even when everything leaves at once.
     #[inline]
     pub(crate) fn fits(&self, len: usize) -> bool {
-        self.untold_messages == 0 || (self.untold_messages < self.max_messages && len <= self.max_bytes.saturating_sub(self.untold_bytes))
+        let untold = self.accepted - self.told;
+        self.is_empty() || (untold.messages < self.limit.messages && len as u64 <= self.limit.bytes.saturating_sub(untold.bytes))
     }
 
     /// Whether nothing is queued, so that any one message fits.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.untold_messages == 0
+        self.accepted.messages == self.told.messages
+    }
+
+    /// Whether a message of this length is within what was granted.
+    #[inline]
+    pub(crate) fn is_granted(&self, len: usize) -> bool {
+        self.accepted.messages < self.granted.messages && self.accepted.bytes + len as u64 <= self.granted.bytes
+    }
+
+    /// Lets up to so much more be accepted without a look at any limit, as far as its own limits go; gives how much.
+    pub(crate) fn grant(&mut self, more: Amount) -> Amount {
+        let more = more.min((self.told + self.limit).saturating_sub(self.accepted));
+        self.granted = self.accepted + more;
+        more
+    }
+
+    /// Ends the grant; gives what is left of it.
+    pub(crate) fn end_grant(&mut self) -> Amount {
+        let unspent = self.granted.saturating_sub(self.accepted);
+        self.granted = Amount::default();
+        unspent
     }
 
     /// Notes a refusal; `true` for the first since the last *writable*.
@@ -120,11 +171,8 @@ impl Ledger {
         if !held.is_none() {
             self.held.push_back((self.passed + (self.records.len() - self.first) as u64, held));
         }
-        self.messages += 1;
-        self.bytes += len;
-        self.untold_messages += 1;
-        self.untold_bytes += len;
-        self.accepted += 1;
+        self.accepted.messages += 1;
+        self.accepted.bytes += len as u64;
         self.records.push(Record { key, len: len as u32, kind: Some(kind) });
     }
 
@@ -135,11 +183,11 @@ impl Ledger {
     }
 
     /// `n` bytes of a stream left, in which every message is preceded by a head of `head` bytes.
-    pub(crate) fn complete_bytes(&mut self, n: usize, head: usize, regions: &mut RegionTable) -> Sent {
+    pub(crate) fn complete_bytes(&mut self, n: usize, head: usize, regions: &mut RegionTable) -> Amount {
         let waiting = &self.records[self.first..];
         let mut credit = self.credit + n;
         let mut whole = 0;
-        if credit == self.bytes + head * waiting.len() {
+        if credit == self.bytes() + head * waiting.len() {
             // All of them, as after most writes.
             (credit, whole) = (0, waiting.len());
         }
@@ -153,26 +201,27 @@ impl Ledger {
     }
 
     /// The first `n` records left.
-    pub(crate) fn complete_messages(&mut self, n: usize, regions: &mut RegionTable) -> Sent {
+    pub(crate) fn complete_messages(&mut self, n: usize, regions: &mut RegionTable) -> Amount {
         let n = n.min(self.records.len() - self.first);
         let done = &self.records[self.first..self.first + n];
         let told = |record: &Record| record.kind.map(|kind| Completion { key: record.key, kind });
         let before = self.completed.len();
-        let bytes = if n == self.records.len() - self.first { self.bytes } else { done.iter().map(|record| record.len as usize).sum() };
+        let bytes =
+            if n == self.records.len() - self.first { self.queued().bytes } else { done.iter().map(|record| u64::from(record.len)).sum() };
         if self.controls == 0 {
             self.completed.extend(done.iter().map(|record| told(record).expect("no frame of the transport's own is queued")));
         } else {
             self.completed.extend(done.iter().filter_map(told));
         }
-        let sent = Sent { messages: self.completed.len() - before, bytes };
-        self.controls -= n - sent.messages;
-        self.messages -= sent.messages;
-        self.bytes -= bytes;
+        let messages = self.completed.len() - before;
+        self.controls -= n - messages;
+        let done = Amount { messages: messages as u64, bytes };
+        self.left = self.left + done;
         self.first += n;
         self.passed += n as u64;
         self.release_passed(regions);
         self.compact();
-        sent
+        done
     }
 
     fn release_passed(&mut self, regions: &mut RegionTable) {
@@ -199,7 +248,7 @@ impl Ledger {
 
     /// Completions that were not told yet; the given vector is taken in exchange, for its memory.
     pub(crate) fn take_completed(&mut self, spare: Vec<Completion>) -> Vec<Completion> {
-        (self.untold_messages, self.untold_bytes) = (self.messages, self.bytes);
+        self.told = self.left;
         std::mem::replace(&mut self.completed, spare)
     }
 
@@ -213,9 +262,10 @@ impl Ledger {
         self.first = 0;
         self.passed += records.len() as u64;
         self.release_passed(regions);
-        self.untold_messages -= self.messages;
-        self.untold_bytes -= self.bytes;
-        (self.messages, self.bytes, self.controls) = (0, 0, 0);
+        // They count as told at once, since that is what follows.
+        self.told = self.told + self.queued();
+        self.left = self.accepted;
+        self.controls = 0;
         records.iter().filter_map(|record| record.kind.map(|kind| Completion { key: record.key, kind })).collect()
     }
 
@@ -252,10 +302,10 @@ mod tests {
         push(&mut ledger, 1, 10);
         ledger.push_control();
         push(&mut ledger, 2, 0);
-        assert_eq!(ledger.complete_bytes(17, 8, &mut regions), Sent::default());
-        assert_eq!(ledger.complete_bytes(1, 8, &mut regions), Sent { messages: 1, bytes: 10 });
+        assert_eq!(ledger.complete_bytes(17, 8, &mut regions), Amount::default());
+        assert_eq!(ledger.complete_bytes(1, 8, &mut regions), Amount { messages: 1, bytes: 10 });
         assert_eq!(keys(&mut ledger), [1]);
-        assert_eq!(ledger.complete_bytes(16, 8, &mut regions), Sent { messages: 1, bytes: 0 });
+        assert_eq!(ledger.complete_bytes(16, 8, &mut regions), Amount { messages: 1, bytes: 0 });
         assert_eq!(keys(&mut ledger), [2]);
         assert_eq!((ledger.messages(), ledger.bytes()), (0, 0));
     }
@@ -268,6 +318,22 @@ mod tests {
         assert!(ledger.fits(0) && !ledger.fits(1), "full of bytes");
         assert!(ledger.refuse(7) && !ledger.refuse(3));
         assert_eq!(ledger.refused(), Some(7));
+    }
+
+    #[test]
+    fn a_grant_stays_within_the_limits_of_the_queue() {
+        let mut ledger = ledger(3, 100);
+        push(&mut ledger, 1, 10);
+        assert!(!ledger.is_granted(0));
+        assert_eq!(ledger.grant(Amount { messages: 50, bytes: 1_000 }), Amount { messages: 2, bytes: 90 });
+        assert!(ledger.is_granted(90) && !ledger.is_granted(91));
+        push(&mut ledger, 2, 60);
+        assert!(ledger.is_granted(30) && !ledger.is_granted(31));
+        assert_eq!(ledger.end_grant(), Amount { messages: 1, bytes: 30 });
+        assert!(!ledger.is_granted(0) && ledger.fits(30));
+        push(&mut ledger, 3, 5_000);
+        assert_eq!(ledger.grant(Amount { messages: 50, bytes: 1_000 }), Amount::default(), "an oversized one used more than there is");
+        assert_eq!(ledger.end_grant(), Amount::default());
     }
 
     #[test]

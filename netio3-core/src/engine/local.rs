@@ -1,5 +1,6 @@
 //! The single-threaded backend made of an engine.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use crate::callbacks::Callbacks;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, NetworkConfig};
 use crate::endpoint::{Endpoint, EndpointIds};
 use crate::engine::driver::Driver;
+use crate::engine::ledger::Amount;
 use crate::engine::{Connection, Engine, Opener, Outgoing, Payload, Release, State, Transport};
 use crate::error::{
     BufferError, CloseListenError, CloseSendError, CreateError, DeregisterError, OpenListenError, OpenSendError, RegisterError, SendError,
@@ -43,14 +45,6 @@ pub(crate) struct LocalBackend<T: Transport> {
     engine: Rc<Engine<T>>,
     /// The user's handle ends the backend when dropped; the one that callbacks see does not.
     owner: bool,
-}
-
-/// Which messages a send call makes, as far as the engine must know before it accepts one.
-struct Offer {
-    header_len: usize,
-    payload_len: usize,
-    key: u64,
-    kind: CompletionKind,
 }
 
 impl<T: Transport> LocalBackend<T> {
@@ -91,57 +85,85 @@ impl<T: Transport> LocalBackend<T> {
         Ok(endpoint)
     }
 
-    /// Accepts or refuses a message, without looking at its bytes.
+    /// Accepts or refuses a message, without looking at its bytes. It is asked for where it is needed, so that it is
+    /// not built in memory on the way.
     #[inline]
-    fn submit(
+    fn submit<'a>(
         &self,
         to: Endpoint,
-        offer: &Offer,
+        key: u64,
+        kind: CompletionKind,
         regions: impl FnOnce(&Engine<T>) -> Option<HeldRegions>,
-        message: Outgoing<'_>,
+        message: impl Fn() -> Outgoing<'a>,
     ) -> Result<NetioStatus, SendError> {
         let engine = &*self.engine;
+        let (len, header_len) = (message().len, message().header.len());
         let table = engine.table.borrow();
         let Some(connection) = table.get(to.slot()).and_then(Option::as_ref).filter(|connection| connection.endpoint == to) else {
             return Err(SendError::UnknownSendEndpoint(to.into()));
         };
-        if connection.state() != State::Established {
-            return Ok(NetioStatus::NotConnected);
-        }
-        let limits = connection.limits.get();
-        let len = offer.header_len + offer.payload_len;
-        if offer.header_len > limits.max_header_len || len > limits.max_message_len {
-            return Ok(NetioStatus::TooBig);
+        let mut ledger = connection.ledger.borrow_mut();
+        if connection.state() != State::Established || header_len > connection.limits.get().max_header_len || !ledger.is_granted(len) {
+            drop(ledger);
+            let connection = connection.clone();
+            drop(table);
+            return Ok(self.submit_ungranted(&connection, key, kind, regions, message()));
         }
         let Some(held) = regions(engine) else { return Ok(NetioStatus::NotRegistered) };
+        ledger.push(key, kind, len, held);
+        drop(ledger);
+        engine.hold(held);
+        engine.transport.enqueue(connection, message());
+        Ok(NetioStatus::Ok)
+    }
+
+    /// The same for the first message since the last flush, one that goes beyond what was granted then, or one that is
+    /// not accepted.
+    #[inline(never)]
+    fn submit_ungranted(
+        &self,
+        connection: &Rc<Connection<T::Link>>,
+        key: u64,
+        kind: CompletionKind,
+        regions: impl FnOnce(&Engine<T>) -> Option<HeldRegions>,
+        message: Outgoing<'_>,
+    ) -> NetioStatus {
+        let engine = &*self.engine;
+        if connection.state() != State::Established {
+            return NetioStatus::NotConnected;
+        }
+        let limits = connection.limits.get();
+        let len = message.len;
+        if message.header.len() > limits.max_header_len || len > limits.max_message_len {
+            return NetioStatus::TooBig;
+        }
+        let Some(held) = regions(engine) else { return NetioStatus::NotRegistered };
+        engine.end_grant(connection);
         let mut ledger = connection.ledger.borrow_mut();
         if !ledger.fits(len) || (!ledger.is_empty() && !engine.has_room(len)) {
             ledger.refuse(len);
             drop(ledger);
             engine.count_queue(connection);
             engine.note_refusal(connection);
-            return Ok(NetioStatus::NoResources);
+            return NetioStatus::NoResources;
         }
         let was_empty = ledger.messages() == 0;
-        ledger.push(offer.key, offer.kind, len, held);
+        ledger.push(key, kind, len, held);
         drop(ledger);
-        if !held.is_none() {
-            engine.regions.borrow_mut().hold(held);
-        }
-        engine.queued.messages.set(engine.queued.messages.get() + 1);
-        engine.queued.bytes.set(engine.queued.bytes.get() + len);
+        engine.hold(held);
+        engine.queued.set(engine.queued.get() + Amount { messages: 1, bytes: len as u64 });
         let unsent = engine.transport.enqueue(connection, message);
         if was_empty || !connection.listed.untrimmed.get() {
             engine.watch_queue(connection);
         }
-        if unsent >= connection.params.flush_at {
-            let connection = connection.clone();
-            drop(table);
-            engine.flush(&connection);
-        } else {
-            engine.flush_later(connection);
+        match connection.params.flush_at.checked_sub(unsent) {
+            None | Some(0) => engine.flush(connection),
+            Some(rest) => {
+                engine.flush_later(connection);
+                engine.grant(connection, rest);
+            }
         }
-        Ok(NetioStatus::Ok)
+        NetioStatus::Ok
     }
 
     fn close_with(&self, connection: &Rc<Connection<T::Link>>, refused: RefusedReason, closed: ClosedReason) {
@@ -215,6 +237,14 @@ impl<T: Transport> Engine<T> {
         }
     }
 
+    /// Keeps the regions of an accepted message.
+    #[inline]
+    fn hold(&self, held: HeldRegions) {
+        if !held.is_none() {
+            self.regions.borrow_mut().hold(held);
+        }
+    }
+
     /// The regions of a zero-copy message.
     #[inline]
     fn find_regions<P: crate::memory::Piece>(&self, pieces: &[P]) -> Option<HeldRegions> {
@@ -283,10 +313,9 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
     }
 
     fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
-        let payload_len = data.iter().map(Bytes::len).sum();
-        let offer = Offer { header_len: header.len(), payload_len, key, kind: CompletionKind::ZeroCopy };
-        let message = Outgoing { header, payload: Payload::Shared(data), len: header.len() + payload_len };
-        self.submit(to, &offer, |engine| engine.find_regions(data), message)
+        let len = header.len() + data.iter().map(Bytes::len).sum::<usize>();
+        let message = || Outgoing { header, payload: Payload::Shared(data), len };
+        self.submit(to, key, CompletionKind::ZeroCopy, |engine| engine.find_regions(data), message)
     }
 
     fn send_copy_iov(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
@@ -294,20 +323,18 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
             [piece] => piece.len(),
             pieces => pieces.iter().map(|piece| piece.len()).sum(),
         };
-        let offer = Offer { header_len: header.len(), payload_len, key, kind: CompletionKind::Copy };
-        let message = Outgoing { header, payload: Payload::Copied(data), len: header.len() + payload_len };
-        self.submit(to, &offer, |_| Some(HeldRegions::default()), message)
+        let message = || Outgoing { header, payload: Payload::Copied(data), len: header.len() + payload_len };
+        self.submit(to, key, CompletionKind::Copy, |_| Some(HeldRegions::default()), message)
     }
 
     #[allow(unsafe_code, reason = "the trait's one call whose contract the compiler cannot check")]
     unsafe fn send_raw_iov(&self, to: Endpoint, data: &[crate::RawSlice], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
-        let payload_len = data.iter().map(crate::RawSlice::len).sum();
-        let offer = Offer { header_len: header.len(), payload_len, key, kind: CompletionKind::ZeroCopy };
+        let len = header.len() + data.iter().map(crate::RawSlice::len).sum::<usize>();
         // SAFETY: the caller vouches that the pieces stay readable until the key comes back or the backend is
         // dropped; what is made of them here is dropped before either.
         let pieces = unsafe { crate::engine::RawPieces::new(data) };
-        let message = Outgoing { header, payload: Payload::Raw(pieces), len: header.len() + payload_len };
-        self.submit(to, &offer, |engine| engine.find_regions(data), message)
+        let message = || Outgoing { header, payload: Payload::Raw(pieces), len };
+        self.submit(to, key, CompletionKind::ZeroCopy, |engine| engine.find_regions(data), message)
     }
 
     fn take_buffer(&self, to: Endpoint) -> Result<Option<NetworkBuffer>, BufferError> {
@@ -327,14 +354,13 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
             let outcome = self.known(to).map(|_| NetioStatus::Failed);
             return Err(Unsent { buffer, outcome });
         }
-        let offer = Offer { header_len: 0, payload_len: buffer.len(), key: buffer.id(), kind: CompletionKind::Buffer };
-        let (owned, range) = (buffer.pool().owner().is_some(), buffer.range());
-        let mut offered = Some(buffer);
-        let message = Outgoing { header: &[], len: offer.payload_len, payload: Payload::Buffer(&mut offered) };
+        let (len, key, range, owned) = (buffer.len(), buffer.id(), buffer.range(), buffer.pool().owner().is_some());
+        let offered = Cell::new(Some(buffer));
+        let message = || Outgoing { header: &[], payload: Payload::Buffer(&offered), len };
         // A connection's own buffers are known to the device anyway; others lie in a region of the user's.
         let regions = |engine: &Engine<T>| if owned { Some(HeldRegions::default()) } else { engine.find_regions(&[range]) };
-        let outcome = self.submit(to, &offer, regions, message);
-        match offered {
+        let outcome = self.submit(to, key, CompletionKind::Buffer, regions, message);
+        match offered.into_inner() {
             None => Ok(()),
             Some(buffer) => Err(Unsent { buffer, outcome }),
         }
@@ -402,7 +428,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
     }
 
     fn totals(&self) -> Arc<BackendCounters> {
-        self.engine.count_queues();
+        self.engine.unflushed.borrow().iter().for_each(|connection| self.engine.count_queue(connection));
         self.engine.totals.clone()
     }
 

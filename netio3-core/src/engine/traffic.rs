@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use crate::engine::core::Rcc;
-use crate::engine::ledger::Sent;
+use crate::engine::ledger::Amount;
 use crate::engine::{Connection, Engine, State, Transport};
 use crate::event_loop::Ready;
 use crate::status::Completion;
@@ -36,7 +36,7 @@ impl<T: Transport> Engine<T> {
         self.left(connection, sent);
     }
 
-    fn left(&self, connection: &Rcc<T>, sent: Sent) {
+    fn left(&self, connection: &Rcc<T>, sent: Amount) {
         let now = self.ev.now();
         connection.progress.set(now);
         if let Some(liveness) = &mut *connection.liveness.borrow_mut() {
@@ -45,12 +45,11 @@ impl<T: Transport> Engine<T> {
         if sent.messages == 0 {
             return;
         }
-        let (messages, bytes) = (sent.messages as u64, sent.bytes as u64);
-        connection.counters.messages_sent.add(messages);
-        connection.counters.bytes_sent.add(bytes);
-        self.totals.messages_sent.add(messages);
-        self.totals.bytes_sent.add(bytes);
-        self.unqueue(sent.messages, sent.bytes);
+        connection.counters.messages_sent.add(sent.messages);
+        connection.counters.bytes_sent.add(sent.bytes);
+        self.totals.messages_sent.add(sent.messages);
+        self.totals.bytes_sent.add(sent.bytes);
+        self.queued.set(self.queued.get() - sent);
         self.count_queue(connection);
         if connection.ledger.borrow().messages() == 0 {
             self.trim_later(connection);
@@ -63,44 +62,64 @@ impl<T: Transport> Engine<T> {
 
     /// Everything accepted on a connection that did not complete, at its end.
     pub(super) fn take_pending(&self, connection: &Connection<T::Link>) -> Vec<Completion> {
+        self.end_grant(connection);
         let mut ledger = connection.ledger.borrow_mut();
-        self.unqueue(ledger.messages(), ledger.bytes());
+        self.queued.set(self.queued.get() - ledger.queued());
         let pending = ledger.take_pending(&mut self.regions.borrow_mut());
         drop(ledger);
         self.count_queue(connection);
         pending
     }
 
-    fn unqueue(&self, messages: usize, bytes: usize) {
-        self.queued.messages.set(self.queued.messages.get() - messages);
-        self.queued.bytes.set(self.queued.bytes.get() - bytes);
-        self.count_queues();
-    }
-
-    /// Brings the counters of what a connection has accepted and queued up to date: not for each message, but
-    /// when something is flushed, leaves or is refused, and when the user asks for them.
+    /// Brings the counters of what a connection has accepted and queued up to date, and ends its grant: not for each
+    /// message, but when something is flushed, leaves or is refused, and when the user asks for them.
     pub(super) fn count_queue(&self, connection: &Connection<T::Link>) {
-        self.count_queues();
+        self.end_grant(connection);
         let ledger = connection.ledger.borrow();
         let newly = ledger.accepted() - connection.counted.replace(ledger.accepted());
         self.totals.messages_accepted.add(newly);
+        self.count_queues();
         if !self.fronted.get() {
             connection.counters.messages_accepted.set(ledger.accepted());
-            connection.counters.queued_messages.set(ledger.messages() as u64);
-            connection.counters.queued_bytes.set(ledger.bytes() as u64);
+            connection.counters.queued_messages.set(ledger.queued().messages);
+            connection.counters.queued_bytes.set(ledger.queued().bytes);
         }
     }
 
     /// The same for the backend's levels.
     pub(super) fn count_queues(&self) {
-        self.totals.queued_messages.set(self.queued.messages.get() as u64);
-        self.totals.queued_bytes.set(self.queued.bytes.get() as u64);
+        self.totals.queued_messages.set(self.queued.get().messages);
+        self.totals.queued_bytes.set(self.queued.get().bytes);
     }
 
     /// Whether the backend's queues together have room for a message.
     #[inline]
     pub(super) fn has_room(&self, len: usize) -> bool {
-        self.queued.messages.get() < self.config.total_queue_messages && self.queued.bytes.get() + len <= self.config.total_queue_bytes
+        let queued = self.queued.get();
+        queued.messages < self.config.total_queue_messages as u64 && queued.bytes + len as u64 <= self.config.total_queue_bytes as u64
+    }
+
+    /// Lets a connection accept messages without a look at any limit, until `bytes` more wait or it is flushed, which
+    /// it must be listed for.
+    pub(super) fn grant(&self, connection: &Connection<T::Link>, bytes: usize) {
+        let limit = Amount { messages: self.config.total_queue_messages as u64, bytes: self.config.total_queue_bytes as u64 };
+        let queued = self.queued.get();
+        // Only while there is plenty: what connections hold unused is then no reason to refuse others.
+        if queued.messages > limit.messages / 2 || queued.bytes > limit.bytes / 2 {
+            return;
+        }
+        // Small limits are kept to the message.
+        let portion = Amount { messages: limit.messages / 1_024, bytes: limit.bytes / 1_024 };
+        // With room for the heads of so many messages, of 8 bytes each.
+        let messages = bytes as u64 / 64;
+        let bytes = (bytes as u64 - 8 * messages).min(connection.limits.get().max_message_len as u64);
+        let granted = connection.ledger.borrow_mut().grant(Amount { messages, bytes }.min(portion));
+        self.queued.set(queued + granted);
+    }
+
+    pub(super) fn end_grant(&self, connection: &Connection<T::Link>) {
+        let unspent = connection.ledger.borrow_mut().end_grant();
+        self.queued.set(self.queued.get() - unspent);
     }
 
     /// Sends what a connection has queued, as far as it goes without waiting.

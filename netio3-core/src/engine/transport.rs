@@ -1,5 +1,6 @@
 //! What a backend has to bring: moving bytes.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
 
@@ -168,6 +169,7 @@ pub enum Freed {
 pub const OWN: usize = 1 << 41;
 
 /// An accepted message on its way into a transport's queue.
+#[derive(Clone, Copy)]
 pub struct Outgoing<'a> {
     /// Goes before the payload; always copied.
     pub header: &'a [u8],
@@ -178,6 +180,7 @@ pub struct Outgoing<'a> {
 }
 
 /// The payload of a message.
+#[derive(Clone, Copy)]
 pub enum Payload<'a> {
     /// Shared memory; clone what is held.
     Shared(&'a [Bytes]),
@@ -186,7 +189,7 @@ pub enum Payload<'a> {
     /// Raw memory, readable until the message comes back.
     Raw(RawPieces<'a>),
     /// A buffer, to be taken out: with nothing to drop, a message need never be built in memory.
-    Buffer(&'a mut Option<NetworkBuffer>),
+    Buffer(&'a Cell<Option<NetworkBuffer>>),
 }
 
 impl Payload<'_> {
@@ -194,7 +197,7 @@ impl Payload<'_> {
     ///
     /// # Panics
     /// When it was taken already.
-    pub fn take(buffer: &mut Option<NetworkBuffer>) -> NetworkBuffer {
+    pub fn take(buffer: &Cell<Option<NetworkBuffer>>) -> NetworkBuffer {
         buffer.take().expect("a message is accepted once")
     }
 }

@@ -1,6 +1,7 @@
 //! What goes in on one side comes out on the other, however it is cut.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::io::IoSlice;
 use std::sync::Arc;
 
@@ -81,7 +82,7 @@ impl Side {
                 let region = MemoryRegion::new(len.max(1)).unwrap();
                 let mut buffer = region.cut(len.max(1)).unwrap().take().unwrap();
                 pieces.iter().for_each(|piece| buffer.extend_from_slice(piece).unwrap());
-                let message = Outgoing { header: &[], payload: Payload::Buffer(&mut Some(buffer)), len };
+                let message = Outgoing { header: &[], payload: Payload::Buffer(&Cell::new(Some(buffer))), len };
                 self.sending.push(message, copy_below, &self.slab);
             }
         }

@@ -1,5 +1,6 @@
 //! The calls, on whichever thread.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -257,11 +258,11 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
         }
         let (owned, range, len) = (buffer.pool().owner().is_some(), buffer.range(), buffer.len());
         let offer = Offer { header_len: 0, len, key: buffer.id(), kind: CompletionKind::Buffer };
-        let mut offered = Some(buffer);
-        let message = Outgoing { header: &[], payload: Payload::Buffer(&mut offered), len };
+        let offered = Cell::new(Some(buffer));
+        let message = Outgoing { header: &[], payload: Payload::Buffer(&offered), len };
         let find: FindRegions<'_> = &|regions| regions.find(&[range]);
         let outcome = self.shared.submit(to, &offer, (!owned).then_some(find), message);
-        match offered {
+        match offered.into_inner() {
             None => Ok(()),
             Some(buffer) => Err(Unsent { buffer, outcome }),
         }
