@@ -1,17 +1,18 @@
 //! The shared library.
 
 use std::ffi::{CStr, c_char};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use libfabric_sys as sys;
 use libfabric_sys::{OpenError, Symbols};
+use parking_lot::Mutex;
 
-use super::FabricError;
+use super::{FabricError, memory_monitor};
 
 /// The oldest version that is served.
 const NEEDED: (u32, u32) = (sys::fi_major(sys::API_VERSION), sys::fi_minor(sys::API_VERSION));
 
-static OPENED: OnceLock<Arc<Library>> = OnceLock::new();
+static OPENED: Mutex<Option<Arc<Library>>> = Mutex::new(None);
 
 /// libfabric, opened. It is opened once per process and stays open.
 #[derive(Debug)]
@@ -56,7 +57,8 @@ impl Library {
     /// # Errors
     /// It is missing, too old or broken; the text names the remedy.
     pub fn open() -> Result<Arc<Self>, LoadError> {
-        if let Some(library) = OPENED.get() {
+        let mut opened = OPENED.lock();
+        if let Some(library) = &*opened {
             return Ok(library.clone());
         }
         // SAFETY: the name is libfabric's, whose interface is what the bindings declare. Once something was
@@ -70,7 +72,10 @@ impl Library {
         if found < NEEDED {
             return Err(LoadError::TooOld { found, needed: NEEDED });
         }
-        Ok(OPENED.get_or_init(|| Arc::new(library)).clone())
+        if let Err(code) = memory_monitor::turn_off(&library.symbols) {
+            tracing::debug!(code, "libfabric's cache of registered memory stays on");
+        }
+        Ok(opened.insert(Arc::new(library)).clone())
     }
 
     /// Its version: major, minor.

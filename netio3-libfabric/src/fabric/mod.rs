@@ -32,6 +32,7 @@ mod fabric;
 mod hints;
 mod info;
 mod library;
+mod memory_monitor;
 mod memory_region;
 mod passive_endpoint;
 

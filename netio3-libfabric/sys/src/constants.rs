@@ -63,6 +63,11 @@ constants! {
         FI_MR_PROV_KEY = 1 << 6,
     }
 
+    /// What an object is.
+    usize {
+        FI_CLASS_MEM_MONITOR = 23,
+    }
+
     /// A format of addresses; see `fi_getinfo(3)`.
     u32 {
         FI_FORMAT_UNSPEC = 0,

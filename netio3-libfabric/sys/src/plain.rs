@@ -1,6 +1,6 @@
 //! Structures that callers make and that have the same size in all versions.
 
-use core::ffi::c_void;
+use core::ffi::{c_int, c_void};
 
 use crate::objects::{fi_info, fid};
 
@@ -32,5 +32,22 @@ structures! {
         op_context: *mut c_void,
         flags: u64,
         len: usize,
+    }
+
+    /// A memory monitor of the program's own, to be imported by an object that `fi_open` made; see `fi_mr(3)`.
+    struct fid_mem_monitor {
+        fid: fid,
+        export_ops: *mut fi_ops_mem_monitor,
+        import_ops: *mut c_void,
+    }
+
+    /// Its functions.
+    struct fi_ops_mem_monitor {
+        size: usize,
+        start: unsafe extern "C" fn(*mut fid_mem_monitor) -> c_int,
+        stop: unsafe extern "C" fn(*mut fid_mem_monitor),
+        subscribe: unsafe extern "C" fn(*mut fid_mem_monitor, *const c_void, usize) -> c_int,
+        unsubscribe: unsafe extern "C" fn(*mut fid_mem_monitor, *const c_void, usize),
+        valid: unsafe extern "C" fn(*mut fid_mem_monitor, *const c_void, usize) -> bool,
     }
 }

@@ -5,7 +5,7 @@ use core::fmt;
 
 use libloading::Library;
 
-use crate::objects::{fi_fabric_attr, fi_info, fid_fabric};
+use crate::objects::{fi_fabric_attr, fi_info, fid, fid_fabric};
 
 /// The name the shared library is opened by; 1.x and 2.x share it.
 pub const SONAME: &str = "libfabric.so.1";
@@ -21,6 +21,8 @@ pub struct Symbols {
     pub fi_dupinfo: unsafe extern "C" fn(*const fi_info) -> *mut fi_info,
     /// Opens a fabric.
     pub fi_fabric: unsafe extern "C" fn(*mut fi_fabric_attr, *mut *mut fid_fabric, *mut c_void) -> c_int,
+    /// Opens one of the objects that have names: version, name, attributes and their length, flags, object, context.
+    pub fi_open: unsafe extern "C" fn(u32, *const c_char, *mut c_void, usize, u64, *mut *mut fid, *mut c_void) -> c_int,
     /// The version of the library.
     pub fi_version: unsafe extern "C" fn() -> u32,
     /// The text for a code of an error; the next call may overwrite it.
@@ -71,10 +73,12 @@ impl Symbols {
         // SAFETY: as above.
         let fi_fabric = unsafe { symbol(&library, "fi_fabric") }?;
         // SAFETY: as above.
+        let fi_open = unsafe { symbol(&library, "fi_open") }?;
+        // SAFETY: as above.
         let fi_version = unsafe { symbol(&library, "fi_version") }?;
         // SAFETY: as above.
         let fi_strerror = unsafe { symbol(&library, "fi_strerror") }?;
-        Ok(Self { fi_getinfo, fi_freeinfo, fi_dupinfo, fi_fabric, fi_version, fi_strerror, _library: library })
+        Ok(Self { fi_getinfo, fi_freeinfo, fi_dupinfo, fi_fabric, fi_open, fi_version, fi_strerror, _library: library })
     }
 }
 

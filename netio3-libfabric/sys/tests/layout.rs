@@ -19,6 +19,7 @@ const HEAD: &str = "\
 #include <rdma/fi_endpoint.h>
 #include <rdma/fi_eq.h>
 #include <rdma/fi_errno.h>
+#include <rdma/fi_ext.h>
 #define SIZE(s) printf(\"sizeof %s %zu\\n\", #s, sizeof(struct s))
 #define FIELD(s, f) printf(\"%s.%s %zu %zu\\n\", #s, #f, offsetof(struct s, f), sizeof(((struct s *)0)->f))
 #define VALUE(c) printf(\"%s %llu\\n\", #c, (unsigned long long)(c))
