@@ -18,6 +18,8 @@ pub(crate) struct Inbound {
     assembling: Option<(usize, usize)>,
     /// Initialized memory for assembling; kept for the next message.
     memory: Vec<u8>,
+    /// The length of the last message that was whole.
+    last_len: usize,
 }
 
 /// What came next in the stream.
@@ -42,7 +44,7 @@ const FIRST_STEP: usize = 64 << 10;
 
 impl Inbound {
     pub(crate) fn new(max_len: usize) -> Self {
-        Self { max_len, hello_done: false, partial: Vec::new(), assembling: None, memory: Vec::new() }
+        Self { max_len, hello_done: false, partial: Vec::new(), assembling: None, memory: Vec::new(), last_len: 0 }
     }
 
     /// Whether the stream is inside a frame, so that its end now would cut a message off.
@@ -78,6 +80,7 @@ impl Inbound {
         match Frame::parse(*head, self.max_len).map_err(Broken::Head)? {
             Frame::Data(len) => {
                 if let Some((message, rest)) = rest.split_at_checked(len) {
+                    self.last_len = len;
                     *bytes = rest;
                     return Ok(Some(Incoming::Message(message)));
                 }
@@ -145,13 +148,22 @@ impl Inbound {
         Some((&mut self.memory[have..end], end == len))
     }
 
+    /// How many bytes should be read behind the room, of at most `limit`: as many as frames like the last one take
+    /// that are whole, since one that is cut off must be copied, and of a longer one only its head.
+    pub(crate) fn read_len(&self, limit: usize) -> usize {
+        let frame = HEAD_LEN + self.last_len;
+        let whole = if frame <= limit { limit - limit % frame } else { HEAD_LEN };
+        if self.hello_done { whole.saturating_sub(self.partial.len()).max(1) } else { limit }
+    }
+
     /// `n` bytes were read into the room; gives the length of the message when that completes it.
     pub(crate) fn assembled(&mut self, n: usize) -> Option<usize> {
         let (len, have) = self.assembling.as_mut()?;
         *have += n;
         let done = (have == len).then_some(*len);
-        if done.is_some() {
+        if let Some(len) = done {
             self.assembling = None;
+            self.last_len = len;
         }
         done
     }

@@ -84,6 +84,7 @@ impl<N: Net> Tcp<N> {
             return Ok(false);
         }
         let (prefix, shared) = buffer.split_at_mut(PREFIX_LEN);
+        let shared = &mut shared[..inbound.read_len(READ_LEN)];
         let (room_len, wanted, read) = match inbound.assembly_room() {
             Some((room, true)) => {
                 let (room_len, wanted) = (room.len(), room.len() + shared.len());

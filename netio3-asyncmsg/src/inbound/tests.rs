@@ -127,6 +127,21 @@ fn assembling_takes_over_at_every_size() {
 }
 
 #[test]
+fn reads_end_where_frames_like_the_last_one_would() {
+    const LIMIT: usize = 1_000;
+    let stream = encode(&[Owned::Hello(hello()), Owned::Message(content(92)), Owned::Message(content(5_000)), Owned::Message(content(10))]);
+    let hello_len = hello().encode().len();
+    let fed = |len: usize| decode([&stream[..len]]).expect("it is whole").1.read_len(LIMIT);
+    assert_eq!(Inbound::new(MAX_LEN).read_len(LIMIT), LIMIT, "nothing is known before the hello");
+    assert_eq!(fed(hello_len + 100), 1_000, "ten frames of 100 bytes");
+    assert_eq!(fed(hello_len + 103), 997, "three bytes of the next are here");
+    assert_eq!(fed(hello_len + 100 + 500), 1_000, "behind the rest of a longer one");
+    assert_eq!(fed(hello_len + 100 + 5_008), HEAD_LEN, "a longer one is read into its own memory");
+    assert_eq!(fed(hello_len + 100 + 5_011), HEAD_LEN - 3);
+    assert_eq!(fed(stream.len()), 990, "55 frames of 18 bytes");
+}
+
+#[test]
 fn an_end_inside_a_frame_is_seen() {
     let stream = encode(&[Owned::Hello(hello()), Owned::Message(content(20)), Owned::Heartbeat]);
     let frames = [72, 72 + 28, 72 + 36];
