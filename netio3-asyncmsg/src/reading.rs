@@ -2,9 +2,8 @@
 
 use std::io::{self, IoSliceMut};
 
-use bytes::Bytes;
-use netio3_core::engine::{Connection, Engine, Reception, Release, State, Upcalls};
-use netio3_core::{Budget, ClosedReason, Message, Meter, Next, Take};
+use netio3_core::engine::{Assembled, Connection, Engine, Reception, Release, State, Upcalls};
+use netio3_core::{Budget, ClosedReason, Message, Next};
 
 use crate::hello::{Hello, VERSIONS};
 use crate::inbound::{Broken, Incoming};
@@ -326,29 +325,6 @@ impl<N: Net> Tcp<N> {
             State::Opening => engine.refuse(connection, netio3_core::RefusedReason::Protocol),
             _ => engine.finish(connection, ClosedReason::Protocol, Release::Reset),
         }
-    }
-}
-
-/// A message in assembly memory.
-struct Assembled<'a> {
-    memory: &'a mut Vec<u8>,
-    len: usize,
-    meter: &'a Meter,
-}
-
-impl Take for Assembled<'_> {
-    fn as_slice(&self) -> &[u8] {
-        &self.memory[..self.len]
-    }
-
-    fn take(&mut self) -> Bytes {
-        // Memory much larger than the message, kept from a larger one, is better kept.
-        if self.memory.len() > 2 * self.len {
-            return self.meter.own(self.as_slice().to_vec());
-        }
-        let mut memory = std::mem::take(self.memory);
-        memory.truncate(std::mem::take(&mut self.len));
-        self.meter.own(memory)
     }
 }
 

@@ -1,26 +1,12 @@
-//! Why connecting failed, by the system's error.
+//! What the system's errors say.
 
 use std::io;
 
 use netio3_core::RefusedReason;
 
-/// The reason that the user is told.
-pub(crate) fn reason(error: &io::Error) -> RefusedReason {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused
-        | io::ErrorKind::ConnectionReset
-        | io::ErrorKind::ConnectionAborted
-        | io::ErrorKind::BrokenPipe
-        | io::ErrorKind::UnexpectedEof => RefusedReason::NoListener,
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => RefusedReason::Unreachable,
-        io::ErrorKind::TimedOut => RefusedReason::Timeout,
-        _ => RefusedReason::LocalResource,
-    }
-}
-
 /// Whether the error comes from the peer or the network rather than from this machine.
 pub(crate) fn is_refusal(error: &io::Error) -> bool {
-    reason(error) != RefusedReason::LocalResource
+    RefusedReason::of_error(error) != RefusedReason::LocalResource
 }
 
 /// Whether accepting failed for want of something that may come back.
@@ -38,7 +24,7 @@ mod tests {
 
     #[test]
     fn errors_of_the_network_are_refusals_and_those_of_this_machine_are_not() {
-        let reason_of = |errno| reason(&io::Error::from_raw_os_error(errno));
+        let reason_of = |errno| RefusedReason::of_error(&io::Error::from_raw_os_error(errno));
         assert_eq!(reason_of(111), RefusedReason::NoListener);
         assert_eq!(reason_of(113), RefusedReason::Unreachable);
         assert_eq!(reason_of(101), RefusedReason::Unreachable);

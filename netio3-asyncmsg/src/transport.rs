@@ -68,7 +68,7 @@ impl<N: Net> Tcp<N> {
             }
             Err(error) => {
                 tracing::debug!(peer = %connection.address, %error, "cannot connect");
-                engine.refuse(connection, refusal::reason(&error));
+                engine.refuse(connection, RefusedReason::of_error(&error));
             }
         }
     }
@@ -94,7 +94,7 @@ impl<N: Net> Tcp<N> {
                 engine.totals.failed_hello.add(1);
                 engine.drop_stranger(connection);
             }
-            State::Opening => engine.refuse(connection, refusal::reason(error)),
+            State::Opening => engine.refuse(connection, RefusedReason::of_error(error)),
             _ => engine.finish(connection, ClosedReason::PeerLost, Release::Reset),
         }
     }

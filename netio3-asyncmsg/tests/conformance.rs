@@ -11,23 +11,13 @@ struct Tcp {
     ipv6: bool,
 }
 
-impl Tcp {
-    fn host(&self) -> EndPointAddress {
-        let ip = if self.ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
-        EndPointAddress::new(ip, 0)
-    }
-}
-
 impl Harness for Tcp {
     fn event_loop(&self) -> Box<dyn EventLoop> {
         Box::new(EpollEventLoop::new().expect("descriptors are left"))
     }
 
-    fn backend(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend> {
-        match self.synchronized {
-            true => self.synchronized(config, callbacks, ev),
-            false => netio3_asyncmsg::create_local(config, callbacks, ev).expect("the configuration is valid"),
-        }
+    fn local(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend> {
+        netio3_asyncmsg::create_local(config, callbacks, ev).expect("the configuration is valid")
     }
 
     fn synchronized(
@@ -44,12 +34,8 @@ impl Harness for Tcp {
     }
 
     fn listen_address(&self) -> EndPointAddress {
-        self.host()
-    }
-
-    fn nobody_listens(&self) -> EndPointAddress {
-        // No ephemeral port, so that nobody gets it meanwhile.
-        self.host().with_port(1)
+        let ip = if self.ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+        EndPointAddress::new(ip, 0)
     }
 
     fn skip(&self, _case: &str) -> Option<&'static str> {

@@ -31,6 +31,33 @@ pub trait Take {
     fn take(&mut self) -> Bytes;
 }
 
+/// For backends: a message that was put together in memory which is used again unless the user takes it over.
+pub struct Assembled<'a> {
+    /// Begins with the message.
+    pub memory: &'a mut Vec<u8>,
+    /// How long the message is.
+    pub len: usize,
+    /// Of its connection.
+    pub meter: &'a Meter,
+}
+
+impl Take for Assembled<'_> {
+    fn as_slice(&self) -> &[u8] {
+        &self.memory[..self.len]
+    }
+
+    fn take(&mut self) -> Bytes {
+        let len = std::mem::take(&mut self.len);
+        // Memory much larger than the message, kept from a larger one, is better kept.
+        if self.memory.capacity() > 2 * len {
+            return self.meter.own(self.memory[..len].to_vec());
+        }
+        let mut memory = std::mem::take(self.memory);
+        memory.truncate(len);
+        self.meter.own(memory)
+    }
+}
+
 impl<'a> Message<'a> {
     /// For backends: a message in memory that will be read into again.
     pub fn borrowed(data: &'a [u8], meter: &'a Meter) -> Self {

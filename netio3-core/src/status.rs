@@ -1,6 +1,7 @@
 //! What became of a send, a connection attempt and a connection.
 
 use std::fmt;
+use std::io;
 
 /// The outcome of a send that reached a known connection.
 ///
@@ -91,6 +92,25 @@ pub enum RefusedReason {
     /// The backend is being shut down, here or at the peer's. A peer tells so that had accepted the connection
     /// before; one that had not is [`NoListener`](Self::NoListener).
     Shutdown,
+}
+
+impl RefusedReason {
+    /// For backends: why connecting failed, by the system's error.
+    pub fn of_error(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::UnexpectedEof => Self::NoListener,
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => Self::Unreachable,
+            // No device reaches it.
+            io::ErrorKind::Unsupported => Self::Unreachable,
+            io::ErrorKind::TimedOut => Self::Timeout,
+            _ => Self::LocalResource,
+        }
+    }
 }
 
 impl fmt::Display for RefusedReason {

@@ -14,11 +14,8 @@ impl Harness for Loopback {
         Box::new(EpollEventLoop::new().expect("descriptors are left"))
     }
 
-    fn backend(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend> {
-        match self.synchronized {
-            true => self.synchronized(config, callbacks, ev),
-            false => loopback::create_local(config, callbacks, ev).expect("the configuration is valid"),
-        }
+    fn local(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend> {
+        loopback::create_local(config, callbacks, ev).expect("the configuration is valid")
     }
 
     fn synchronized(
@@ -36,10 +33,6 @@ impl Harness for Loopback {
 
     fn listen_address(&self) -> EndPointAddress {
         EndPointAddress::localhost(0)
-    }
-
-    fn nobody_listens(&self) -> EndPointAddress {
-        EndPointAddress::localhost(1)
     }
 
     fn skip(&self, case: &str) -> Option<&'static str> {

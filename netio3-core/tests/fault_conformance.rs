@@ -26,7 +26,7 @@ impl Harness for FaultHarness {
         Box::new(ev)
     }
 
-    fn backend(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend> {
+    fn local(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend> {
         let create = |callbacks| loopback::create_local(config, callbacks, ev);
         Box::new(wrap(self.config, self.seed, &self.clock, ev, callbacks, create).unwrap())
     }
@@ -47,10 +47,6 @@ impl Harness for FaultHarness {
 
     fn listen_address(&self) -> EndPointAddress {
         EndPointAddress::localhost(0)
-    }
-
-    fn nobody_listens(&self) -> EndPointAddress {
-        EndPointAddress::localhost(9)
     }
 
     fn skip(&self, case: &str) -> Option<&'static str> {

@@ -16,7 +16,7 @@ use crate::wire::CONTROL_RECEIVES;
 
 /// Everything of libfabric that a backend has open.
 pub(crate) struct Devices {
-    library: Arc<Library>,
+    libfabric: Arc<Library>,
     params: RdmaParameters,
     nets: Mutex<Vec<Arc<Net>>>,
     regions: Mutex<Vec<Region>>,
@@ -90,7 +90,7 @@ const PROVIDERS: [&str; 2] = ["verbs", "tcp"];
 impl Devices {
     pub(crate) fn new(library: Arc<Library>, params: RdmaParameters) -> Self {
         Self {
-            library,
+            libfabric: library,
             params,
             nets: Mutex::default(),
             regions: Mutex::default(),
@@ -115,7 +115,7 @@ impl Devices {
     /// No provider reaches it; the text says what is there.
     pub(crate) fn info(&self, address: SocketAddr, passive: bool, source: Option<IpAddr>) -> io::Result<Info> {
         let hints = Hints { provider: self.params.provider.clone(), node: Some(address), passive, source };
-        let mut infos = self.library.infos(&hints).map_err(io::Error::from)?;
+        let mut infos = self.libfabric.infos(&hints).map_err(io::Error::from)?;
         let rank = |info: &Info| PROVIDERS.iter().position(|name| info.provider() == *name);
         let best = (0..infos.len()).filter(|index| rank(&infos[*index]).is_some() || self.params.provider.is_some());
         let best = best.min_by_key(|index| rank(&infos[*index]));
@@ -132,7 +132,7 @@ impl Devices {
         if let Some(net) = nets.iter().find(|net| net.name == name) {
             return Ok(net.clone());
         }
-        let fabric = Fabric::open(&self.library, info)?;
+        let fabric = Fabric::open(&self.libfabric, info)?;
         let events = EventQueue::open(&fabric)?;
         let net = Arc::new(Net { name, fabric, events, devices: Mutex::default() });
         nets.push(net.clone());

@@ -149,7 +149,7 @@ impl Rdma {
 
     fn not_opened(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn, error: &io::Error) {
         tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, %error, "cannot connect over libfabric");
-        self.not_connected(up, engine, connection, refusal(error));
+        self.not_connected(up, engine, connection, RefusedReason::of_error(error));
     }
 
     /// Ends a connection that the provider did not connect. A peer whose hello was accepted was established and lost
@@ -306,7 +306,7 @@ impl Rdma {
                 let told = Hello::decode(data).ok().and_then(|hello| hello.verdict.err());
                 // `tcp` 1.17 says so of a listener that hung up after it had accepted.
                 let hung_up = error.code == libc::ENOENT;
-                let reason = || if hung_up { RefusedReason::NoListener } else { refusal(&io::Error::from(error.clone())) };
+                let reason = || if hung_up { RefusedReason::NoListener } else { RefusedReason::of_error(&io::Error::from(error.clone())) };
                 self.not_connected(up, engine, connection, told.unwrap_or_else(reason));
             }
             _ => self.lose(engine, connection),
@@ -469,24 +469,6 @@ fn answered(hello: &Hello) -> Result<(), RefusedReason> {
     hello.verdict?;
     let (version, same) = hello.versions;
     if version == same && (VERSIONS.0..=VERSIONS.1).contains(&version) { Ok(()) } else { Err(RefusedReason::Version) }
-}
-
-/// Why connecting failed, by the system's error.
-fn refusal(error: &io::Error) -> RefusedReason {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused
-        | io::ErrorKind::ConnectionReset
-        | io::ErrorKind::ConnectionAborted
-        | io::ErrorKind::BrokenPipe
-        | io::ErrorKind::NotConnected => RefusedReason::NoListener,
-        io::ErrorKind::HostUnreachable
-        | io::ErrorKind::NetworkUnreachable
-        | io::ErrorKind::NetworkDown
-        // No provider reaches it.
-        | io::ErrorKind::Unsupported => RefusedReason::Unreachable,
-        io::ErrorKind::TimedOut => RefusedReason::Timeout,
-        _ => RefusedReason::LocalResource,
-    }
 }
 
 impl Drop for Rdma {

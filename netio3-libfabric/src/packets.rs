@@ -2,9 +2,8 @@
 
 use std::rc::Rc;
 
-use bytes::Bytes;
-use netio3_core::engine::{Engine, Reception, Release, Upcalls};
-use netio3_core::{Budget, ClosedReason, Message, Meter, Next, RefusedReason, Take};
+use netio3_core::engine::{Assembled, Engine, Reception, Release, Upcalls};
+use netio3_core::{Budget, ClosedReason, Message, Next, RefusedReason};
 
 use crate::helper;
 use crate::link::{Body, Stage};
@@ -99,7 +98,8 @@ impl Rdma {
                     if mode == Reception::Deliver {
                         messages += 1;
                         received += assembly.memory.len();
-                        let mut message = Assembled { memory: &mut assembly.memory, meter: &connection.meter };
+                        let len = assembly.memory.len();
+                        let mut message = Assembled { memory: &mut assembly.memory, len, meter: &connection.meter };
                         if !up.data(connection, Message::whole(&mut message)) {
                             mode = engine.reception(connection);
                         }
@@ -145,27 +145,5 @@ impl Rdma {
     pub(crate) fn broken(&self, engine: &Engine<Self>, connection: &Conn, broken: Broken) {
         tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, ?broken, "the peer broke the protocol");
         self.end(engine, connection, RefusedReason::Protocol, ClosedReason::Protocol);
-    }
-}
-
-/// A message in assembly memory.
-struct Assembled<'a> {
-    memory: &'a mut Vec<u8>,
-    meter: &'a Meter,
-}
-
-impl Take for Assembled<'_> {
-    fn as_slice(&self) -> &[u8] {
-        self.memory
-    }
-
-    fn take(&mut self) -> Bytes {
-        // Memory much larger than the message, kept from a larger one, is better kept.
-        if self.memory.capacity() > 2 * self.memory.len() {
-            let copy = self.meter.own(self.memory.clone());
-            self.memory.clear();
-            return copy;
-        }
-        self.meter.own(std::mem::take(self.memory))
     }
 }

@@ -72,9 +72,9 @@ impl Rdma {
                 }
             }
             if let Some(region) = sending.take_unknown() {
-                // A pool is registered when it is first used; until then its buffers are copied.
                 self.ask(Job::Register { id, device: device.clone(), region });
-            } else if copied > 0 {
+            }
+            if copied > 0 {
                 connection.counters.copied_messages.add(1);
                 if !connection.link.warned.replace(true) {
                     tracing::warn!(endpoint = %connection.endpoint, "memory outside the registered regions is copied before it is sent; register it");
@@ -104,25 +104,17 @@ impl Rdma {
         } else if let Some(mut slot) = sending.take_head() {
             slab.room(&mut slot)[..HEAD_LEN].copy_from_slice(&bytes);
             let iov = [io_vec(slab.start(&slot).addr(), HEAD_LEN)];
+            let context = context(connection.link.id, true, sending.next_tag());
             // SAFETY: the slot is kept by `sending` until the packet has left, or the endpoint is closed.
             #[allow(unsafe_code)]
-            let result =
-                unsafe { endpoint.send(&iov, &[slab.desc()], context(connection.link.id, true, sending.next_tag()), FI_COMPLETION) };
-            match result {
-                Ok(Posted::Yes) => {
-                    *unsignalled = 0;
-                    sending.posted_control(slot);
-                    Ok(true)
-                }
-                Ok(Posted::Again) => {
-                    sending.return_head(slot);
-                    Ok(false)
-                }
-                Err(error) => {
-                    sending.return_head(slot);
-                    Err(error)
-                }
+            let sent = unsafe { endpoint.send(&iov, &[slab.desc()], context, FI_COMPLETION) }.map(|posted| posted == Posted::Yes);
+            if sent == Ok(true) {
+                *unsignalled = 0;
+                sending.posted_control(slot);
+            } else {
+                sending.return_head(slot);
             }
+            sent
         } else {
             Ok(false)
         };

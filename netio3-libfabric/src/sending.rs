@@ -3,6 +3,8 @@
 //! Nothing here posts: [`Sending::build`] says what the next packet consists of, [`Sending::posted`] and
 //! [`Sending::left`] are told what became of it.
 
+mod built;
+
 use std::collections::VecDeque;
 use std::mem;
 
@@ -10,9 +12,10 @@ use bytes::Bytes;
 use netio3_core::engine::{Outgoing, Payload, Retired};
 use netio3_core::{HeldSlice, MemoryRegion, NetworkBuffer};
 
+use self::built::{Built, Memory};
 use crate::fabric::Desc;
 use crate::slab::{HEAD_SLOT_LEN, Slab, Slot};
-use crate::wire::{HEAD_LEN, Head, Kind, LEN_LEN};
+use crate::wire::{HEAD_LEN, Kind, LEN_LEN};
 
 /// Pieces of one post, at most; providers take fewer.
 pub(crate) const MAX_PIECES: usize = 16;
@@ -63,12 +66,6 @@ struct Packed {
     held: usize,
 }
 
-enum Memory {
-    Send(Slot),
-    Head(Slot),
-    Heap(Box<[u8]>),
-}
-
 enum Piece {
     Shared(Bytes),
     Raw(HeldSlice),
@@ -97,24 +94,10 @@ pub(crate) struct Abilities<'a> {
     pub(crate) find: Option<&'a Find<'a>>,
 }
 
-/// A packet ready to be posted.
-pub(crate) struct Built {
-    kind: Kind,
-    memory: Memory,
-    /// What goes before the pieces is so long; of packed messages, all of it.
-    pieces: [(usize, usize, Desc); MAX_PIECES],
-    count: usize,
-    messages: u32,
-    user_pieces: usize,
-    /// Bytes of memory that the device does not know and that were copied for it.
-    pub(crate) copied: usize,
-    pub(crate) len: usize,
-}
-
 /// A posted packet.
 struct Flight {
     tag: u16,
-    memory: Option<Memory>,
+    memory: Memory,
     messages: u32,
     pieces: usize,
 }
@@ -195,7 +178,7 @@ impl Sending {
                 true
             }
             Payload::Raw(pieces) if small => {
-                self.pack(message.len, slab, |room| fill_raw(room, message.header, pieces.held()));
+                self.pack(message.len, slab, |room| fill(room, message.header, pieces.held()));
                 true
             }
             Payload::Buffer(buffer) if small => {
@@ -254,10 +237,12 @@ impl Sending {
     #[cold]
     fn chunk(&mut self) -> Memory {
         let slot = if self.sends.len() > 1 { self.sends.pop() } else { None };
-        match slot {
-            Some(slot) => Memory::Send(slot),
-            None => Memory::Heap(self.spare.pop().unwrap_or_else(|| vec![0; self.packet_len].into())),
-        }
+        slot.map_or_else(|| self.heap(), Memory::Send)
+    }
+
+    /// Memory for a packet that no device knows.
+    fn heap(&mut self) -> Memory {
+        Memory::Heap(self.spare.pop().unwrap_or_else(|| vec![0; self.packet_len].into()))
     }
 
     fn close_open(&mut self) {
@@ -306,9 +291,7 @@ impl Sending {
         let rest = || self.pieces.range(self.flying_pieces + self.cursor.pieces..).take(pieces - self.cursor.pieces);
         let short = HEAD_LEN + LEN_LEN + header <= HEAD_SLOT_LEN && (pieces - self.cursor.pieces < limit) && rest().all(known);
         let memory = if short { self.heads.pop().map(Memory::Head) } else { self.sends.pop().map(Memory::Send) };
-        let Some(mut memory) = memory.or_else(|| {
-            abilities.find.is_none().then(|| Memory::Heap(self.spare.pop().unwrap_or_else(|| vec![0; self.packet_len].into())))
-        }) else {
+        let Some(mut memory) = memory.or_else(|| abilities.find.is_none().then(|| self.heap())) else {
             self.items.push_front(Item::Message { header, pieces, len });
             return None;
         };
@@ -374,14 +357,14 @@ impl Sending {
                         count += 1;
                     }
                     filled += n;
-                    if desc.is_none() {
-                        copied += n;
-                        if let Piece::Buffer(buffer) = piece {
-                            if !self.told.contains(&buffer.region().address()) {
-                                self.told.push(buffer.region().address());
-                                self.unknown = Some(buffer.region().clone());
-                            }
+                    match piece {
+                        Piece::Shared(_) | Piece::Raw(_) if desc.is_none() => copied += n,
+                        // A pool is registered when it is first used; until then its buffers are copied.
+                        Piece::Buffer(buffer) if desc.is_none() && !self.told.contains(&buffer.region().address()) => {
+                            self.told.push(buffer.region().address());
+                            self.unknown = Some(buffer.region().clone());
                         }
+                        _ => {}
                     }
                     n
                 }
@@ -421,18 +404,13 @@ impl Sending {
             self.waiting = 0;
         }
         self.flying_pieces += built.user_pieces;
-        self.flights.push_back(Flight {
-            tag: self.next_tag,
-            memory: Some(built.memory),
-            messages: built.messages,
-            pieces: built.user_pieces,
-        });
+        self.flights.push_back(Flight { tag: self.next_tag, memory: built.memory, messages: built.messages, pieces: built.user_pieces });
         self.next_tag = self.next_tag.wrapping_add(1);
     }
 
     /// A control packet was posted from a slot.
     pub(crate) fn posted_control(&mut self, slot: Slot) {
-        self.flights.push_back(Flight { tag: self.next_tag, memory: Some(Memory::Head(slot)), messages: 0, pieces: 0 });
+        self.flights.push_back(Flight { tag: self.next_tag, memory: Memory::Head(slot), messages: 0, pieces: 0 });
         self.next_tag = self.next_tag.wrapping_add(1);
     }
 
@@ -464,9 +442,7 @@ impl Sending {
         for _ in 0..count {
             let Some(flight) = self.flights.pop_front() else { break };
             messages += flight.messages as usize;
-            if let Some(memory) = flight.memory {
-                self.give_back(memory);
-            }
+            self.give_back(flight.memory);
             self.flying_pieces -= flight.pieces;
             for piece in self.pieces.drain(..flight.pieces) {
                 match piece {
@@ -515,79 +491,14 @@ impl Sending {
     }
 }
 
-fn fill<'a>(room: &mut [u8], header: &[u8], pieces: impl Iterator<Item = &'a [u8]>) {
+fn fill(room: &mut [u8], header: &[u8], pieces: impl Iterator<Item: AsRef<[u8]>>) {
     let (to, mut room) = room.split_at_mut(header.len());
     to.copy_from_slice(header);
     for piece in pieces {
+        let piece = piece.as_ref();
         let (to, rest) = room.split_at_mut(piece.len());
         to.copy_from_slice(piece);
         room = rest;
-    }
-}
-
-fn fill_raw(room: &mut [u8], header: &[u8], pieces: impl Iterator<Item = HeldSlice>) {
-    let (to, mut room) = room.split_at_mut(header.len());
-    to.copy_from_slice(header);
-    for piece in pieces {
-        let (to, rest) = room.split_at_mut(piece.as_slice().len());
-        to.copy_from_slice(piece.as_slice());
-        room = rest;
-    }
-}
-
-impl Built {
-    fn new(kind: Kind, memory: Memory, messages: u32) -> Self {
-        Self { kind, memory, pieces: [(0, 0, Desc::NONE); MAX_PIECES], count: 0, messages, user_pieces: 0, copied: 0, len: 0 }
-    }
-
-    fn add(&mut self, start: usize, len: usize, desc: Desc) {
-        self.pieces[self.count] = (start, len, desc);
-        self.count += 1;
-        self.len += len;
-    }
-
-    fn add_memory(&mut self, slab: &Slab, at: usize, len: usize) {
-        let (start, desc) = self.memory.start(slab);
-        self.add(start + at, len, desc);
-    }
-
-    /// Writes the head, which tells the credits of this moment.
-    pub(crate) fn write_head(&mut self, slab: &Slab, credits: u16, control: u8) {
-        let head = Head { kind: self.kind, credits, control };
-        self.memory.bytes_mut(slab)[..HEAD_LEN].copy_from_slice(&head.encode());
-    }
-
-    /// The pieces to be posted: the address, how long, and what the device wants to be told.
-    pub(crate) fn pieces(&self) -> &[(usize, usize, Desc)] {
-        &self.pieces[..self.count]
-    }
-
-    /// All bytes, if they lie in one piece.
-    pub(crate) fn contiguous<'a>(&'a self, slab: &'a Slab) -> Option<&'a [u8]> {
-        (self.count == 1).then(|| self.memory.bytes(slab, self.len))
-    }
-}
-
-impl Memory {
-    fn bytes<'a>(&'a self, slab: &'a Slab, len: usize) -> &'a [u8] {
-        match self {
-            Self::Send(slot) | Self::Head(slot) => slab.filled(slot, len),
-            Self::Heap(memory) => &memory[..len],
-        }
-    }
-
-    fn bytes_mut<'a>(&'a mut self, slab: &'a Slab) -> &'a mut [u8] {
-        match self {
-            Self::Send(slot) | Self::Head(slot) => slab.room(slot),
-            Self::Heap(memory) => memory,
-        }
-    }
-
-    fn start(&self, slab: &Slab) -> (usize, Desc) {
-        match self {
-            Self::Send(slot) | Self::Head(slot) => (slab.start(slot).addr(), slab.desc()),
-            Self::Heap(memory) => (memory.as_ptr().addr(), Desc::NONE),
-        }
     }
 }
 

@@ -14,12 +14,6 @@ struct Fabric {
 }
 
 impl Fabric {
-    fn host(&self) -> EndPointAddress {
-        let ip = env::var("NETIO3_ADDRESS")
-            .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |text| text.parse().expect("NETIO3_ADDRESS is an IP address"));
-        EndPointAddress::new(ip, 0)
-    }
-
     fn config(&self, config: NetworkConfig) -> NetworkConfig {
         let provider = env::var("NETIO3_PROVIDER").unwrap_or_else(|_| "tcp".into());
         NetworkConfig { rdma: RdmaParameters { provider: Some(provider), ..config.rdma }, ..config }
@@ -31,11 +25,8 @@ impl Harness for Fabric {
         Box::new(EpollEventLoop::new().expect("descriptors are left"))
     }
 
-    fn backend(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend> {
-        match self.synchronized {
-            true => self.synchronized(config, callbacks, ev),
-            false => netio3_libfabric::create_local(self.config(config), callbacks, ev).expect("libfabric is there"),
-        }
+    fn local(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend> {
+        netio3_libfabric::create_local(self.config(config), callbacks, ev).expect("libfabric is there")
     }
 
     fn synchronized(
@@ -52,12 +43,9 @@ impl Harness for Fabric {
     }
 
     fn listen_address(&self) -> EndPointAddress {
-        self.host()
-    }
-
-    fn nobody_listens(&self) -> EndPointAddress {
-        // No ephemeral port, so that nobody gets it meanwhile.
-        self.host().with_port(1)
+        let ip = env::var("NETIO3_ADDRESS")
+            .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |text| text.parse().expect("NETIO3_ADDRESS is an IP address"));
+        EndPointAddress::new(ip, 0)
     }
 
     fn connections(&self) -> usize {

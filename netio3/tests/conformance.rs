@@ -19,11 +19,8 @@ impl Harness for Picked {
         Box::new(EpollEventLoop::new().expect("descriptors are left"))
     }
 
-    fn backend(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend> {
-        match self.synchronized {
-            true => self.synchronized(config, callbacks, ev),
-            false => netio3::create_local(self.kind(), config, callbacks, ev).expect("the backend is compiled in"),
-        }
+    fn local(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend> {
+        netio3::create_local(self.kind(), config, callbacks, ev).expect("the backend is compiled in")
     }
 
     fn synchronized(
@@ -41,11 +38,6 @@ impl Harness for Picked {
 
     fn listen_address(&self) -> EndPointAddress {
         EndPointAddress::localhost(0)
-    }
-
-    fn nobody_listens(&self) -> EndPointAddress {
-        // No ephemeral port, so that nobody gets it meanwhile.
-        EndPointAddress::localhost(1)
     }
 
     fn skip(&self, case: &str) -> Option<&'static str> {

@@ -13,10 +13,10 @@ pub trait Harness: Send + Sync {
     /// An event loop for the calling thread.
     fn event_loop(&self) -> Box<dyn EventLoop>;
 
-    /// A backend of the kind under test, single-threaded or synchronized.
-    fn backend(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend>;
+    /// A backend of the single-threaded kind.
+    fn local(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend>;
 
-    /// A backend of the synchronized kind, for the cases that call from several threads.
+    /// A backend of the synchronized kind, also for the cases that call from several threads.
     fn synchronized(
         &self,
         config: NetworkConfig,
@@ -24,15 +24,22 @@ pub trait Harness: Send + Sync {
         ev: &dyn EventLoop,
     ) -> Box<dyn NetworkBackend + Send + Sync>;
 
-    /// Whether [`backend`](Self::backend) makes the synchronized kind, on which errors that only the loop
-    /// can find arrive as *refused*.
+    /// Which kind is under test. On the synchronized one, errors that only the loop can find arrive as *refused*.
     fn is_synchronized(&self) -> bool;
+
+    /// A backend of the kind under test.
+    fn backend(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend> {
+        if self.is_synchronized() { self.synchronized(config, callbacks, ev) } else { self.local(config, callbacks, ev) }
+    }
 
     /// An address to listen on and to dial: an IP address of this machine with port 0.
     fn listen_address(&self) -> EndPointAddress;
 
     /// An address that can be dialled and is refused with `NoListener`.
-    fn nobody_listens(&self) -> EndPointAddress;
+    fn nobody_listens(&self) -> EndPointAddress {
+        // No ephemeral port, so that nobody gets it meanwhile.
+        self.listen_address().with_port(1)
+    }
 
     /// How many connections one process can hold at once, with both of their ends. At least 8.
     fn connections(&self) -> usize {

@@ -30,3 +30,4 @@ pub use self::raw_send::RawPieces;
 pub use self::sync::create;
 pub use self::traffic::Reception;
 pub use self::transport::{Freed, OWN, Opener, Outgoing, Payload, Release, Retired, Transport};
+pub use crate::message::Assembled;

@@ -75,3 +75,9 @@ impl HeldSlice {
         unsafe { self.0.as_slice() }
     }
 }
+
+impl AsRef<[u8]> for HeldSlice {
+    fn as_ref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}

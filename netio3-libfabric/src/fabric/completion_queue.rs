@@ -173,7 +173,7 @@ impl CompletionQueue {
         Ok(Some(CompletionError {
             context: entry.op_context.addr(),
             flags: entry.flags,
-            error: fabric.library.reported(call, entry.err, &fabric.provider, self.own_text(entry.prov_errno)),
+            error: fabric.libfabric.reported(call, entry.err, &fabric.provider, self.own_text(entry.prov_errno)),
         }))
     }
 

@@ -204,7 +204,7 @@ impl EventQueue {
     /// Takes over what a request brought.
     fn request(&self, info: *mut sys::fi_info) -> RawKind {
         // SAFETY: a request brings an info that is the reader's to free.
-        let info = unsafe { InfoBox::split(self.fabric.library.clone(), info) }.map(|(info, _)| info);
+        let info = unsafe { InfoBox::split(self.fabric.libfabric.clone(), info) }.map(|(info, _)| info);
         let handle = info.as_ref().and_then(|info| NonNull::new(info.info().handle));
         RawKind::Request { info, handle }
     }
@@ -277,7 +277,7 @@ impl EventQueue {
                     Owner::Endpoint { token, call } => (*token, *call),
                     Owner::Listener { token, .. } => (*token, "fi_listen"),
                 };
-                let error = self.fabric.library.reported(call, code, &self.fabric.provider, own_text);
+                let error = self.fabric.libfabric.reported(call, code, &self.fabric.provider, own_text);
                 Some(CmEvent::Error { endpoint: token, error, data })
             }
             _ => None,

@@ -11,7 +11,7 @@ use super::{FabricError, Info, Library, close};
 #[derive(Debug)]
 pub struct Fabric {
     pub(super) raw: NonNull<sys::fid_fabric>,
-    pub(super) library: Arc<Library>,
+    pub(super) libfabric: Arc<Library>,
     pub(super) provider: String,
 }
 
@@ -33,14 +33,14 @@ impl Fabric {
         // SAFETY: the attributes live until after the call.
         let code = unsafe { (library.symbols.fi_fabric)(copy.info().fabric_attr, &raw mut raw, ptr::null_mut()) };
         match NonNull::new(raw) {
-            Some(raw) if code == 0 => Ok(Arc::new(Self { raw, library: library.clone(), provider })),
+            Some(raw) if code == 0 => Ok(Arc::new(Self { raw, libfabric: library.clone(), provider })),
             _ => Err(library.error(CALL, code, Some(&provider))),
         }
     }
 
     /// The library it was opened with.
     pub fn library(&self) -> &Arc<Library> {
-        &self.library
+        &self.libfabric
     }
 
     /// The provider's name.
@@ -76,7 +76,7 @@ impl Fabric {
     }
 
     pub(super) fn error(&self, call: &'static str, code: impl Into<i64>) -> FabricError {
-        self.library.error(call, code, Some(&self.provider))
+        self.libfabric.error(call, code, Some(&self.provider))
     }
 }
 

@@ -16,7 +16,7 @@ use super::{FabricError, Library, address};
 #[derive(Debug)]
 pub(super) struct InfoBox {
     raw: NonNull<sys::fi_info>,
-    library: Arc<Library>,
+    libfabric: Arc<Library>,
 }
 
 // SAFETY: it owns a tree of plain memory and nothing of it is bound to a thread.
@@ -50,7 +50,7 @@ impl InfoBox {
                 && !info.domain_attr.is_null()
                 && !info.fabric_attr.is_null();
             if complete {
-                return Some((Self { raw, library }, rest));
+                return Some((Self { raw, libfabric: library }, rest));
             }
             // SAFETY: it is the caller's and no longer in a list.
             unsafe { (library.symbols.fi_freeinfo)(raw.as_ptr()) };
@@ -61,9 +61,9 @@ impl InfoBox {
     /// A copy that a call may write to.
     fn duplicate(&self) -> Option<Self> {
         // SAFETY: it is one of libfabric's.
-        let raw = unsafe { (self.library.symbols.fi_dupinfo)(self.raw.as_ptr()) };
+        let raw = unsafe { (self.libfabric.symbols.fi_dupinfo)(self.raw.as_ptr()) };
         // SAFETY: it is null or a new one.
-        unsafe { Self::split(self.library.clone(), raw) }.map(|(info, _)| info)
+        unsafe { Self::split(self.libfabric.clone(), raw) }.map(|(info, _)| info)
     }
 
     pub(super) fn as_ptr(&self) -> *mut sys::fi_info {
@@ -134,7 +134,7 @@ impl InfoBox {
 impl Drop for InfoBox {
     fn drop(&mut self) {
         // SAFETY: it is ours and in no list.
-        unsafe { (self.library.symbols.fi_freeinfo)(self.raw.as_ptr()) };
+        unsafe { (self.libfabric.symbols.fi_freeinfo)(self.raw.as_ptr()) };
     }
 }
 
@@ -199,7 +199,7 @@ impl Info {
 
     /// A copy for a call to read or write.
     pub(super) fn for_call(&self, call: &'static str) -> Result<InfoBox, FabricError> {
-        self.raw.duplicate().ok_or_else(|| self.raw.library.error(call, -sys::FI_ENOMEM, None))
+        self.raw.duplicate().ok_or_else(|| self.raw.libfabric.error(call, -sys::FI_ENOMEM, None))
     }
 
     /// The request that came with it, for the one who answers it: none if there was none.

@@ -1,0 +1,83 @@
+//! A packet that is put together, and the memory it lies in.
+
+use super::MAX_PIECES;
+use crate::fabric::Desc;
+use crate::slab::{Slab, Slot};
+use crate::wire::{HEAD_LEN, Head, Kind};
+
+/// Memory of one packet.
+pub(super) enum Memory {
+    Send(Slot),
+    Head(Slot),
+    Heap(Box<[u8]>),
+}
+
+/// A packet ready to be posted.
+pub(crate) struct Built {
+    pub(super) kind: Kind,
+    pub(super) memory: Memory,
+    /// Stretches of its own memory and of the user's: address, length, and what the device wants to be told.
+    pieces: [(usize, usize, Desc); MAX_PIECES],
+    count: usize,
+    pub(super) messages: u32,
+    pub(super) user_pieces: usize,
+    /// Bytes of the user's memory that the device does not know and that were copied for it.
+    pub(crate) copied: usize,
+    pub(crate) len: usize,
+}
+
+impl Built {
+    pub(super) fn new(kind: Kind, memory: Memory, messages: u32) -> Self {
+        Self { kind, memory, pieces: [(0, 0, Desc::NONE); MAX_PIECES], count: 0, messages, user_pieces: 0, copied: 0, len: 0 }
+    }
+
+    pub(super) fn add(&mut self, start: usize, len: usize, desc: Desc) {
+        self.pieces[self.count] = (start, len, desc);
+        self.count += 1;
+        self.len += len;
+    }
+
+    pub(super) fn add_memory(&mut self, slab: &Slab, at: usize, len: usize) {
+        let (start, desc) = self.memory.start(slab);
+        self.add(start + at, len, desc);
+    }
+
+    /// Writes the head, which tells the credits of this moment.
+    pub(crate) fn write_head(&mut self, slab: &Slab, credits: u16, control: u8) {
+        let head = Head { kind: self.kind, credits, control };
+        self.memory.bytes_mut(slab)[..HEAD_LEN].copy_from_slice(&head.encode());
+    }
+
+    /// The pieces to be posted: the address, how long, and what the device wants to be told.
+    pub(crate) fn pieces(&self) -> &[(usize, usize, Desc)] {
+        &self.pieces[..self.count]
+    }
+
+    /// All bytes, if they lie in one piece.
+    pub(crate) fn contiguous<'a>(&'a self, slab: &'a Slab) -> Option<&'a [u8]> {
+        (self.count == 1).then(|| self.memory.bytes(slab, self.len))
+    }
+}
+
+impl Memory {
+    pub(super) fn bytes<'a>(&'a self, slab: &'a Slab, len: usize) -> &'a [u8] {
+        match self {
+            Self::Send(slot) | Self::Head(slot) => slab.filled(slot, len),
+            Self::Heap(memory) => &memory[..len],
+        }
+    }
+
+    pub(super) fn bytes_mut<'a>(&'a mut self, slab: &'a Slab) -> &'a mut [u8] {
+        match self {
+            Self::Send(slot) | Self::Head(slot) => slab.room(slot),
+            Self::Heap(memory) => memory,
+        }
+    }
+
+    fn start(&self, slab: &Slab) -> (usize, Desc) {
+        match self {
+            Self::Send(slot) | Self::Head(slot) => (slab.start(slot).addr(), slab.desc()),
+            Self::Heap(memory) => (memory.as_ptr().addr(), Desc::NONE),
+        }
+    }
+}
