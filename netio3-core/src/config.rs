@@ -65,9 +65,13 @@ pub struct RdmaParameters {
     /// The longest message that arrives in one piece, in bytes; longer ones are sent in parts and put together.
     /// Default 64 KiB.
     pub receive_size: usize,
-    /// Receive buffers of that size for each connection, besides two for control. They are how many packets a peer
+    /// Receive buffers of that size for each connection, besides five for control. They are how many packets a peer
     /// may send before it hears that some were handled. Default 16; at most 4,096.
     pub receives: u16,
+    /// Messages longer than `receive_size` and up to this many bytes are put together where they land, without a copy:
+    /// a connection that brings one gets receive buffers for two of its length and more, which stay pinned until it
+    /// ends. Longer ones are copied together, and all are where `shared_receives` bounds the buffers. Default 4 MiB.
+    pub land_up_to: usize,
     /// Zero-copy messages up to this many bytes are packed together with others, which takes a copy, where the
     /// connection leaves [`copy_below`](ConnectionParameters::copy_below) at its default. Each message beyond it
     /// takes a packet, and a credit, of its own. Default 16 KiB: over sockets packing wins up to there.
@@ -76,7 +80,7 @@ pub struct RdmaParameters {
     /// least 1, at most 4,096.
     pub sends: u16,
     /// Receive buffers of all connections of a device together, control included. Each connection gets up to half of
-    /// what is left, at least 3, and its peer credits for no more than that; where fewer are left, opening fails with
+    /// what is left, at least 6, and its peer credits for no more than that; where fewer are left, opening fails with
     /// `LocalResource`. Default: no limit.
     pub shared_receives: Option<usize>,
     /// The same for send buffers, of which each connection gets at least one.
@@ -89,6 +93,7 @@ impl Default for RdmaParameters {
             provider: None,
             receive_size: 64 << 10,
             receives: 16,
+            land_up_to: 4 << 20,
             pack_below: 16 << 10,
             sends: 4,
             shared_receives: None,

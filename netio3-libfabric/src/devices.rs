@@ -354,8 +354,8 @@ impl Queue {
     }
 }
 
-/// Receives of a connection, at least: one for data and two for control.
-const LEAST_RECEIVES: u16 = 1 + CONTROL_RECEIVES as u16;
+/// Receives of a connection, at least: one for data and those for control.
+const LEAST_RECEIVES: u16 = 1 + CONTROL_RECEIVES;
 /// ENOBUFS.
 const NO_BUFFERS: i32 = 105;
 /// Memory of ended connections that is kept.

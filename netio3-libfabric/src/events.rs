@@ -13,8 +13,9 @@ use crate::devices::Net;
 use crate::fabric::{CmEvent, Completion, CompletionQueue, CqError, EventQueue, Fabric, FabricError, Info, Waitable};
 use crate::helper::{self, Done, Job, of_context};
 use crate::link::{Body, Link, Stage};
+use crate::receiving::Broken;
 use crate::transport::{Conn, Rdma, Watched};
-use crate::wire::{CONTROL_RECEIVES, Hello, Kind, VERSIONS};
+use crate::wire::{CONTROL_CREDITS, Hello, Kind, VERSIONS};
 
 /// Descriptors looked at with one call.
 const POLLED: usize = 8;
@@ -119,6 +120,14 @@ impl Rdma {
                     if let Some(connection) = self.connection(&engine, id) {
                         if let Some(body) = &mut *connection.link.body.borrow_mut() {
                             body.registered.push(registered);
+                        }
+                    }
+                }
+                Done::Area { id, slab, len } => {
+                    if let Some(connection) = self.connection(&engine, id) {
+                        if let Some(body) = &mut *connection.link.body.borrow_mut() {
+                            body.receiving.add_area(slab, len);
+                            body.area_asked = false;
                         }
                     }
                 }
@@ -284,7 +293,7 @@ impl Rdma {
         let mut body = link.body.borrow_mut();
         let Some(open) = &mut *body else { return };
         open.credits = hello.credits;
-        open.control = CONTROL_RECEIVES;
+        open.control = CONTROL_CREDITS;
         open.sending.limit_packets(hello.packet_len as usize);
         let unspecified = EndPointAddress::localhost(0);
         let local =
@@ -429,8 +438,13 @@ impl Rdma {
             }
         };
         let had_none = open.credits == 0 || open.control == 0;
-        open.credits = open.credits.saturating_add(head.credits);
-        open.control = open.control.saturating_add(head.control);
+        let most = link.hello.get().map_or(0, |hello| hello.credits);
+        let (credits, control) = (open.credits.saturating_add(head.credits), open.control.saturating_add(head.control));
+        if credits > most || control > CONTROL_CREDITS {
+            drop(body);
+            return self.broken(&engine, &connection, Broken::Credits);
+        }
+        (open.credits, open.control) = (credits, control);
         let waits = !open.sending.is_empty() || link.goodbye.due.get();
         if head.kind == Kind::Heartbeat {
             connection.counters.heartbeats_received.add(1);
@@ -481,6 +495,7 @@ impl Drop for Rdma {
                 Ok(Done::Closed { body, .. }) => drop(body),
                 Ok(Done::Opened { result, .. }) => drop(result),
                 Ok(Done::Registered { registered, .. }) => drop(registered),
+                Ok(Done::Area { slab, .. }) => drop(slab),
                 Err(_) => break,
             }
         }

@@ -15,7 +15,7 @@ use crate::fabric::{Direction, Endpoint, FabricError, Info, PassiveEndpoint, Pos
 use crate::link::{Body, SharedEndpoint};
 use crate::receiving::Receiving;
 use crate::sending::Sending;
-use crate::slab::Layout;
+use crate::slab::{Layout, Slab};
 use crate::wire::{CONTROL_RECEIVES, HELLO_LEN};
 
 /// Something to be done.
@@ -45,6 +45,13 @@ pub(crate) enum Job {
         device: Arc<Device>,
         region: MemoryRegion,
     },
+    /// Makes memory for long messages of a connection's.
+    Area {
+        id: u64,
+        device: Arc<Device>,
+        layout: Layout,
+        len: usize,
+    },
     /// Closes an endpoint; what it used comes back.
     Close {
         id: u64,
@@ -57,6 +64,7 @@ pub(crate) enum Done {
     Opened { id: u64, result: io::Result<Box<Body>> },
     Closed { id: u64, body: Box<Body> },
     Registered { id: u64, registered: Registered },
+    Area { id: u64, slab: Arc<Slab>, len: usize },
 }
 
 /// How long the end of a backend waits for an endpoint to be closed.
@@ -99,6 +107,13 @@ fn work(devices: &Devices, jobs: &Receiver<Job>, tell: &Sender<Done>, remote: &d
                 Ok(registered) => Done::Registered { id, registered },
                 Err(error) => {
                     tracing::warn!(%error, "the buffers of a connection cannot be registered and are copied");
+                    continue;
+                }
+            },
+            Job::Area { id, device, layout, len } => match device.slab(layout) {
+                Ok((slab, _)) => Done::Area { id, slab, len },
+                Err(error) => {
+                    tracing::warn!(%error, "there is no memory for long messages to land in; they are put together by copying");
                     continue;
                 }
             },
@@ -163,9 +178,10 @@ fn open(device: &Arc<Device>, id: u64, info: &Info, layout: Layout) -> Result<Bo
     let mut body = Body {
         endpoint: SharedEndpoint::default(),
         sending: Sending::new(slots.sends, slots.heads, layout.packet_len.min(info.max_msg_size())),
-        receiving: Receiving::new(slots.receives, layout.receives - u16::from(CONTROL_RECEIVES)),
+        receiving: Receiving::new(slots.receives, layout.receives - CONTROL_RECEIVES),
         slab,
         queue,
+        area_asked: false,
         registered: Vec::new(),
         credits: 0,
         control: 0,
@@ -188,13 +204,13 @@ pub(crate) fn post_receives(id: u64, body: &mut Body) -> Result<(), FabricError>
     let Body { endpoint, receiving, slab, .. } = body;
     let endpoint = endpoint.lock();
     let Some(endpoint) = &*endpoint else { return Ok(()) };
-    let desc = slab.desc();
     while let Some(slot) = receiving.next_free() {
         let context = context(id, false, slot.index());
-        // SAFETY: the slot lies in the slab, which the body keeps until the endpoint is closed; nobody looks at it
-        // until its completion has come.
+        let memory = receiving.memory_of(&slot, slab);
+        // SAFETY: the slot lies in memory that the body keeps until the endpoint is closed; nobody looks at it until
+        // its completion has come.
         #[allow(unsafe_code)]
-        let posted = unsafe { endpoint.recv(slab.start(&slot), slot.capacity(), desc, context) };
+        let posted = unsafe { endpoint.recv(memory.start(&slot), slot.capacity(), memory.desc(), context) };
         match posted {
             Ok(Posted::Yes) => receiving.posted(slot),
             Ok(Posted::Again) => {

@@ -9,6 +9,7 @@
 
 pub mod fabric;
 
+mod assembly;
 mod devices;
 mod events;
 mod helper;

@@ -75,6 +75,8 @@ pub(crate) struct Body {
     pub(crate) receiving: Receiving,
     pub(crate) slab: Arc<Slab>,
     pub(crate) queue: Arc<Queue>,
+    /// Memory for long messages was asked for and has not come; or never will.
+    pub(crate) area_asked: bool,
     /// The memory of its pool of buffers.
     pub(crate) registered: Vec<Registered>,
     /// Data packets that the peer takes.

@@ -1,13 +1,15 @@
 //! The way of packets to the user.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use netio3_core::engine::{Assembled, Engine, Reception, Release, Upcalls};
 use netio3_core::{Budget, ClosedReason, Message, Next, RefusedReason};
 
-use crate::helper;
+use crate::helper::{self, Job};
 use crate::link::{Body, Stage};
 use crate::receiving::{Broken, Found, Packet};
+use crate::slab::{Layout, Slab, Slot};
 use crate::transport::{Conn, Rdma};
 
 impl Rdma {
@@ -57,9 +59,9 @@ impl Rdma {
     ) -> Option<Next> {
         let link = &connection.link;
         // Kept apart while callbacks run: the body may be borrowed by what they call.
-        let take = |body: &mut Body| (body.slab.clone(), std::mem::take(&mut body.receiving.assembly));
+        let take = |body: &mut Body| (packet.memory(&body.slab).clone(), std::mem::take(&mut body.receiving.assembly));
         let (slab, mut assembly) = link.body.borrow_mut().as_mut().map(take)?;
-        let bytes = slab.filled(&packet.slot, packet.cursor.len);
+        let bytes = packet.slot.as_ref().map_or(&[][..], |slot| slab.filled(slot, packet.cursor.len));
         let max_len = engine.config.max_message_len;
         let mut messages = 0;
         let mut received = 0;
@@ -79,8 +81,41 @@ impl Rdma {
                 held = Some(Next::Again);
                 break;
             }
-            match packet.cursor.next(bytes, &mut assembly, max_len) {
-                Ok(Found::Message(message)) => {
+            let found = match packet.cursor.next(bytes, max_len) {
+                Ok(Found::Message(_)) if assembly.is_under_way() => Err(Broken::Part),
+                Ok(Found::First(len, part)) => {
+                    let place = packet.slot.as_ref().and_then(|slot| self.landing(connection, slot, len));
+                    assembly.begin(len, part, &mut packet.slot, place.as_ref()).map(|complete| (Found::End, complete))
+                }
+                Ok(Found::Part(part)) => assembly.go_on(part, &mut packet.slot).map(|complete| (Found::End, complete)),
+                found => found.map(|found| (found, false)),
+            };
+            match found {
+                Ok((_, true)) => {
+                    let len = assembly.expected();
+                    if assembly.wants_area() {
+                        self.ask_for_area(engine, connection, len, slab.layout().packet_len);
+                    }
+                    budget.spend(1, len);
+                    if mode == Reception::Deliver {
+                        messages += 1;
+                        received += len;
+                        let goes_on = match assembly.landed() {
+                            Some(message) => up.data(connection, Message::borrowed(message, &connection.meter)),
+                            None => {
+                                let mut message = Assembled { memory: assembly.memory(), len, meter: &connection.meter };
+                                up.data(connection, Message::whole(&mut message))
+                            }
+                        };
+                        if !goes_on {
+                            mode = engine.reception(connection);
+                        }
+                    } else {
+                        discarded += 1;
+                    }
+                    assembly.end();
+                }
+                Ok((Found::Message(message), _)) => {
                     budget.spend(1, message.len());
                     if mode == Reception::Deliver {
                         messages += 1;
@@ -92,32 +127,16 @@ impl Rdma {
                         discarded += 1;
                     }
                 }
-                Ok(Found::Assembled) => {
-                    budget.spend(1, assembly.expected);
-                    assembly.expected = 0;
-                    if mode == Reception::Deliver {
-                        messages += 1;
-                        received += assembly.memory.len();
-                        let len = assembly.memory.len();
-                        let mut message = Assembled { memory: &mut assembly.memory, len, meter: &connection.meter };
-                        if !up.data(connection, Message::whole(&mut message)) {
-                            mode = engine.reception(connection);
-                        }
-                    } else {
-                        discarded += 1;
-                    }
-                    assembly.memory.clear();
-                }
-                Ok(Found::Goodbye) => {
+                Ok((Found::Goodbye, _)) => {
                     link.goodbye.heard.set(true);
                     engine.start_closing(connection, ClosedReason::PeerClosed);
                     engine.flush_later(connection);
                 }
-                Ok(Found::Farewell) => {
+                Ok((Found::Farewell, _)) => {
                     link.goodbye.farewell_heard.set(true);
                     engine.flush_later(connection);
                 }
-                Ok(Found::End) => break,
+                Ok((Found::End | Found::First(..) | Found::Part(_), _)) => break,
                 Err(broken) => {
                     self.broken(engine, connection, broken);
                     break;
@@ -139,6 +158,28 @@ impl Rdma {
             engine.finish(connection, ClosedReason::Limit, Release::Reset);
         }
         held
+    }
+
+    /// Where a long message may be put together that begins in this slot.
+    fn landing(&self, connection: &Conn, slot: &Slot, len: usize) -> Option<Arc<Slab>> {
+        connection.link.body.borrow().as_ref()?.receiving.landing(slot, len).cloned()
+    }
+
+    /// Has memory made for messages of this length to land in. One has come whole: nothing is allocated on a length's
+    /// word.
+    #[cold]
+    fn ask_for_area(&self, engine: &Engine<Self>, connection: &Conn, len: usize, packet_len: usize) {
+        let rdma = &engine.config.rdma;
+        if len > rdma.land_up_to || rdma.shared_receives.is_some() {
+            return;
+        }
+        let mut body = connection.link.body.borrow_mut();
+        let Some(body) = body.as_mut().filter(|body| !body.area_asked) else { return };
+        if let Some(receives) = body.receiving.wants_area(len, packet_len) {
+            body.area_asked = true;
+            let layout = Layout { packet_len, receives, sends: 0, heads: 0 };
+            self.ask(Job::Area { id: connection.link.id, device: body.queue.device.clone(), layout, len });
+        }
     }
 
     /// The peer broke the protocol.

@@ -24,7 +24,7 @@ impl Rdma {
         while *credits > 0 && sending.in_flight() < *depth {
             let in_flight = sending.in_flight();
             let Some(built) = sending.build(slab, &abilities) else { break };
-            let owed = receiving.take_owed();
+            let owed = if built.has_head() { receiving.take_owed() } else { (0, 0) };
             built.write_head(slab, owed.0, owed.1);
             if in_flight == 0 && built.len <= *inject_size {
                 if let Some(bytes) = built.contiguous(slab) {
@@ -88,13 +88,13 @@ impl Rdma {
         Ok(left)
     }
 
-    /// Sends a packet of nothing but its head, if the peer has a receive for it; tells whether it did.
+    /// Sends a control packet, if the peer has a receive for it; tells whether it did.
     pub(crate) fn control(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body, kind: Kind) -> Result<bool, FabricError> {
-        let Body { endpoint, sending, receiving, slab, credits, control, inject_size, depth, unsignalled, .. } = body;
+        let Body { endpoint, sending, receiving, slab, control, inject_size, depth, unsignalled, .. } = body;
         let endpoint = endpoint.lock();
         let Some(endpoint) = &*endpoint else { return Ok(false) };
-        let has_credit = if kind.is_control() { *control > 0 } else { *credits > 0 };
-        if !has_credit || sending.in_flight() >= *depth {
+        // Credits need none.
+        if kind != Kind::Credits && *control == 0 || sending.in_flight() >= *depth {
             return Ok(false);
         }
         let owed = receiving.take_owed();
@@ -120,11 +120,7 @@ impl Rdma {
         };
         match sent {
             Ok(true) => {
-                if kind.is_control() {
-                    *control -= 1
-                } else {
-                    *credits -= 1
-                }
+                *control -= u8::from(kind != Kind::Credits);
                 engine.count_write(connection);
             }
             Ok(false) => {
@@ -150,12 +146,7 @@ impl Rdma {
             goodbye.farewell_said.set(true);
         }
         if !goodbye.farewell_said.get() && body.receiving.owes_much() {
-            let told = self.control(engine, connection, body, Kind::Credits)?;
-            // Both sides may have used up their receives for control at once, and would wait for each other. A packet
-            // of no messages uses another one.
-            if !told && body.control == 0 && body.receiving.owes_all_control() && body.sending.is_empty() {
-                self.control(engine, connection, body, Kind::Messages)?;
-            }
+            self.control(engine, connection, body, Kind::Credits)?;
         }
         Ok(())
     }

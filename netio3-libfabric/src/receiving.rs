@@ -1,9 +1,11 @@
 //! What arrived on a connection and is not handled yet, and the credits that the peer holds.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use crate::assembly::Assembly;
 use crate::slab::{Slab, Slot};
-use crate::wire::{CONTROL_RECEIVES, HEAD_LEN, Head, Kind, LEN_LEN};
+use crate::wire::{CONTROL_CREDITS, HEAD_LEN, Head, Kind, LEN_LEN};
 
 /// The receiving side of one connection.
 pub(crate) struct Receiving {
@@ -11,8 +13,13 @@ pub(crate) struct Receiving {
     posted: Vec<Option<Slot>>,
     /// Packets to be handled, in order.
     packets: VecDeque<Packet>,
-    /// Slots whose packets were handled, to be posted again.
+    /// Slots of the connection's slab that are not in use.
     free: Vec<Slot>,
+    /// Memory for long messages, once there were some: from then on all receives are posted in the last one.
+    areas: Vec<Area>,
+    /// Receives that are posted, or whose packets are not handled; and how many there may be.
+    in_use: u16,
+    receives: u16,
     /// How many data packets the peer may still send.
     granted: u16,
     granted_control: u8,
@@ -21,30 +28,39 @@ pub(crate) struct Receiving {
     owed_control: u8,
     /// Credits given to the peer at the beginning.
     credits: u16,
+    /// Bytes that are to come of a message which has begun.
+    coming: usize,
     pub(crate) assembly: Assembly,
+}
+
+/// Memory in which packets land behind each other.
+struct Area {
+    slab: Arc<Slab>,
+    /// The index of the first slot.
+    first: u16,
+    /// Those that are not in use.
+    free: Vec<Option<Slot>>,
+    /// The place of the slot to be used next.
+    next: usize,
 }
 
 /// A packet that lies in its slot.
 pub(crate) struct Packet {
-    pub(crate) slot: Slot,
+    /// Until it is kept for a message.
+    pub(crate) slot: Option<Slot>,
     pub(crate) cursor: Cursor,
+    /// The memory it lies in, if that is not the connection's slab.
+    pub(crate) area: Option<Arc<Slab>>,
 }
 
 /// How far a packet was handled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cursor {
-    pub(crate) kind: Kind,
+    /// None of further parts of a message.
+    pub(crate) kind: Option<Kind>,
     pub(crate) len: usize,
     at: usize,
     done: bool,
-}
-
-/// A message that comes in several packets.
-#[derive(Default)]
-pub(crate) struct Assembly {
-    pub(crate) memory: Vec<u8>,
-    /// Its length; 0 when none is under way.
-    pub(crate) expected: usize,
 }
 
 /// What a peer must not do.
@@ -63,8 +79,10 @@ pub(crate) enum Broken {
 /// What a packet holds next.
 pub(crate) enum Found<'a> {
     Message(&'a [u8]),
-    /// A message in the assembly memory is complete.
-    Assembled,
+    /// A message of so many bytes begins with this part.
+    First(usize, &'a [u8]),
+    /// Its next part.
+    Part(&'a [u8]),
     Goodbye,
     Farewell,
     /// Nothing more in this packet.
@@ -77,19 +95,74 @@ impl Receiving {
         Self {
             posted: slots.iter().map(|_| None).collect(),
             packets: VecDeque::new(),
+            in_use: 0,
+            receives: slots.len() as u16,
             free: slots,
+            areas: Vec::new(),
             granted: credits,
-            granted_control: CONTROL_RECEIVES,
+            granted_control: CONTROL_CREDITS,
             owed: 0,
             owed_control: 0,
             credits,
+            coming: 0,
             assembly: Assembly::default(),
         }
     }
 
+    /// How many slots an area needs for messages of so many bytes, if there is none that is large enough.
+    pub(crate) fn wants_area(&self, len: usize, packet_len: usize) -> Option<u16> {
+        let parts = parts(len, packet_len);
+        let last = self.areas.last();
+        if last.is_some_and(|area| area.holds(parts, self.receives)) {
+            return None;
+        }
+        // A multiple, so that messages of this length come to their ends with the area.
+        let least = (parts + usize::from(self.receives)).max(2 * last.map_or(0, |area| area.free.len()));
+        let slots = u16::try_from(least.next_multiple_of(parts)).ok()?;
+        let numbers = self.posted.len() + usize::from(slots);
+        (numbers <= usize::from(u16::MAX) && self.areas.len() < usize::from(u8::MAX)).then_some(slots)
+    }
+
+    /// Posts all further receives in this memory, for messages of so many bytes: as long as nothing else comes, each
+    /// begins in a slot whose number is a multiple of its parts, so that none is cut by the end of the area.
+    pub(crate) fn add_area(&mut self, slab: Arc<Slab>, len: usize) {
+        let first = self.posted.len() as u16;
+        let slots = slab.cut_area(self.areas.len() as u8 + 1, first);
+        let packet_len = slab.layout().packet_len;
+        let parts = parts(len, packet_len);
+        // The first slot is for the packet after those that are posted for; of the present message these are to come.
+        let posted = usize::from(self.in_use) - self.packets.len();
+        let lead = (self.coming.div_ceil(packet_len) + posted * (parts - 1)) % parts;
+        let next = (slots.len() - lead) % slots.len();
+        self.posted.resize_with(self.posted.len() + slots.len(), || None);
+        self.areas.push(Area { slab, first, free: slots.into_iter().map(Some).collect(), next });
+    }
+
+    /// The memory that a slot lies in, `slab` being the connection's.
+    pub(crate) fn memory_of<'a>(&'a self, slot: &Slot, slab: &'a Arc<Slab>) -> &'a Arc<Slab> {
+        match usize::from(slot.area()).checked_sub(1) {
+            Some(area) => &self.areas[area].slab,
+            None => slab,
+        }
+    }
+
+    /// Where a message of this length may be put together in place that begins in a slot.
+    pub(crate) fn landing(&self, slot: &Slot, len: usize) -> Option<&Arc<Slab>> {
+        let area = &self.areas[usize::from(slot.area()).checked_sub(1)?];
+        area.holds(parts(len, slot.capacity()), self.receives).then_some(&area.slab)
+    }
+
     /// A slot to be posted.
     pub(crate) fn next_free(&mut self) -> Option<Slot> {
-        self.free.pop()
+        if self.in_use == self.receives {
+            return None;
+        }
+        let slot = match self.areas.last_mut() {
+            Some(area) => area.take_next(),
+            None => self.free.pop(),
+        };
+        self.in_use += u16::from(slot.is_some());
+        slot
     }
 
     /// The slot was posted.
@@ -100,26 +173,74 @@ impl Receiving {
 
     /// Takes a slot back that could not be posted.
     pub(crate) fn not_posted(&mut self, slot: Slot) {
-        self.free.push(slot);
+        self.in_use -= 1;
+        let index = slot.index();
+        self.give_back(slot);
+        if let Some(area) = self.areas.last_mut() {
+            area.next = usize::from(index - area.first);
+        }
+    }
+
+    /// A slot is not needed any more.
+    pub(crate) fn give_back(&mut self, slot: Slot) {
+        match usize::from(slot.area()).checked_sub(1).map(|area| &mut self.areas[area]) {
+            Some(area) => {
+                let place = usize::from(slot.index() - area.first);
+                area.free[place] = Some(slot);
+            }
+            None => self.free.push(slot),
+        }
     }
 
     /// The device filled a slot: takes the packet in and gives its head, with the credits in it.
-    pub(crate) fn arrived(&mut self, index: u16, len: usize, slab: &Slab) -> Result<Head, Broken> {
+    pub(crate) fn arrived(&mut self, index: u16, len: usize, slab: &Arc<Slab>) -> Result<Head, Broken> {
         let slot = self.posted.get_mut(usize::from(index)).and_then(Option::take).ok_or(Broken::Credits)?;
-        let head = slab.filled(&slot, len).first_chunk::<HEAD_LEN>().copied().and_then(Head::decode).ok_or(Broken::Head)?;
-        if head.kind.is_control() {
+        // Within a message everything but a head alone is a part of it.
+        let is_part = self.coming > 0 && len != HEAD_LEN;
+        let head = if is_part {
+            self.coming = self.coming.checked_sub(len).filter(|_| len > 0).ok_or(Broken::Length)?;
+            Head { kind: Kind::Messages, credits: 0, control: 0 }
+        } else {
+            let bytes = self.memory_of(&slot, slab).filled(&slot, len);
+            bytes.first_chunk::<HEAD_LEN>().copied().and_then(Head::decode).ok_or(Broken::Head)?
+        };
+        if let Kind::First(total) = head.kind {
+            if self.coming > 0 {
+                return Err(Broken::Part);
+            }
+            self.coming = (total as usize).checked_sub(len - HEAD_LEN).ok_or(Broken::Length)?;
+        }
+        if head.kind == Kind::Credits {
+            // Needs none, and would be endless if it told of nothing.
+            (head.credits > 0 || head.control > 0).then_some(()).ok_or(Broken::Credits)?;
+        } else if head.kind.is_control() {
             self.granted_control = self.granted_control.checked_sub(1).ok_or(Broken::Credits)?;
         } else {
             self.granted = self.granted.checked_sub(1).ok_or(Broken::Credits)?;
         }
         match head.kind {
-            Kind::Credits | Kind::Heartbeat => {
-                self.free.push(slot);
-                self.owed_control += 1;
+            kind @ (Kind::Credits | Kind::Heartbeat) => {
+                self.in_use -= 1;
+                self.give_back(slot);
+                self.owed_control += u8::from(kind != Kind::Credits);
+                // What follows does not lie behind what is here, whose slots are needed.
+                self.assembly.move_out();
+                self.take_spent();
             }
-            kind => self.packets.push_back(Packet { slot, cursor: Cursor { kind, len, at: HEAD_LEN, done: false } }),
+            kind => {
+                let area = (slot.area() > 0).then(|| self.memory_of(&slot, slab).clone());
+                let (kind, at) = if is_part { (None, 0) } else { (Some(kind), HEAD_LEN) };
+                self.packets.push_back(Packet { slot: Some(slot), cursor: Cursor { kind, len, at, done: false }, area });
+            }
         }
         Ok(head)
+    }
+
+    /// Takes slots back that the message being put together does not need any more.
+    pub(crate) fn take_spent(&mut self) {
+        while let Some(slot) = self.assembly.take_spent() {
+            self.give_back(slot);
+        }
     }
 
     pub(crate) fn has_packets(&self) -> bool {
@@ -138,12 +259,14 @@ impl Receiving {
 
     /// A packet was handled; its slot is free.
     pub(crate) fn handled(&mut self, packet: Packet) {
-        if packet.cursor.kind.is_control() {
+        if packet.cursor.kind.is_some_and(Kind::is_control) {
             self.owed_control += 1;
         } else {
             self.owed += 1;
         }
-        self.free.push(packet.slot);
+        self.in_use -= 1;
+        packet.slot.into_iter().for_each(|slot| self.give_back(slot));
+        self.take_spent();
     }
 
     /// The credits to be told to the peer, which count as told from now on.
@@ -161,45 +284,69 @@ impl Receiving {
         self.owed_control += owed_control;
     }
 
-    /// Whether the peer should be told of credits soon, even if there is nothing else to send.
+    /// Whether the peer is to be told of credits even if there is nothing else to send. Only then may a packet be spent
+    /// on that, so that there are not more of them than receives for them.
     pub(crate) fn owes_much(&self) -> bool {
-        self.owed > 0 && self.owed >= self.credits.div_ceil(2) || self.owes_all_control()
-    }
-
-    /// Whether the peer can send no control packet before it is told of credits.
-    pub(crate) fn owes_all_control(&self) -> bool {
-        self.owed_control >= CONTROL_RECEIVES
+        let owes_half = self.owed > 0 && self.owed >= self.credits.div_ceil(2);
+        // All of them: the peer can send no control packet before.
+        owes_half || self.owed_control >= CONTROL_CREDITS
     }
 
     /// Whole messages that lie unhandled, and one that is under way.
-    pub(crate) fn count_unhandled(&mut self, slab: &Slab, max_len: usize) -> u64 {
-        let mut count = u64::from(self.assembly.expected > 0);
-        for Packet { slot, mut cursor } in self.packets.drain(..) {
-            let bytes = slab.filled(&slot, cursor.len);
-            match cursor.kind {
-                Kind::Messages => {
-                    while let Ok(Found::Message(_)) = cursor.next(bytes, &mut Assembly::default(), max_len) {
+    pub(crate) fn count_unhandled(&mut self, slab: &Arc<Slab>, max_len: usize) -> u64 {
+        let mut count = u64::from(self.assembly.is_under_way());
+        while let Some(mut packet) = self.packets.pop_front() {
+            match packet.cursor.kind {
+                Some(Kind::Messages) => {
+                    let bytes = packet.memory(slab).clone();
+                    let bytes = packet.slot.as_ref().map_or(&[][..], |slot| bytes.filled(slot, packet.cursor.len));
+                    while let Ok(Found::Message(_)) = packet.cursor.next(bytes, max_len) {
                         count += 1;
                     }
                 }
-                Kind::First(_) => count += 1,
+                Some(Kind::First(_)) => count += 1,
                 _ => {}
             }
-            self.free.push(slot);
+            self.handled(packet);
         }
         count
     }
 }
 
+impl Area {
+    /// Whether messages of so many parts can be held here while receives go on.
+    fn holds(&self, parts: usize, receives: u16) -> bool {
+        parts + usize::from(receives) <= self.free.len()
+    }
+
+    fn take_next(&mut self) -> Option<Slot> {
+        let slot = self.free[self.next].take()?;
+        self.next = (self.next + 1) % self.free.len();
+        Some(slot)
+    }
+}
+
+impl Packet {
+    /// The memory it lies in, `slab` being the connection's.
+    pub(crate) fn memory<'a>(&'a self, slab: &'a Arc<Slab>) -> &'a Arc<Slab> {
+        self.area.as_ref().unwrap_or(slab)
+    }
+}
+
+/// How many packets of a length a message takes that is sent in parts.
+fn parts(len: usize, packet_len: usize) -> usize {
+    (HEAD_LEN + len).div_ceil(packet_len)
+}
+
 impl Cursor {
     /// What the packet holds next, `bytes` being all of it.
     #[inline]
-    pub(crate) fn next<'a>(&mut self, bytes: &'a [u8], assembly: &mut Assembly, max_len: usize) -> Result<Found<'a>, Broken> {
+    pub(crate) fn next<'a>(&mut self, bytes: &'a [u8], max_len: usize) -> Result<Found<'a>, Broken> {
         if self.done {
             return Ok(Found::End);
         }
         let rest = bytes.get(self.at..).unwrap_or_default();
-        if self.kind == Kind::Messages {
+        if self.kind == Some(Kind::Messages) {
             if rest.is_empty() {
                 self.done = true;
                 return Ok(Found::End);
@@ -207,42 +354,17 @@ impl Cursor {
             let (len, rest) = rest.split_first_chunk::<LEN_LEN>().ok_or(Broken::Length)?;
             let len = u32::from_le_bytes(*len) as usize;
             let message = rest.get(..len).filter(|_| len <= max_len).ok_or(Broken::Length)?;
-            if assembly.expected > 0 {
-                return Err(Broken::Part);
-            }
             self.at += LEN_LEN + len;
             return Ok(Found::Message(message));
         }
         self.done = true;
         match self.kind {
-            Kind::First(_) if assembly.expected > 0 => Err(Broken::Part),
-            Kind::First(total) if total as usize > max_len || total == 0 => Err(Broken::Length),
-            Kind::First(total) => {
-                assembly.expected = total as usize;
-                assembly.memory.clear();
-                assembly.add(rest)
-            }
-            Kind::Next if assembly.expected == 0 => Err(Broken::Part),
-            Kind::Next => assembly.add(rest),
-            Kind::Goodbye => Ok(Found::Goodbye),
-            Kind::Farewell => Ok(Found::Farewell),
-            Kind::Messages | Kind::Credits | Kind::Heartbeat => Ok(Found::End),
+            None => Ok(Found::Part(rest)),
+            Some(Kind::First(total)) if total as usize > max_len || total == 0 => Err(Broken::Length),
+            Some(Kind::First(total)) => Ok(Found::First(total as usize, rest)),
+            Some(Kind::Goodbye) => Ok(Found::Goodbye),
+            Some(Kind::Farewell) => Ok(Found::Farewell),
+            Some(Kind::Messages | Kind::Credits | Kind::Heartbeat) => Ok(Found::End),
         }
-    }
-}
-
-impl Assembly {
-    /// Memory is taken as the message arrives: nothing on its length's word.
-    fn add<'a>(&mut self, part: &[u8]) -> Result<Found<'a>, Broken> {
-        if part.len() > self.expected - self.memory.len() {
-            return Err(Broken::Length);
-        }
-        self.memory.extend_from_slice(part);
-        Ok(if self.memory.len() == self.expected { Found::Assembled } else { Found::End })
-    }
-
-    /// Bytes of memory that it holds.
-    pub(crate) fn held(&self) -> usize {
-        self.memory.capacity()
     }
 }

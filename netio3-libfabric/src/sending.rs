@@ -97,7 +97,7 @@ pub(crate) struct Abilities<'a> {
 /// A posted packet.
 struct Flight {
     tag: u16,
-    memory: Memory,
+    memory: Option<Memory>,
     messages: u32,
     pieces: usize,
 }
@@ -275,7 +275,7 @@ impl Sending {
             let before = mem::replace(&mut packed.memory, Memory::Send(slot));
             self.give_back(before);
         }
-        let mut built = Built::new(Kind::Messages, packed.memory, packed.messages);
+        let mut built = Built::new(Some(Kind::Messages), Some(packed.memory), packed.messages);
         built.add_memory(slab, 0, packed.len);
         built.user_pieces = packed.held;
         Some(built)
@@ -285,25 +285,42 @@ impl Sending {
     fn build_part(&mut self, header: usize, pieces: usize, len: usize, slab: &Slab, abilities: &Abilities<'_>) -> Option<Built> {
         let whole = len + HEAD_LEN + LEN_LEN <= self.packet_len;
         let limit = abilities.iov_limit.min(MAX_PIECES);
-        let is_first = !self.cursor.started;
-        // The beginning goes into a short slot if nothing else must be copied.
-        let known = |piece: &Piece| abilities.find.is_none_or(|find| find(piece.as_slice()).is_some());
-        let rest = || self.pieces.range(self.flying_pieces + self.cursor.pieces..).take(pieces - self.cursor.pieces);
-        let short = HEAD_LEN + LEN_LEN + header <= HEAD_SLOT_LEN && (pieces - self.cursor.pieces < limit) && rest().all(known);
-        let memory = if short { self.heads.pop().map(Memory::Head) } else { self.sends.pop().map(Memory::Send) };
-        let Some(mut memory) = memory.or_else(|| abilities.find.is_none().then(|| self.heap())) else {
-            self.items.push_front(Item::Message { header, pieces, len });
-            return None;
+        let kind = match (whole, self.cursor.started) {
+            (true, _) => Some(Kind::Messages),
+            (false, false) => Some(Kind::First(len as u32)),
+            (false, true) => None,
         };
+        // Further parts have no head, so that they can lie behind each other where they arrive.
+        let head_len = if kind.is_some() { HEAD_LEN } else { 0 };
+        // Nothing but a head or a short header must be copied, if that.
+        let rest = self.pieces.range(self.flying_pieces + self.cursor.pieces..).take(pieces - self.cursor.pieces);
+        let known = |(at, piece): (usize, &Piece)| {
+            let bytes = &piece.as_slice()[if at == 0 { self.cursor.offset } else { 0 }..];
+            abilities.find.is_none_or(|find| find(bytes).is_some())
+        };
+        let has_own = head_len + header > 0;
+        let entries_needed = pieces - self.cursor.pieces + usize::from(has_own);
+        let short = HEAD_LEN + LEN_LEN + header <= HEAD_SLOT_LEN && entries_needed <= limit && rest.enumerate().all(known);
+        let mut memory = None;
+        if has_own || !short {
+            memory = if short { self.heads.pop().map(Memory::Head) } else { self.sends.pop().map(Memory::Send) };
+            memory = memory.or_else(|| abilities.find.is_none().then(|| self.heap()));
+            if memory.is_none() {
+                self.items.push_front(Item::Message { header, pieces, len });
+                return None;
+            }
+        }
 
         let mut copied = 0;
-        let room = memory.bytes_mut(slab);
-        let mut filled = HEAD_LEN;
+        let room = memory.as_mut().map_or(&mut [][..], |memory| memory.bytes_mut(slab));
+        let mut filled = head_len;
+        // The longest there may be. One of just that length would be taken for a head.
+        let packet_len = if kind.is_none() && len - self.cursor.bytes == HEAD_LEN { HEAD_LEN / 2 } else { self.packet_len };
         if whole {
             room[filled..filled + LEN_LEN].copy_from_slice(&(len as u32).to_le_bytes());
             filled += LEN_LEN;
         }
-        let header_part = header.min(self.packet_len.min(room.len()) - filled);
+        let header_part = header.min(packet_len.min(room.len()) - filled);
         for (to, from) in room[filled..].iter_mut().zip(self.headers.drain(..header_part)) {
             *to = from;
         }
@@ -311,30 +328,25 @@ impl Sending {
         let header = header - header_part;
         self.cursor.bytes += header_part;
         self.cursor.started = true;
-        let kind = match (whole, is_first) {
-            (true, _) => Kind::Messages,
-            (false, true) => Kind::First(len as u32),
-            (false, false) => Kind::Next,
-        };
         // What the packet consists of: stretches of its own memory, and pieces of the user's between them.
         let mut spans: [(usize, usize); MAX_PIECES] = [(0, 0); MAX_PIECES];
         let mut entries: [Option<(usize, usize, Desc)>; MAX_PIECES] = [None; MAX_PIECES];
         spans[0] = (0, filled);
-        let mut count = 1;
+        let mut count = usize::from(filled > 0);
         let mut total = filled;
-        while self.cursor.pieces < pieces && total < self.packet_len && header == 0 {
+        while self.cursor.pieces < pieces && total < packet_len && header == 0 {
             let piece = &self.pieces[self.flying_pieces + self.cursor.pieces];
             let bytes = &piece.as_slice()[self.cursor.offset..];
             if bytes.is_empty() {
                 self.cursor.pieces += 1;
                 continue;
             }
-            let n = bytes.len().min(self.packet_len - total);
+            let n = bytes.len().min(packet_len - total);
             let desc = match abilities.find {
                 Some(find) => find(bytes),
                 None => Some(Desc::NONE),
             };
-            let own_last = entries[count - 1].is_none();
+            let own_last = count > 0 && entries[count - 1].is_none();
             // The last entry is kept for what has to be copied, unless this is the last piece.
             let last = self.cursor.pieces + 1 == pieces;
             let gathered = desc.filter(|_| count < limit && (last || count + 1 < limit) && (n > COPIED_PIECE || short));
@@ -385,6 +397,7 @@ impl Sending {
                 None => built.add_memory(slab, spans[index].0, spans[index].1),
             }
         }
+        debug_assert!(kind.is_some() || built.len != HEAD_LEN && built.len > 0);
         built.copied = copied;
         // A message that is not whole keeps all of its pieces until its last packet has left.
         built.user_pieces = if done { pieces } else { 0 };
@@ -399,7 +412,7 @@ impl Sending {
     /// The built packet was posted; gives nothing back until it has left. The tag names it.
     pub(crate) fn posted(&mut self) {
         let Some(built) = self.built.take() else { return };
-        self.waiting = self.waiting.saturating_sub(built.len - HEAD_LEN);
+        self.waiting = self.waiting.saturating_sub(built.len.saturating_sub(HEAD_LEN));
         if self.is_empty() {
             self.waiting = 0;
         }
@@ -410,7 +423,7 @@ impl Sending {
 
     /// A control packet was posted from a slot.
     pub(crate) fn posted_control(&mut self, slot: Slot) {
-        self.flights.push_back(Flight { tag: self.next_tag, memory: Memory::Head(slot), messages: 0, pieces: 0 });
+        self.flights.push_back(Flight { tag: self.next_tag, memory: Some(Memory::Head(slot)), messages: 0, pieces: 0 });
         self.next_tag = self.next_tag.wrapping_add(1);
     }
 
@@ -442,7 +455,7 @@ impl Sending {
         for _ in 0..count {
             let Some(flight) = self.flights.pop_front() else { break };
             messages += flight.messages as usize;
-            self.give_back(flight.memory);
+            flight.memory.into_iter().for_each(|memory| self.give_back(memory));
             self.flying_pieces -= flight.pieces;
             for piece in self.pieces.drain(..flight.pieces) {
                 match piece {

@@ -38,6 +38,7 @@ pub(crate) struct Slab {
 #[derive(Debug)]
 pub(crate) struct Slot {
     index: u16,
+    area: u8,
     offset: usize,
     capacity: usize,
 }
@@ -92,12 +93,18 @@ impl Slab {
         let mut cut = |count: u16, capacity: usize| {
             let slot = |index| {
                 offset += capacity;
-                Slot { index, offset: offset - capacity, capacity }
+                Slot { index, area: 0, offset: offset - capacity, capacity }
             };
             (0..count).map(slot).collect()
         };
         let Layout { packet_len, receives, sends, heads } = self.layout;
         Slots { receives: cut(receives, packet_len), sends: cut(sends, packet_len), heads: cut(heads, HEAD_SLOT_LEN) }
+    }
+
+    /// Divides memory that is all for receiving: the slots lie behind each other, and are numbered from `first` on.
+    pub(crate) fn cut_area(&self, area: u8, first: u16) -> Vec<Slot> {
+        let capacity = self.layout.packet_len;
+        (0..self.layout.receives).map(|n| Slot { index: first + n, area, offset: usize::from(n) * capacity, capacity }).collect()
     }
 
     fn pinned_bytes(&self) -> u64 {
@@ -126,6 +133,15 @@ impl Slab {
         unsafe { std::slice::from_raw_parts(self.start(slot), len.min(slot.capacity)) }
     }
 
+    /// So many bytes of slots that lie behind each other, none of which is posted: all but the first `skipped`.
+    pub(crate) fn span(&self, slots: &[Slot], skipped: usize, len: usize) -> &[u8] {
+        let Some(first) = slots.first() else { return &[] };
+        debug_assert!(slots.windows(2).all(|pair| pair[0].is_before(&pair[1])));
+        assert!(skipped + len <= slots.len() * first.capacity);
+        // SAFETY: as in `filled`, for each of the slots.
+        unsafe { std::slice::from_raw_parts(self.start(first).wrapping_add(skipped), len) }
+    }
+
     /// The memory of a slot that is not posted.
     #[allow(clippy::mut_from_ref, reason = "the slot is borrowed exclusively, and slots do not overlap")]
     pub(crate) fn room<'a>(&'a self, slot: &'a mut Slot) -> &'a mut [u8] {
@@ -144,6 +160,16 @@ impl Slot {
     /// Its place among those of its kind.
     pub(crate) fn index(&self) -> u16 {
         self.index
+    }
+
+    /// The area it is in; 0 is the slab of its connection.
+    pub(crate) fn area(&self) -> u8 {
+        self.area
+    }
+
+    /// Whether the other one lies directly behind it.
+    pub(crate) fn is_before(&self, other: &Self) -> bool {
+        self.area == other.area && self.offset + self.capacity == other.offset
     }
 
     /// Its length in bytes.

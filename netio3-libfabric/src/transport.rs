@@ -157,7 +157,7 @@ impl Rdma {
         let params = self.devices.params();
         Layout {
             packet_len: params.receive_size + PACKET_EXTRA,
-            receives: params.receives + u16::from(CONTROL_RECEIVES),
+            receives: params.receives + CONTROL_RECEIVES,
             sends: params.sends,
             heads: HEADS,
         }
@@ -374,9 +374,7 @@ impl Transport for Rdma {
         if let Some(body) = &mut *connection.link.body.borrow_mut() {
             body.sending.trim();
             let assembly = &mut body.receiving.assembly;
-            if assembly.expected == 0 {
-                assembly.memory = Vec::new();
-            }
+            assembly.trim();
             held = assembly.held();
         }
         engine.count_assembly(connection, held);

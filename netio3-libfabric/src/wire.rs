@@ -16,8 +16,11 @@ pub(crate) const HEAD_LEN: usize = 8;
 pub(crate) const LEN_LEN: usize = 4;
 /// Room of a packet beyond `receive_size`: the heads, and a header of up to 256 bytes beside a message of that size.
 pub(crate) const PACKET_EXTRA: usize = 512;
-/// Receives that each side keeps for control packets.
-pub(crate) const CONTROL_RECEIVES: u8 = 2;
+/// Control packets but for credits that may be sent before they are told to be handled.
+pub(crate) const CONTROL_CREDITS: u8 = 2;
+/// Receives that each side keeps for control packets: for those, and for credits, which use none. Of these no more than
+/// three can be on their way: two that tell of half the data credits each, and one that tells of all of the others.
+pub(crate) const CONTROL_RECEIVES: u16 = CONTROL_CREDITS as u16 + 3;
 
 const MAGIC: [u8; 4] = *b"nio3";
 
@@ -61,7 +64,7 @@ impl Hello {
         put(&u32::try_from(self.heartbeat_interval.as_millis()).unwrap_or(u32::MAX).to_le_bytes());
         put(&self.packet_len.to_le_bytes());
         put(&self.credits.to_le_bytes());
-        put(&u16::from(CONTROL_RECEIVES).to_le_bytes());
+        put(&u16::from(CONTROL_CREDITS).to_le_bytes());
         bytes
     }
 
@@ -87,7 +90,7 @@ impl Hello {
             packet_len: word(16),
             credits: half(20),
         };
-        let possible = hello.packet_len as usize >= PACKET_EXTRA && hello.credits > 0 && half(22) == u16::from(CONTROL_RECEIVES);
+        let possible = hello.packet_len as usize >= PACKET_EXTRA && hello.credits > 0 && half(22) == u16::from(CONTROL_CREDITS);
         // A refusal says nothing of what the refused might have sent.
         if hello.verdict.is_ok() && !possible {
             return Err(BadHello::Sizes { packet_len: hello.packet_len, credits: hello.credits });
@@ -129,10 +132,9 @@ fn verdict(code: u8) -> Result<(), RefusedReason> {
 pub(crate) enum Kind {
     /// Whole messages, each preceded by its length.
     Messages,
-    /// The beginning of a message of this many bytes.
+    /// The beginning of a message of this many bytes. Its other parts have no head: within a message every packet is
+    /// one, but for those that are nothing but a head.
     First(u32),
-    /// A further part of it.
-    Next,
     /// Nothing but credits.
     Credits,
     /// The sender is alive.
@@ -144,9 +146,9 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Whether it uses a receive that is kept for control.
+    /// Whether it is nothing but a head.
     pub(crate) fn is_control(self) -> bool {
-        !matches!(self, Self::Messages | Self::First(_) | Self::Next)
+        !matches!(self, Self::Messages | Self::First(_))
     }
 }
 
@@ -166,11 +168,10 @@ impl Head {
         let (kind, value) = match self.kind {
             Kind::Messages => (0xC1, 0),
             Kind::First(total) => (0xC2, total),
-            Kind::Next => (0xC3, 0),
-            Kind::Credits => (0xC4, 0),
-            Kind::Heartbeat => (0xC5, 0),
-            Kind::Goodbye => (0xC6, 0),
-            Kind::Farewell => (0xC7, 0),
+            Kind::Credits => (0xC3, 0),
+            Kind::Heartbeat => (0xC4, 0),
+            Kind::Goodbye => (0xC5, 0),
+            Kind::Farewell => (0xC6, 0),
         };
         let word = u64::from(value) << 32 | u64::from(self.credits) << 16 | u64::from(self.control) << 8 | kind;
         word.to_le_bytes()
@@ -183,11 +184,10 @@ impl Head {
         let kind = match (word & 0xFF, value) {
             (0xC1, 0) => Kind::Messages,
             (0xC2, total) => Kind::First(total),
-            (0xC3, 0) => Kind::Next,
-            (0xC4, 0) => Kind::Credits,
-            (0xC5, 0) => Kind::Heartbeat,
-            (0xC6, 0) => Kind::Goodbye,
-            (0xC7, 0) => Kind::Farewell,
+            (0xC3, 0) => Kind::Credits,
+            (0xC4, 0) => Kind::Heartbeat,
+            (0xC5, 0) => Kind::Goodbye,
+            (0xC6, 0) => Kind::Farewell,
             _ => return None,
         };
         Some(Self { kind, credits: (word >> 16) as u16, control: (word >> 8) as u8 })
@@ -247,12 +247,12 @@ mod tests {
 
     #[test]
     fn heads_survive_and_strange_ones_do_not() {
-        for kind in [Kind::Messages, Kind::First(u32::MAX), Kind::Next, Kind::Credits, Kind::Heartbeat, Kind::Goodbye, Kind::Farewell] {
+        for kind in [Kind::Messages, Kind::First(u32::MAX), Kind::Credits, Kind::Heartbeat, Kind::Goodbye, Kind::Farewell] {
             let head = Head { kind, credits: 0x1234, control: 2 };
             assert_eq!(Head::decode(head.encode()), Some(head));
         }
         assert_eq!(Head { kind: Kind::First(5), credits: 0x0201, control: 3 }.encode(), [0xC2, 3, 1, 2, 5, 0, 0, 0]);
         assert_eq!(Head::decode(*b"GET / HT"), None);
-        assert_eq!(Head::decode([0xC4, 0, 0, 0, 1, 0, 0, 0]), None);
+        assert_eq!(Head::decode([0xC3, 0, 0, 0, 1, 0, 0, 0]), None);
     }
 }

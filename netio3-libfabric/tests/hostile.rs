@@ -346,9 +346,10 @@ fn what_breaks_the_protocol_ends_the_connection() {
         ("shorter than a head", vec![strange(HEARTBEAT, 0)[..7].to_vec()]),
         ("kind 0", vec![strange(0, 0)]),
         ("kind 0xC0", vec![strange(0xC0, 0)]),
-        ("kind 0xC8", vec![strange(0xC8, 0)]),
+        ("kind 0xC7", vec![strange(0xC7, 0)]),
         ("another protocol", vec![b"GET / HTTP/1.1".to_vec()]),
         ("messages with a number", vec![strange(MESSAGES, 1)]),
+        ("credits of nothing", vec![strange(CREDITS, 0)]),
         ("credits with a number", vec![strange(CREDITS, 1)]),
         ("a heartbeat with a number", vec![strange(HEARTBEAT, 1 << 24)]),
         ("a cut length", vec![messages(&[1, 0, 0])]),
@@ -364,6 +365,8 @@ fn what_breaks_the_protocol_ends_the_connection() {
         ("a part after a whole message", vec![first(20, 20), next(1)]),
         ("a part with more than is left", vec![first(20, 10), next(11)]),
         ("a beginning inside a message", vec![first(20, 10), first(20, 10)]),
+        ("the head of a beginning inside a message", vec![first(20, 10), first(20, 0)]),
+        ("an empty part", vec![first(20, 10), vec![]]),
         ("a message inside a message", vec![first(20, 10), Packet::messages(&[b"inside"]).bytes()]),
     ];
     for (what, packets) in cases {
@@ -417,27 +420,20 @@ fn who_exceeds_his_credits_for_data_is_closed() {
 }
 
 #[test]
-fn who_exceeds_his_credits_for_control_is_closed() {
+fn credits_for_control_return_as_often_as_they_are_used() {
     let Some(_beside) = beside_others() else { return };
     let server = Server::new();
-    // It takes one packet of data.
-    let (peer, endpoint) = server.greeted_by(&hello_with(20, &[1, 0]));
-    // What the server returns uses the peer's receives, which the peer does not return in its turn: first both for
-    // control, then that for data.
-    let returns = [Packet::credits(0, 2), Packet::credits(0, 2), Packet { control: 2, ..Packet::messages(&[]) }];
-    for n in 0..returns.len() {
+    let (peer, endpoint) = server.greeted();
+    for n in 1..=5 {
         peer.send(&Packet::new(HEARTBEAT));
-        peer.send(&Packet::credits(0, 0));
-        server.until(&[&peer], "both are returned", || peer.arrived().len() > n);
-        assert_eq!(peer.arrived(), returns[..=n]);
+        peer.send(&Packet::new(HEARTBEAT));
+        // By packets that need no credits themselves.
+        server.until(&[&peer], "both are returned", || peer.arrived().len() == n);
+        assert_eq!(peer.arrived()[n - 1], Packet::credits(0, 2));
     }
-    peer.send(&Packet::new(HEARTBEAT));
-    peer.send(&Packet::new(HEARTBEAT));
-    peer.send(&Packet::messages(&[b"within"]));
-    server.until(&[&peer], "the message arrives", || !server.node.received(endpoint).is_empty());
     assert_eq!(server.node.closed(endpoint), None);
-    peer.send(&Packet::new(HEARTBEAT));
-    assert_eq!(server.until_closed(&[&peer], endpoint), (0, ClosedReason::Protocol));
+    peer.die();
+    server.until_closed(&[&peer], endpoint);
     server.check();
 }
 
@@ -452,21 +448,16 @@ fn goodbyes_that_wait_use_up_the_credits_for_control() {
 }
 
 #[test]
-fn any_number_of_returned_credits_does_no_harm() {
+fn who_returns_credits_that_nobody_had_is_closed() {
     let Some(_beside) = beside_others() else { return };
     let server = Server::new();
-    let (peer, endpoint) = server.greeted();
-    for _ in 0..3 {
-        peer.send(&Packet { credits: u16::MAX, control: u8::MAX, ..Packet::messages(&[b"here"]) });
+    for (credits, control) in [(1, 0), (0, 1), (u16::MAX, u8::MAX)] {
+        let (peer, endpoint) = server.greeted();
+        peer.send(&Packet::messages(&[b"good"]));
+        peer.send(&Packet { credits, control, ..Packet::messages(&[b"here"]) });
+        assert_eq!(server.until_closed(&[&peer], endpoint), (0, ClosedReason::Protocol));
+        assert_eq!(server.node.received(endpoint), [b"good"]);
     }
-    server.until(&[&peer], "they arrive", || server.node.received(endpoint).len() == 3);
-    for key in 0..8 {
-        server.node.send(endpoint, &[5; 8_000], key);
-    }
-    server.until(&[&peer], "its memory is filled", || peer.data_packets() == 8);
-    peer.send_bytes(&strange(0, 0));
-    assert_eq!(server.until_closed(&[&peer], endpoint).1, ClosedReason::Protocol);
-    server.node.check_keys(endpoint, 8);
     server.check();
 }
 
@@ -486,12 +477,9 @@ fn nothing_is_allocated_on_a_lengths_word() {
         if credits == 0 {
             server.until(&[&peer], "credits are returned", || peer.arrived().len() > returned.get());
             credits = peer.arrived()[returned.get()..].iter().map(|packet| packet.credits).sum();
-            // Its control credits come back, so that it can go on telling.
-            peer.send(&Packet { control: (peer.arrived().len() - returned.get()) as u8, ..Packet::next(&[7; 8_000]) });
             returned.set(peer.arrived().len());
-        } else {
-            peer.send(&Packet::next(&[7; 8_000]));
         }
+        peer.send(&Packet::next(&[7; 8_000]));
         credits -= 1;
         sent += 8_000;
         server.ev.run_once(Some(Duration::ZERO)).expect("the loop can wait");
@@ -524,7 +512,6 @@ fn a_message_in_many_packets_arrives_whole() {
     let (peer, endpoint) = server.greeted();
     let data: Vec<u8> = (0..30_000).map(|n: u32| n as u8).collect();
     peer.send(&Packet::first(30_000, &data[..1]));
-    peer.send(&Packet::next(&[]));
     peer.send(&Packet::new(HEARTBEAT));
     data[1..].chunks(8_000).for_each(|part| _ = peer.send(&Packet::next(part)));
     peer.send(&Packet::messages(&[]));
@@ -537,8 +524,8 @@ fn a_message_in_many_packets_arrives_whole() {
     let arrived = peer.arrived();
     let parts: Vec<_> = arrived.iter().filter(|packet| !packet.is_control()).collect();
     assert_eq!((parts[0].kind, parts[0].value), (util::FIRST, 30_000));
-    assert!(parts[1..].iter().all(|part| part.kind == util::NEXT && part.value == 0));
-    assert_eq!(parts.iter().flat_map(|part| part.body.clone()).collect::<Vec<_>>(), data);
+    assert!(parts[1..].iter().all(|part| part.kind == util::PART));
+    assert!(parts.iter().flat_map(|part| part.body.clone()).eq(data));
     peer.die();
     server.until_closed(&[&peer], endpoint);
     server.check();
@@ -583,14 +570,9 @@ fn returned_credits_let_the_queue_go_on() {
     for sent in 1..=30 {
         server.until(&[&peer], "one more arrives", || peer.data_packets() == sent);
         server.until(&[&peer], "its key comes back", || server.node.completed(endpoint).len() == sent);
-        // With control, which returns; and with data, which do not need control.
+        // By packets of their own, which need none; and with data.
         let returns = if sent % 2 == 0 { Packet::credits(1, 0) } else { Packet { credits: 1, ..Packet::messages(&[b"x"]) } };
         peer.send(&returns);
-        if sent % 4 == 0 {
-            // Both credits for control are used up.
-            let back = || peer.arrived().iter().map(|packet| usize::from(packet.control)).sum::<usize>() >= sent / 2 - 1;
-            server.until(&[&peer], "control is returned", back);
-        }
     }
     peer.die();
     server.until_closed(&[&peer], endpoint);
@@ -604,15 +586,15 @@ fn control_packets_that_cross_leave_nobody_dumb() {
     let Some(_beside) = beside_others() else { return };
     let server = Server::new();
     let (peer, endpoint) = server.greeted();
-    // The server tells of eight handled packets twice, which uses up the peer's receives for control.
+    // The server tells of eight handled packets twice.
     for told in 1..=2 {
         (0..8).for_each(|_| _ = peer.send(&Packet::messages(&[b"data"])));
         server.until(&[&peer], "credits are told", || peer.arrived().len() == told);
         assert_eq!(peer.arrived()[told - 1], Packet::credits(8, 0));
     }
-    // The peer has done the same before it heard of that.
-    peer.send(&Packet::credits(0, 0));
-    peer.send(&Packet::credits(0, 0));
+    // The peer has used up its credits for control before it heard of that.
+    peer.send(&Packet::new(HEARTBEAT));
+    peer.send(&Packet::new(HEARTBEAT));
     server.until(&[&peer], "the server returns them", || peer.arrived().iter().any(|packet| packet.control == 2));
     peer.die();
     server.until_closed(&[&peer], endpoint);
@@ -630,7 +612,7 @@ fn goodbyes_that_cross_end_in_farewells() {
     server.node.backend.close(endpoint).expect("it is there");
     server.until(&[&peer], "our goodbye arrives", || peer.has_heard(GOODBYE));
     // The peer has heard nothing of that yet.
-    peer.send(&Packet::credits(0, 0));
+    peer.send(&Packet::new(HEARTBEAT));
     peer.send(&Packet::new(GOODBYE));
     server.until(&[&peer], "the server returns them", || peer.arrived().iter().any(|packet| packet.control == 2));
     peer.send(&Packet { control: 2, credits: 1, ..Packet::new(FAREWELL) });
@@ -867,7 +849,7 @@ fn a_silent_peer_is_dead() {
     server.until(&[&peer], "ten heartbeats are heard", || {
         for packet in &peer.arrived()[heard..] {
             credits += packet.control;
-            owed += u8::from(packet.is_control());
+            owed += u8::from(packet.is_control() && packet.kind != util::CREDITS);
             heard += 1;
         }
         if sent < 10 && credits > 0 && began.elapsed() >= Duration::from_millis(40 * sent) {

@@ -14,8 +14,10 @@ pub(super) enum Memory {
 
 /// A packet ready to be posted.
 pub(crate) struct Built {
-    pub(super) kind: Kind,
-    pub(super) memory: Memory,
+    /// None of further parts of a message, which have no head.
+    pub(super) kind: Option<Kind>,
+    /// Parts of a message that need none have none.
+    pub(super) memory: Option<Memory>,
     /// Stretches of its own memory and of the user's: address, length, and what the device wants to be told.
     pieces: [(usize, usize, Desc); MAX_PIECES],
     count: usize,
@@ -27,7 +29,7 @@ pub(crate) struct Built {
 }
 
 impl Built {
-    pub(super) fn new(kind: Kind, memory: Memory, messages: u32) -> Self {
+    pub(super) fn new(kind: Option<Kind>, memory: Option<Memory>, messages: u32) -> Self {
         Self { kind, memory, pieces: [(0, 0, Desc::NONE); MAX_PIECES], count: 0, messages, user_pieces: 0, copied: 0, len: 0 }
     }
 
@@ -38,14 +40,21 @@ impl Built {
     }
 
     pub(super) fn add_memory(&mut self, slab: &Slab, at: usize, len: usize) {
-        let (start, desc) = self.memory.start(slab);
-        self.add(start + at, len, desc);
+        if let Some((start, desc)) = self.memory.as_ref().map(|memory| memory.start(slab)) {
+            self.add(start + at, len, desc);
+        }
+    }
+
+    /// Whether it has a head, which credits can be told in.
+    pub(crate) fn has_head(&self) -> bool {
+        self.kind.is_some()
     }
 
     /// Writes the head, which tells the credits of this moment.
     pub(crate) fn write_head(&mut self, slab: &Slab, credits: u16, control: u8) {
-        let head = Head { kind: self.kind, credits, control };
-        self.memory.bytes_mut(slab)[..HEAD_LEN].copy_from_slice(&head.encode());
+        if let (Some(kind), Some(memory)) = (self.kind, &mut self.memory) {
+            memory.bytes_mut(slab)[..HEAD_LEN].copy_from_slice(&Head { kind, credits, control }.encode());
+        }
     }
 
     /// The pieces to be posted: the address, how long, and what the device wants to be told.
@@ -53,9 +62,10 @@ impl Built {
         &self.pieces[..self.count]
     }
 
-    /// All bytes, if they lie in one piece.
+    /// All bytes, if they lie in one piece of its own memory.
     pub(crate) fn contiguous<'a>(&'a self, slab: &'a Slab) -> Option<&'a [u8]> {
-        (self.count == 1).then(|| self.memory.bytes(slab, self.len))
+        let memory = self.memory.as_ref().filter(|memory| self.count == 1 && memory.start(slab).0 == self.pieces[0].0)?;
+        Some(memory.bytes(slab, self.len))
     }
 }
 

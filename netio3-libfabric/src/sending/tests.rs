@@ -11,7 +11,7 @@ use netio3_core::engine::{Outgoing, Payload, Retired};
 use proptest::prelude::*;
 
 use super::*;
-use crate::receiving::{Assembly, Broken, Found, Receiving};
+use crate::receiving::{Broken, Found, Receiving};
 use crate::slab::Layout;
 use crate::wire::Head;
 
@@ -107,37 +107,59 @@ impl Side {
     }
 }
 
-/// What a side makes of packets.
-fn receive(packets: &[Vec<u8>], packet_len: usize) -> Vec<Vec<u8>> {
+/// What a side makes of packets; in memory where long messages land, if it has that.
+fn receive(packets: &[Vec<u8>], packet_len: usize, area: u16) -> Vec<Vec<u8>> {
     let slab = Arc::new(Slab::unregistered(Layout { packet_len, receives: 3, sends: 0, heads: 0 }));
     let mut receiving = Receiving::new(slab.cut().receives, 1);
+    if area > 0 {
+        receiving.add_area(Arc::new(Slab::unregistered(Layout { packet_len, receives: area, sends: 0, heads: 0 })), 2 * packet_len);
+    }
     let mut messages = Vec::new();
-    let mut assembly = Assembly::default();
     for packet in packets {
         assert!(packet.len() <= packet_len);
-        let mut slot = receiving.next_free().expect("all are handled");
-        slab.room(&mut slot)[..packet.len()].copy_from_slice(packet);
-        let index = slot.index();
-        receiving.posted(slot);
-        let head = receiving.arrived(index, packet.len(), &slab).expect("a good head");
-        assert_eq!((head.credits, head.control), (3, 1));
+        let slot = arrive(&mut receiving, packet, &slab);
+        let head = receiving.arrived(slot, packet.len(), &slab).expect("a good head");
+        assert!(matches!((head.credits, head.control), (3, 1) | (0, 0)));
         let mut packet = receiving.take_packet().expect("data");
-        let bytes = slab.filled(&packet.slot, packet.cursor.len);
+        let memory = packet.memory(&slab).clone();
+        let bytes = memory.filled(packet.slot.as_ref().expect("not kept yet"), packet.cursor.len);
+        let mut assembly = std::mem::take(&mut receiving.assembly);
         loop {
-            match packet.cursor.next(bytes, &mut assembly, usize::MAX).expect("a good packet") {
-                Found::Message(message) => messages.push(message.to_vec()),
-                Found::Assembled => {
-                    assembly.expected = 0;
-                    messages.push(std::mem::take(&mut assembly.memory));
+            let complete = match packet.cursor.next(bytes, usize::MAX).expect("a good packet") {
+                Found::Message(message) => {
+                    assert!(!assembly.is_under_way());
+                    messages.push(message.to_vec());
+                    false
                 }
+                Found::First(len, part) => {
+                    let place = packet.slot.as_ref().and_then(|slot| receiving.landing(slot, len)).cloned();
+                    assembly.begin(len, part, &mut packet.slot, place.as_ref()).expect("none is under way")
+                }
+                Found::Part(part) => assembly.go_on(part, &mut packet.slot).expect("one is under way"),
                 Found::End => break,
                 Found::Goodbye | Found::Farewell => panic!("nobody said that"),
+            };
+            if complete {
+                let message = assembly.landed().map(<[u8]>::to_vec);
+                messages.push(message.unwrap_or_else(|| assembly.memory().clone()));
+                assembly.end();
             }
         }
+        receiving.assembly = assembly;
         receiving.handled(packet);
         receiving.take_owed();
     }
+    assert!(!receiving.assembly.is_under_way());
     messages
+}
+
+/// Puts a packet where the device would; gives the index.
+fn arrive(receiving: &mut Receiving, packet: &[u8], slab: &Arc<Slab>) -> u16 {
+    let mut slot = receiving.next_free().expect("all are handled");
+    receiving.memory_of(&slot, slab).room(&mut slot)[..packet.len()].copy_from_slice(packet);
+    let index = slot.index();
+    receiving.posted(slot);
+    index
 }
 
 fn plans() -> impl Strategy<Value = Vec<Plan>> {
@@ -157,6 +179,7 @@ proptest! {
         picky: bool,
         copy_below in prop_oneof![Just(0_usize), Just(300), Just(100_000)],
         rhythm in proptest::collection::vec(0..4_usize, 1..20),
+        area in prop_oneof![Just(0_u16), 4..60_u16],
     ) {
         let mut side = Side::new(packet_len, iov_limit, picky);
         let mut retired: Vec<Retired> = Vec::new();
@@ -185,26 +208,23 @@ proptest! {
         side.sending.retire(&mut retired);
         let held = plans.iter().filter(|plan| matches!(plan.how, How::Buffer)).count();
         prop_assert_eq!(retired.iter().filter(|it| matches!(it, Retired::Buffer(_))).count(), held);
-        let arrived = receive(&side.packets, packet_len);
+        let arrived = receive(&side.packets, packet_len, area);
         let sent: Vec<Vec<u8>> = plans.iter().enumerate().map(|(number, plan)| plan.whole(number)).collect();
         prop_assert_eq!(arrived, sent);
     }
 
     #[test]
     fn strange_packets_are_refused_and_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0xC0..0xC9_u8) {
-        let slab = Slab::unregistered(Layout { packet_len: 600, receives: 3, sends: 0, heads: 0 });
+        let slab = Arc::new(Slab::unregistered(Layout { packet_len: 600, receives: 3, sends: 0, heads: 0 }));
         let mut receiving = Receiving::new(slab.cut().receives, 1);
-        let mut slot = receiving.next_free().unwrap();
-        slab.room(&mut slot)[..bytes.len()].copy_from_slice(&bytes);
-        slab.room(&mut slot)[0] = kind;
-        let index = slot.index();
-        receiving.posted(slot);
-        if receiving.arrived(index, bytes.len(), &slab).is_ok() {
+        let packet: Vec<u8> = bytes.iter().enumerate().map(|(at, byte)| if at == 0 { kind } else { *byte }).collect();
+        let index = arrive(&mut receiving, &packet, &slab);
+        if receiving.arrived(index, packet.len(), &slab).is_ok() {
             if let Some(mut packet) = receiving.take_packet() {
-                let bytes = slab.filled(&packet.slot, packet.cursor.len);
-                let mut assembly = Assembly::default();
+                let slot = packet.slot.take().expect("not kept yet");
+                let bytes = slab.filled(&slot, packet.cursor.len);
                 for _ in 0..300 {
-                    match packet.cursor.next(bytes, &mut assembly, 100) {
+                    match packet.cursor.next(bytes, 100) {
                         Ok(Found::End) | Err(_) => break,
                         Ok(Found::Message(message)) => prop_assert!(message.len() <= 100),
                         Ok(_) => {}
@@ -217,13 +237,10 @@ proptest! {
 
 /// Sends packets to a fresh side with one data credit; gives what it says to each.
 fn answers(packets: &[Vec<u8>]) -> Vec<Result<Head, Broken>> {
-    let slab = Slab::unregistered(Layout { packet_len: 600, receives: 8, sends: 0, heads: 0 });
+    let slab = Arc::new(Slab::unregistered(Layout { packet_len: 600, receives: 8, sends: 0, heads: 0 }));
     let mut receiving = Receiving::new(slab.cut().receives, 1);
     let arrive = |packet: &Vec<u8>| {
-        let mut slot = receiving.next_free().unwrap();
-        slab.room(&mut slot)[..packet.len()].copy_from_slice(packet);
-        let index = slot.index();
-        receiving.posted(slot);
+        let index = arrive(&mut receiving, packet, &slab);
         receiving.arrived(index, packet.len(), &slab)
     };
     packets.iter().map(arrive).collect()
@@ -238,4 +255,59 @@ fn who_exceeds_his_credits_is_found_out() {
     assert_eq!((beats[1].is_ok(), beats[2]), (true, Err(Broken::Credits)));
     assert_eq!(answers(&[b"GET / HTTP".to_vec()]), [Err(Broken::Head)]);
     assert_eq!(answers(&[vec![0xC1]]), [Err(Broken::Head)]);
+}
+
+#[test]
+fn long_messages_are_put_together_where_they_land() {
+    let packet_len = 1_000;
+    let slab = Arc::new(Slab::unregistered(Layout { packet_len, receives: 4, sends: 0, heads: 0 }));
+    let mut receiving = Receiving::new(slab.cut().receives, 2);
+    assert_eq!(receiving.wants_area(2_500, packet_len), Some(9), "three times three parts");
+    receiving.add_area(Arc::new(Slab::unregistered(Layout { packet_len, receives: 9, sends: 0, heads: 0 })), 2_500);
+    assert_eq!(receiving.wants_area(2_500, packet_len), None);
+    assert_eq!(receiving.wants_area(9_000, packet_len), Some(20), "twice as much at least");
+    let mut in_place = |interrupted: bool| {
+        let mut lens = vec![1_000, 1_000, 508];
+        if interrupted {
+            lens.insert(1, HEAD_LEN);
+        }
+        let mut landed = false;
+        for len in lens {
+            let mut packet = vec![7; len];
+            if !receiving.assembly.is_under_way() {
+                packet[..HEAD_LEN].copy_from_slice(&Head { kind: Kind::First(2_500), credits: 0, control: 0 }.encode());
+            } else if len == HEAD_LEN {
+                packet = Head { kind: Kind::Heartbeat, credits: 0, control: 0 }.encode().to_vec();
+            }
+            let index = arrive(&mut receiving, &packet, &slab);
+            receiving.arrived(index, len, &slab).expect("a good packet");
+            receiving.take_owed();
+            let Some(mut packet) = receiving.take_packet() else { continue };
+            let memory = packet.memory(&slab).clone();
+            let bytes = memory.filled(packet.slot.as_ref().expect("not kept yet"), len);
+            let mut assembly = std::mem::take(&mut receiving.assembly);
+            let complete = match packet.cursor.next(bytes, 10_000) {
+                Ok(Found::First(len, part)) => {
+                    let place = packet.slot.as_ref().and_then(|slot| receiving.landing(slot, len)).cloned();
+                    assembly.begin(len, part, &mut packet.slot, place.as_ref())
+                }
+                Ok(Found::Part(part)) => assembly.go_on(part, &mut packet.slot),
+                _ => panic!("neither a beginning nor a part"),
+            };
+            if complete == Ok(true) {
+                landed = assembly.landed().is_some();
+                let copied = assembly.memory().clone();
+                assert_eq!(assembly.landed().unwrap_or(&copied), [7; 2_500]);
+                assembly.end();
+            }
+            receiving.assembly = assembly;
+            receiving.handled(packet);
+            receiving.take_owed();
+        }
+        landed
+    };
+    assert_eq!([false; 7].map(&mut in_place), [true; 7]);
+    assert!(!in_place(true), "what came between took its place");
+    // Out of step with the area's end until another one comes between.
+    assert!([false; 9].map(&mut in_place).iter().filter(|landed| **landed).count() >= 5);
 }

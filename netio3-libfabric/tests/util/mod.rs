@@ -209,11 +209,12 @@ pub fn hello_with(at: usize, bytes: &[u8]) -> [u8; 48] {
 /// Kinds of packets.
 pub const MESSAGES: u8 = 0xC1;
 pub const FIRST: u8 = 0xC2;
-pub const NEXT: u8 = 0xC3;
-pub const CREDITS: u8 = 0xC4;
-pub const HEARTBEAT: u8 = 0xC5;
-pub const GOODBYE: u8 = 0xC6;
-pub const FAREWELL: u8 = 0xC7;
+pub const CREDITS: u8 = 0xC3;
+pub const HEARTBEAT: u8 = 0xC4;
+pub const GOODBYE: u8 = 0xC5;
+pub const FAREWELL: u8 = 0xC6;
+/// Not on the wire: a further part of a message, which has no head.
+pub const PART: u8 = 0xFF;
 
 /// A packet on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -246,7 +247,7 @@ impl Packet {
 
     /// A further part of it.
     pub fn next(part: &[u8]) -> Self {
-        Self { body: part.to_vec(), ..Self::new(NEXT) }
+        Self { body: part.to_vec(), ..Self::new(PART) }
     }
 
     /// Nothing but credits.
@@ -255,6 +256,9 @@ impl Packet {
     }
 
     pub fn bytes(&self) -> Vec<u8> {
+        if self.kind == PART {
+            return self.body.clone();
+        }
         let [c0, c1] = self.credits.to_le_bytes();
         [&[self.kind, self.control, c0, c1], &self.value.to_le_bytes()[..], &self.body].concat()
     }
@@ -265,7 +269,7 @@ impl Packet {
     }
 
     pub fn is_control(&self) -> bool {
-        self.kind >= CREDITS
+        (CREDITS..=FAREWELL).contains(&self.kind)
     }
 }
 
@@ -297,6 +301,8 @@ pub struct Peer {
     sent: Cell<usize>,
     requests: RefCell<VecDeque<(Info, Vec<u8>)>>,
     arrived: RefCell<Vec<Packet>>,
+    /// Bytes that are to come of a message in parts.
+    coming: Cell<usize>,
     answer: RefCell<Option<Vec<u8>>>,
     end: RefCell<Option<End>>,
 }
@@ -320,6 +326,7 @@ impl Peer {
             sent: Cell::new(0),
             requests: RefCell::default(),
             arrived: RefCell::default(),
+            coming: Cell::default(),
             answer: RefCell::default(),
             end: RefCell::default(),
         }
@@ -466,7 +473,14 @@ impl Peer {
         // SAFETY: the receive has completed, so that nobody writes there until it is posted again.
         #[allow(unsafe_code)]
         let memory = unsafe { &*self.receives[done.context] };
-        self.arrived.borrow_mut().push(Packet::read(&memory[..done.len]));
+        let bytes = &memory[..done.len];
+        let packet = if self.coming.get() > 0 && bytes.len() != 8 { Packet::next(bytes) } else { Packet::read(bytes) };
+        match packet.kind {
+            FIRST => self.coming.set(packet.value as usize - packet.body.len()),
+            PART => self.coming.set(self.coming.get() - packet.body.len()),
+            _ => {}
+        }
+        self.arrived.borrow_mut().push(packet);
         self.post(done.context);
     }
 

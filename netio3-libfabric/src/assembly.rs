@@ -1,0 +1,124 @@
+//! A message that comes in several packets.
+
+use std::sync::Arc;
+
+use crate::receiving::Broken;
+use crate::slab::{Slab, Slot};
+use crate::wire::HEAD_LEN;
+
+/// The message being put together: where its parts have landed, if they lie behind each other, and otherwise in memory
+/// of its own.
+#[derive(Default)]
+pub(crate) struct Assembly {
+    /// Its length; 0 when none is under way.
+    expected: usize,
+    /// Bytes that have come.
+    got: usize,
+    memory: Vec<u8>,
+    /// The slots that its parts fill, and the memory they are in. With none, the parts are in `memory`.
+    landed: Vec<Slot>,
+    slab: Option<Arc<Slab>>,
+    /// Its first part filled its slot, so that such messages can be put together in place.
+    fills: bool,
+    /// Slots that are not needed any more.
+    spent: Vec<Slot>,
+}
+
+impl Assembly {
+    /// A message of so many bytes begins, with a part that lies in a slot behind a head. With a slab, in which further
+    /// slots lie behind it, the slot is kept. Tells whether the message is complete.
+    pub(crate) fn begin(&mut self, total: usize, part: &[u8], slot: &mut Option<Slot>, slab: Option<&Arc<Slab>>) -> Result<bool, Broken> {
+        if self.is_under_way() {
+            return Err(Broken::Part);
+        }
+        (self.expected, self.got) = (total, 0);
+        self.memory.clear();
+        self.slab = slab.cloned();
+        self.fills = slot.as_ref().is_some_and(|slot| HEAD_LEN + part.len() == slot.capacity());
+        self.landed.extend(slot.take_if(|_| slab.is_some() && self.fills));
+        self.add(part)
+    }
+
+    /// The next part came, which lies at the beginning of a slot. Tells whether the message is complete.
+    pub(crate) fn go_on(&mut self, part: &[u8], slot: &mut Option<Slot>) -> Result<bool, Broken> {
+        if let Some(last) = self.landed.last() {
+            let is_last = self.got + part.len() == self.expected;
+            match slot.take_if(|slot| last.is_before(slot) && (is_last || part.len() == slot.capacity())) {
+                Some(slot) => self.landed.push(slot),
+                None => self.move_out(),
+            }
+        }
+        self.add(part)
+    }
+
+    /// Memory is taken as the message arrives: nothing on its length's word.
+    fn add(&mut self, part: &[u8]) -> Result<bool, Broken> {
+        if part.len() > self.expected - self.got {
+            return Err(Broken::Length);
+        }
+        self.got += part.len();
+        if self.landed.is_empty() {
+            self.memory.extend_from_slice(part);
+        }
+        Ok(self.got == self.expected)
+    }
+
+    /// Copies what has landed, since what follows does not lie behind it.
+    pub(crate) fn move_out(&mut self) {
+        if let Some(slab) = self.slab.take() {
+            self.memory.extend_from_slice(slab.span(&self.landed, HEAD_LEN, self.got.min(self.expected)));
+            self.spent.append(&mut self.landed);
+        }
+    }
+
+    /// Its length.
+    pub(crate) fn expected(&self) -> usize {
+        self.expected
+    }
+
+    /// Whether a message has begun and not been handed out.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.expected > 0
+    }
+
+    /// The message, if it lies where it landed.
+    pub(crate) fn landed(&self) -> Option<&[u8]> {
+        let slab = self.slab.as_ref().filter(|_| !self.landed.is_empty())?;
+        Some(slab.span(&self.landed, HEAD_LEN, self.expected))
+    }
+
+    /// Whether the message was copied for want of memory to land in.
+    pub(crate) fn wants_area(&self) -> bool {
+        self.fills && self.slab.is_none() && self.landed.is_empty()
+    }
+
+    /// The message, if it was copied.
+    pub(crate) fn memory(&mut self) -> &mut Vec<u8> {
+        &mut self.memory
+    }
+
+    /// The message was handed out.
+    pub(crate) fn end(&mut self) {
+        self.expected = 0;
+        self.memory.clear();
+        self.slab = None;
+        self.spent.append(&mut self.landed);
+    }
+
+    /// A slot that is not needed any more.
+    pub(crate) fn take_spent(&mut self) -> Option<Slot> {
+        self.spent.pop()
+    }
+
+    /// Bytes of memory that it holds.
+    pub(crate) fn held(&self) -> usize {
+        self.memory.capacity()
+    }
+
+    /// Gives memory back that is not in use.
+    pub(crate) fn trim(&mut self) {
+        if !self.is_under_way() {
+            self.memory = Vec::new();
+        }
+    }
+}
