@@ -45,7 +45,7 @@ run() {
     done
     shift
     echo "--- $name"
-    ci/vm/run.sh -p "$payload" ${options[@]+"${options[@]}"} -- "cd /payload/${payload##*/}; export NETIO3_PROVIDER=verbs NETIO3_REQUIRE_LIBFABRIC=1 NETIO3_PATIENCE=6 $*" |
+    ci/vm/run.sh -p "$payload" ${options[@]+"${options[@]}"} -- "cd /payload/${payload##*/}; export NETIO3_PROVIDER=verbs NETIO3_REQUIRE_LIBFABRIC=1 NETIO3_PATIENCE=6; $*" |
         tee "$log" || status=$?
     [ "$status" != 125 ] || exit 125
     local total

@@ -183,9 +183,9 @@ fn messages_of_one_turn_share_their_system_calls() {
 fn an_idle_connection_costs_little_memory_and_no_time() {
     const CONNECTIONS: usize = 200;
     let ev = EpollEventLoop::new().expect("descriptors are left");
-    let server = Node::with(&ev, config());
+    let server = util::node_with(&ev, config());
     let address = server.listen();
-    let client = Node::with(&ev, config());
+    let client = util::node_with(&ev, config());
     // The first one pays for what all share.
     let open = |count: usize| {
         let known = client.established().len();

@@ -11,7 +11,7 @@ use netio3_evloop::EpollEventLoop;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
-use util::{Node, config, until};
+use util::{config, until};
 
 /// Notes events of lifecycles, each as its level, message and fields.
 #[derive(Clone, Default)]
@@ -63,14 +63,14 @@ fn listeners_a_shutdown_and_peers_turned_away_are_told_to_tracing() {
     let notes = Notes::default();
     let _here = tracing::subscriber::set_default(notes.clone());
     let ev = EpollEventLoop::new().expect("descriptors are left");
-    let server = Node::with(&ev, NetworkConfig { max_connections: 1, ..config() });
+    let server = util::node_with(&ev, NetworkConfig { max_connections: 1, ..config() });
     let open = server.listen();
     let filtered = ConnectionParametersRecv { accept: AcceptFilter::new(|_| false), ..Default::default() };
     let filtered = server.backend.open_listen_endpoint(&EndPointAddress::localhost(0), &filtered).expect("a port is free");
     for address in [open, filtered] {
         assert_eq!(notes.count(&["INFO", "listener opened", &format!("listener={address}")]), 1);
     }
-    let client = Node::new(&ev);
+    let client = util::node(&ev);
     let connect = |to: &EndPointAddress| client.backend.connect(to, &ConnectionParameters::default()).expect("a connection is started");
     connect(&open);
     until(&ev, "it is established", || client.established().len() == 1 && server.established().len() == 1);

@@ -32,7 +32,7 @@ impl Server {
 
     fn with(config: NetworkConfig, params: ConnectionParameters) -> Self {
         let ev = EpollEventLoop::new().expect("descriptors are left");
-        let node = Node::with(&ev, config);
+        let node = util::node_with(&ev, config);
         let address = node.listen_with(params);
         let witness = Witness::new(&ev, &node, address);
         Self { ev, node, address, witness }
@@ -227,7 +227,7 @@ fn who_says_hello_during_a_shutdown_is_told_so() {
     let server = Server::new();
     let mut bare = Bare::connect(server.address);
     let other_loop = EpollEventLoop::new().expect("descriptors are left");
-    let dialler = Node::new(&other_loop);
+    let dialler = util::node(&other_loop);
     let endpoint = dialler.backend.connect(&server.address, &ConnectionParameters::default()).expect("a connection is started");
     server.until("both are accepted", || server.node.listener().accepted == 3);
     let told = server.node.told().len();
@@ -478,7 +478,7 @@ fn a_reset_at_any_moment_ends_that_connection_alone() {
 /// A client and a bare listener that it dials; tells what becomes of it when it is answered like this.
 fn refused_when_answered(answer: &[u8]) -> RefusedReason {
     let ev = EpollEventLoop::new().expect("descriptors are left");
-    let node = Node::new(&ev);
+    let node = util::node(&ev);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = EndPointAddress::from(listener.local_addr().expect("it is bound"));
     let endpoint = node.backend.open_send_endpoint(&address, &ConnectionParameters::default()).expect("a connection is started");
@@ -516,7 +516,7 @@ fn strange_listeners_are_refusals_with_a_reason() {
 #[test]
 fn a_listener_that_says_nothing_is_a_timeout() {
     let ev = EpollEventLoop::new().expect("descriptors are left");
-    let node = Node::new(&ev);
+    let node = util::node(&ev);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = EndPointAddress::from(listener.local_addr().expect("it is bound"));
     let params = ConnectionParameters { connect_deadline: Duration::from_millis(100), ..Default::default() };
@@ -528,7 +528,7 @@ fn a_listener_that_says_nothing_is_a_timeout() {
 #[test]
 fn who_is_filtered_is_told_so() {
     let ev = EpollEventLoop::new().expect("descriptors are left");
-    let (server, client) = (Node::new(&ev), Node::new(&ev));
+    let (server, client) = (util::node(&ev), util::node(&ev));
     let params = ConnectionParametersRecv { accept: AcceptFilter::new(|_| false), ..Default::default() };
     let address = server.backend.open_listen_endpoint(&EndPointAddress::localhost(0), &params).expect("a port is free");
     let endpoint = client.backend.connect(&address, &ConnectionParameters::default()).expect("a connection is started");
@@ -540,7 +540,7 @@ fn who_is_filtered_is_told_so() {
 #[test]
 fn an_address_in_use_is_said_to_be() {
     let ev = EpollEventLoop::new().expect("descriptors are left");
-    let node = Node::new(&ev);
+    let node = util::node(&ev);
     let other = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let taken = EndPointAddress::from(other.local_addr().expect("it is bound"));
     match node.backend.open_listen_endpoint(&taken, &ConnectionParametersRecv::default()) {
@@ -593,7 +593,7 @@ fn a_host_without_a_route_is_unreachable() {
         return;
     }
     let ev = EpollEventLoop::new().expect("descriptors are left");
-    let node = Node::new(&ev);
+    let node = util::node(&ev);
     let address: EndPointAddress = "192.0.2.1:7".parse().expect("it is an address");
     let endpoint = node.backend.open_send_endpoint(&address, &ConnectionParameters::default()).expect("told by the loop");
     until(&ev, "it is refused", || node.refused(endpoint).is_some());

@@ -240,7 +240,7 @@ fn advice(limits: &[Limit], rdma: bool) -> Vec<String> {
     }
     if let Some(now) = below("memlock", 0, 64 << 20).filter(|_| rdma) {
         let remedy = "`ulimit -l unlimited`; for good, `* - memlock unlimited` in limits.conf, or LimitMEMLOCK=infinity in the unit";
-        advice.push(format!("memlock allows {now} bytes to be pinned; an RDMA connection takes about 1.5 MB: {remedy}"));
+        advice.push(format!("memlock allows {now} bytes to be pinned; an RDMA connection takes about 1.7 MB: {remedy}"));
     }
     for name in ["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"] {
         if let Some(now) = below(name, 2, 4 << 20) {

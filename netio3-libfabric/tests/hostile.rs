@@ -45,7 +45,7 @@ impl Server {
 
     fn with(config: NetworkConfig, params: ConnectionParameters) -> Self {
         let ev = EpollEventLoop::new().expect("descriptors are left");
-        let node = Node::with(&ev, config);
+        let node = util::node_with(&ev, config);
         let address = node.listen_with(params);
         let witness = Witness::new(&ev, &node, address);
         Self { ev, node, address, witness }
@@ -176,7 +176,7 @@ fn a_newer_peer_that_speaks_our_version_is_welcome() {
 fn who_is_turned_away_hears_why() {
     let Some(_beside) = beside_others() else { return };
     let ev = EpollEventLoop::new().expect("descriptors are left");
-    let node = Node::with(&ev, NetworkConfig { max_connections: 1, ..config() });
+    let node = util::node_with(&ev, NetworkConfig { max_connections: 1, ..config() });
     let params = ConnectionParametersRecv { accept: AcceptFilter::new(|_| false), ..Default::default() };
     let filtered = node.backend.open_listen_endpoint(&EndPointAddress::localhost(0), &params).expect("a port is free");
     let open = node.listen();
@@ -207,7 +207,7 @@ struct Client {
 impl Client {
     fn new() -> Self {
         let ev = EpollEventLoop::new().expect("descriptors are left");
-        let node = Node::new(&ev);
+        let node = util::node(&ev);
         let (peer, address) = Peer::listen();
         Self { ev, node, peer, address }
     }
@@ -875,7 +875,7 @@ fn idle_backends_stay_alive() {
     let interval = Duration::from_millis(20);
     let rdma = RdmaParameters { receives: 4, ..config().rdma };
     let config = NetworkConfig { heartbeat_interval: interval, missed_heartbeats: 10, rdma, ..config() };
-    let (server, client) = (Node::with(&ev, config.clone()), Node::with(&ev, config));
+    let (server, client) = (util::node_with(&ev, config.clone()), util::node_with(&ev, config));
     let address = server.listen();
     let out = client.backend.connect(&address, &ConnectionParameters::default()).expect("a connection is started");
     until(&ev, &[], "established", || server.established().len() == 1 && client.established().len() == 1);
@@ -1043,7 +1043,7 @@ fn a_drop_at_any_moment_leaves_nothing_behind() {
         for round in 0..4 {
             until_helpers(0);
             let ev = EpollEventLoop::new().expect("descriptors are left");
-            let node = Node::new(&ev);
+            let node = util::node(&ev);
             until_helpers(1);
             let address = node.listen();
             let mut stage = Stage { ev, node, address, alive: Arc::default(), peers: Vec::new() };

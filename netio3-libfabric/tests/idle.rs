@@ -21,7 +21,7 @@ struct Pair {
 impl Pair {
     fn new(config: NetworkConfig) -> Self {
         let ev = EpollEventLoop::new().expect("descriptors are left");
-        let (server, client) = (Node::with(&ev, config.clone()), Node::with(&ev, config));
+        let (server, client) = (util::node_with(&ev, config.clone()), util::node_with(&ev, config));
         let address = server.listen();
         let out = client.backend.connect(&address, &ConnectionParameters::default()).expect("a connection is started");
         until(&ev, &[], "established", || server.established().len() == 1 && client.established().len() == 1);
@@ -121,7 +121,7 @@ fn what_waits_for_a_peer_lets_the_loop_sleep() {
         return;
     }
     let ev = EpollEventLoop::new().expect("descriptors are left");
-    let node = Node::with(&ev, quiet());
+    let node = util::node_with(&ev, quiet());
     let address = node.listen();
     expect_sleep("a listener", &ev, Duration::from_millis(300));
 

@@ -1,17 +1,13 @@
 //! Helpers of the tests: backends that note what they are told, and bare sockets as their peers.
-#![allow(dead_code, reason = "every test file uses some of it")]
+#![allow(dead_code, unused_imports, reason = "every test file uses some of it")]
 
-use std::cell::RefCell;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::rc::Rc;
 use std::time::Duration;
 
 use netio3_asyncmsg::Frame;
-use netio3_core::{
-    Callbacks, ClosedReason, Completion, ConnectionInfo, ConnectionParameters, ConnectionParametersRecv, Direction, EndPointAddress,
-    Endpoint, EventLoop, ListenerStats, Message, NetioStatus, NetworkBackend, NetworkConfig, RefusedReason,
-};
+pub use netio3_core::conformance::{Noted as Node, Told};
+use netio3_core::{ConnectionParameters, EndPointAddress, Endpoint, EventLoop, NetworkConfig};
 use netio3_evloop::EpollEventLoop;
 
 /// Long enough for a machine that is busy otherwise; reached only by failing tests.
@@ -22,128 +18,18 @@ pub fn until(ev: &EpollEventLoop, what: &str, mut condition: impl FnMut() -> boo
     assert!(ev.run_until(&mut condition, LIMIT).expect("the loop can wait"), "not within {LIMIT:?}: {what}");
 }
 
-/// What a backend told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
-    Established(Endpoint, Direction),
-    Refused(Endpoint, RefusedReason),
-    Closed(Endpoint, Vec<Completion>, ClosedReason),
-    Data(Endpoint, Vec<u8>),
-    Completed(Endpoint, Vec<Completion>),
-    Writable(Endpoint),
+/// Without heartbeats, so that nothing happens but what the test does.
+pub fn node(ev: &EpollEventLoop) -> Node {
+    node_with(ev, config())
 }
 
-/// A backend and what it told.
-pub struct Node {
-    pub backend: Box<dyn NetworkBackend>,
-    told: Rc<RefCell<Vec<Told>>>,
-}
-
-struct Notes(Rc<RefCell<Vec<Told>>>);
-
-impl Node {
-    /// Without heartbeats, so that nothing happens but what the test does.
-    pub fn new(ev: &EpollEventLoop) -> Self {
-        Self::with(ev, config())
-    }
-
-    pub fn with(ev: &EpollEventLoop, config: NetworkConfig) -> Self {
-        let told = Rc::new(RefCell::new(Vec::new()));
-        let backend = netio3_asyncmsg::create_local(config, Box::new(Notes(told.clone())), ev).expect("the configuration is valid");
-        Self { backend, told }
-    }
-
-    pub fn told(&self) -> Vec<Told> {
-        self.told.borrow().clone()
-    }
-
-    pub fn listen(&self) -> EndPointAddress {
-        self.listen_with(ConnectionParameters::default())
-    }
-
-    pub fn listen_with(&self, connection: ConnectionParameters) -> EndPointAddress {
-        let params = ConnectionParametersRecv { connection, ..Default::default() };
-        self.backend.open_listen_endpoint(&EndPointAddress::localhost(0), &params).expect("a port is free")
-    }
-
-    /// The counters of the only listener.
-    pub fn listener(&self) -> ListenerStats {
-        self.backend.listeners()[0].counters.snapshot()
-    }
-
-    /// Forgets received messages and completions.
-    pub fn forget(&self) {
-        let mut told = self.told.borrow_mut();
-        told.retain(|told| !matches!(told, Told::Data(..) | Told::Completed(..)));
-        told.shrink_to_fit();
-    }
-
-    /// Endpoints in the order in which they were established.
-    pub fn established(&self) -> Vec<Endpoint> {
-        let told = self.told.borrow();
-        told.iter().filter_map(|told| if let Told::Established(endpoint, _) = told { Some(*endpoint) } else { None }).collect()
-    }
-
-    pub fn closed(&self, endpoint: Endpoint) -> Option<(Vec<Completion>, ClosedReason)> {
-        let told = self.told.borrow();
-        told.iter().find_map(|told| match told {
-            Told::Closed(of, pending, reason) if *of == endpoint => Some((pending.clone(), *reason)),
-            _ => None,
-        })
-    }
-
-    pub fn refused(&self, endpoint: Endpoint) -> Option<RefusedReason> {
-        let told = self.told.borrow();
-        told.iter().find_map(|told| if let Told::Refused(of, reason) = told { (*of == endpoint).then_some(*reason) } else { None })
-    }
-
-    pub fn received(&self, endpoint: Endpoint) -> Vec<Vec<u8>> {
-        let told = self.told.borrow();
-        let of = |told: &Told| if let Told::Data(of, data) = told { (*of == endpoint).then(|| data.clone()) } else { None };
-        told.iter().filter_map(of).collect()
-    }
-
-    pub fn send(&self, to: Endpoint, data: &[u8], key: u64) {
-        assert_eq!(self.backend.send_copy(to, data, &[], key), Ok(NetioStatus::Ok));
-    }
+pub fn node_with(ev: &EpollEventLoop, config: NetworkConfig) -> Node {
+    Node::new(|callbacks| netio3_asyncmsg::create_local(config, callbacks, ev))
 }
 
 /// No heartbeats.
 pub fn config() -> NetworkConfig {
     NetworkConfig { heartbeat_interval: Duration::ZERO, ..Default::default() }
-}
-
-impl Callbacks for Notes {
-    fn on_connection_established(&mut self, _: &dyn NetworkBackend, connection: &ConnectionInfo) {
-        self.0.borrow_mut().push(Told::Established(connection.endpoint, connection.direction));
-    }
-
-    fn on_connection_refused(&mut self, _: &dyn NetworkBackend, endpoint: Endpoint, _: &EndPointAddress, reason: RefusedReason) {
-        self.0.borrow_mut().push(Told::Refused(endpoint, reason));
-    }
-
-    fn on_connection_closed(
-        &mut self,
-        _: &dyn NetworkBackend,
-        endpoint: Endpoint,
-        _: &EndPointAddress,
-        pending: &[Completion],
-        reason: ClosedReason,
-    ) {
-        self.0.borrow_mut().push(Told::Closed(endpoint, pending.to_vec(), reason));
-    }
-
-    fn on_data(&mut self, _: &dyn NetworkBackend, from: Endpoint, _: &EndPointAddress, message: Message<'_>) {
-        self.0.borrow_mut().push(Told::Data(from, message.to_vec()));
-    }
-
-    fn on_send_completed(&mut self, _: &dyn NetworkBackend, endpoint: Endpoint, _: &EndPointAddress, completions: &[Completion]) {
-        self.0.borrow_mut().push(Told::Completed(endpoint, completions.to_vec()));
-    }
-
-    fn on_writable(&mut self, _: &dyn NetworkBackend, endpoint: Endpoint, _: &EndPointAddress) {
-        self.0.borrow_mut().push(Told::Writable(endpoint));
-    }
 }
 
 /// A hello of version 1, by the byte table.
@@ -251,7 +137,7 @@ pub struct Witness {
 impl Witness {
     #[track_caller]
     pub fn new(ev: &EpollEventLoop, server: &Node, address: EndPointAddress) -> Self {
-        let client = Node::new(ev);
+        let client = node(ev);
         let before = server.established().len();
         let out = client.backend.connect(&address, &ConnectionParameters::default()).expect("a connection is started");
         until(ev, "the witness is established", || client.established().len() == 1 && server.established().len() > before);

@@ -28,6 +28,7 @@ mod listeners;
 mod liveness;
 mod loops;
 mod node;
+mod noted;
 mod numbers;
 mod opening;
 mod owned;
@@ -52,6 +53,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub use harness::Harness;
+pub use noted::{Noted, Told};
 
 use check::Broken;
 use journal::{Journal, SharedJournal};

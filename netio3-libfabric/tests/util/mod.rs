@@ -1,18 +1,15 @@
 //! Helpers of the tests: backends over provider `tcp` that note what they are told, and peers made by hand from the
 //! wrappers, which say what the tests tell them to.
-#![allow(dead_code, reason = "every test file uses some of it")]
+#![allow(dead_code, unused_imports, reason = "every test file uses some of it")]
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::env;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netio3_core::{
-    Callbacks, ClosedReason, Completion, ConnectionInfo, ConnectionParameters, ConnectionParametersRecv, Direction as Way, EndPointAddress,
-    Endpoint as Handle, EventLoop, ListenerStats, Message, NetioStatus, NetworkBackend, NetworkConfig, RdmaParameters, RefusedReason,
-};
+pub use netio3_core::conformance::{Noted as Node, Told};
+use netio3_core::{ConnectionParameters, EndPointAddress, Endpoint as Handle, EventLoop, NetworkConfig, RdmaParameters};
 use netio3_evloop::EpollEventLoop;
 use netio3_libfabric::fabric::{
     CmEvent, Completion as Done, CompletionQueue, CqError, Desc, Direction, Domain, Endpoint, EventQueue, Fabric, Hints, Info, Library,
@@ -49,142 +46,19 @@ pub fn until(ev: &EpollEventLoop, peers: &[&Peer], what: &str, mut condition: im
     }
 }
 
-/// What a backend told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
-    Established(Handle, Way),
-    Refused(Handle, RefusedReason),
-    Closed(Handle, Vec<Completion>, ClosedReason),
-    Data(Handle, Vec<u8>),
-    Completed(Handle, Vec<Completion>),
-    Writable(Handle),
+/// Without heartbeats, so that nothing happens but what the test does.
+pub fn node(ev: &EpollEventLoop) -> Node {
+    node_with(ev, config())
 }
 
-/// A backend and what it told.
-pub struct Node {
-    pub backend: Box<dyn NetworkBackend>,
-    told: Rc<RefCell<Vec<Told>>>,
-}
-
-struct Notes(Rc<RefCell<Vec<Told>>>);
-
-impl Node {
-    /// Without heartbeats, so that nothing happens but what the test does.
-    pub fn new(ev: &EpollEventLoop) -> Self {
-        Self::with(ev, config())
-    }
-
-    pub fn with(ev: &EpollEventLoop, config: NetworkConfig) -> Self {
-        let told = Rc::new(RefCell::new(Vec::new()));
-        let backend = netio3_libfabric::create_local(config, Box::new(Notes(told.clone())), ev).expect("libfabric is there");
-        Self { backend, told }
-    }
-
-    pub fn told(&self) -> Vec<Told> {
-        self.told.borrow().clone()
-    }
-
-    pub fn listen(&self) -> EndPointAddress {
-        self.listen_with(ConnectionParameters::default())
-    }
-
-    pub fn listen_with(&self, connection: ConnectionParameters) -> EndPointAddress {
-        let params = ConnectionParametersRecv { connection, ..Default::default() };
-        self.backend.open_listen_endpoint(&EndPointAddress::localhost(0), &params).expect("a port is free")
-    }
-
-    /// The counters of the only listener.
-    pub fn listener(&self) -> ListenerStats {
-        self.backend.listeners()[0].counters.snapshot()
-    }
-
-    /// Endpoints in the order in which they were established.
-    pub fn established(&self) -> Vec<Handle> {
-        let told = self.told.borrow();
-        told.iter().filter_map(|told| if let Told::Established(endpoint, _) = told { Some(*endpoint) } else { None }).collect()
-    }
-
-    pub fn closed(&self, endpoint: Handle) -> Option<(Vec<Completion>, ClosedReason)> {
-        let told = self.told.borrow();
-        told.iter().find_map(|told| match told {
-            Told::Closed(of, pending, reason) if *of == endpoint => Some((pending.clone(), *reason)),
-            _ => None,
-        })
-    }
-
-    pub fn refused(&self, endpoint: Handle) -> Option<RefusedReason> {
-        let told = self.told.borrow();
-        told.iter().find_map(|told| if let Told::Refused(of, reason) = told { (*of == endpoint).then_some(*reason) } else { None })
-    }
-
-    pub fn received(&self, endpoint: Handle) -> Vec<Vec<u8>> {
-        let told = self.told.borrow();
-        let of = |told: &Told| if let Told::Data(of, data) = told { (*of == endpoint).then(|| data.clone()) } else { None };
-        told.iter().filter_map(of).collect()
-    }
-
-    /// Keys that completed.
-    pub fn completed(&self, endpoint: Handle) -> Vec<u64> {
-        let told = self.told.borrow();
-        let of = |told: &Told| match told {
-            Told::Completed(of, completions) if *of == endpoint => completions.iter().map(|completion| completion.key).collect(),
-            _ => Vec::new(),
-        };
-        told.iter().flat_map(of).collect()
-    }
-
-    /// The keys of 0 to this have all come back, each once and in order: those that completed, then those pending.
-    #[track_caller]
-    pub fn check_keys(&self, endpoint: Handle, count: u64) {
-        let (pending, _) = self.closed(endpoint).expect("it was closed");
-        let mut keys = self.completed(endpoint);
-        keys.extend(pending.iter().map(|pending| pending.key));
-        assert_eq!(keys, (0..count).collect::<Vec<_>>());
-    }
-
-    #[track_caller]
-    pub fn send(&self, to: Handle, data: &[u8], key: u64) {
-        assert_eq!(self.backend.send_copy(to, data, &[], key), Ok(NetioStatus::Ok));
-    }
+pub fn node_with(ev: &EpollEventLoop, config: NetworkConfig) -> Node {
+    Node::new(|callbacks| netio3_libfabric::create_local(config, callbacks, ev))
 }
 
 /// No heartbeats; provider `tcp`.
 pub fn config() -> NetworkConfig {
     let rdma = RdmaParameters { provider: Some("tcp".into()), ..Default::default() };
     NetworkConfig { heartbeat_interval: Duration::ZERO, rdma, ..Default::default() }
-}
-
-impl Callbacks for Notes {
-    fn on_connection_established(&mut self, _: &dyn NetworkBackend, connection: &ConnectionInfo) {
-        self.0.borrow_mut().push(Told::Established(connection.endpoint, connection.direction));
-    }
-
-    fn on_connection_refused(&mut self, _: &dyn NetworkBackend, endpoint: Handle, _: &EndPointAddress, reason: RefusedReason) {
-        self.0.borrow_mut().push(Told::Refused(endpoint, reason));
-    }
-
-    fn on_connection_closed(
-        &mut self,
-        _: &dyn NetworkBackend,
-        endpoint: Handle,
-        _: &EndPointAddress,
-        pending: &[Completion],
-        reason: ClosedReason,
-    ) {
-        self.0.borrow_mut().push(Told::Closed(endpoint, pending.to_vec(), reason));
-    }
-
-    fn on_data(&mut self, _: &dyn NetworkBackend, from: Handle, _: &EndPointAddress, message: Message<'_>) {
-        self.0.borrow_mut().push(Told::Data(from, message.to_vec()));
-    }
-
-    fn on_send_completed(&mut self, _: &dyn NetworkBackend, endpoint: Handle, _: &EndPointAddress, completions: &[Completion]) {
-        self.0.borrow_mut().push(Told::Completed(endpoint, completions.to_vec()));
-    }
-
-    fn on_writable(&mut self, _: &dyn NetworkBackend, endpoint: Handle, _: &EndPointAddress) {
-        self.0.borrow_mut().push(Told::Writable(endpoint));
-    }
 }
 
 /// A hello of version 1, by the byte table: packets of 8 KiB, 16 credits, no heartbeats, messages up to 64 MiB.
@@ -536,7 +410,7 @@ pub struct Witness {
 impl Witness {
     #[track_caller]
     pub fn new(ev: &EpollEventLoop, server: &Node, address: EndPointAddress) -> Self {
-        let client = Node::new(ev);
+        let client = node(ev);
         let before = server.established().len();
         let out = client.backend.connect(&address, &ConnectionParameters::default()).expect("a connection is started");
         until(ev, &[], "the witness is established", || client.established().len() == 1 && server.established().len() > before);
