@@ -10,4 +10,5 @@ ci/docs.sh
 ci/features.sh
 ci/without-libfabric.sh
 ci/fabric-2.sh
+ci/verbs-vm.sh
 ci/test.sh
