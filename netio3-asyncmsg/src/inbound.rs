@@ -89,6 +89,8 @@ impl Inbound {
                 Ok(None)
             }
             Frame::Heartbeat => {
+                // Whatever comes after a pause, or a flood of these, is not read a head at a time.
+                self.last_len = 0;
                 *bytes = rest;
                 Ok(Some(Incoming::Heartbeat))
             }

@@ -81,3 +81,30 @@ fn after_spinning_it_sleeps() {
     run_until(&event_loop, || event_loop.counters().snapshot().wakeups >= 3);
     assert!(polled.get() > 3);
 }
+
+#[test]
+fn descriptors_are_read_although_polling_always_finds_something() {
+    let event_loop = event_loop();
+    event_loop.set_spin(LONG);
+    let turns = Count::default();
+    let count = turns.clone();
+    event_loop.add_source(Box::new(Probe {
+        poll: Box::new(move |_, _| {
+            count.add();
+            Next::Again
+        }),
+        ..Probe::default()
+    }));
+    let (a, mut b) = pair();
+    let bytes = Count::default();
+    let count = bytes.clone();
+    event_loop
+        .add_fd(a, Interest::Readable, move |_, socket, _| {
+            (0..drain(socket)).for_each(|_| count.add());
+            Next::Wait
+        })
+        .unwrap();
+    b.write_all(b"x").unwrap();
+    run_until(&event_loop, || bytes.get() == 1);
+    assert!(turns.get() < 20, "{} turns", turns.get());
+}

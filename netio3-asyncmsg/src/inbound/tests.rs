@@ -139,6 +139,8 @@ fn reads_end_where_frames_like_the_last_one_would() {
     assert_eq!(fed(hello_len + 100 + 5_008), HEAD_LEN, "a longer one is read into its own memory");
     assert_eq!(fed(hello_len + 100 + 5_011), HEAD_LEN - 3);
     assert_eq!(fed(stream.len()), 990, "55 frames of 18 bytes");
+    let beat = encode(&[Owned::Hello(hello()), Owned::Message(content(5_000)), Owned::Heartbeat]);
+    assert_eq!(decode([&beat[..]]).expect("it is whole").1.read_len(LIMIT), LIMIT, "behind a heartbeat anything may come");
 }
 
 #[test]

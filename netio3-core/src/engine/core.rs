@@ -290,6 +290,8 @@ impl<T: Transport> Engine<T> {
             return self.drop_stranger(connection);
         }
         connection.state.set(state);
+        // It may be a while until a device frees it, and nothing is accepted any more.
+        self.end_grant(connection);
         self.set_deadline(connection, None);
         if self.transport.release(self, connection, how) == Freed::AtOnce {
             self.freed(connection);

@@ -140,7 +140,7 @@ impl Ledger {
 
     /// Lets up to so much more be accepted without a look at any limit, as far as its own limits go; gives how much.
     pub(crate) fn grant(&mut self, more: Amount) -> Amount {
-        let more = more.min((self.told + self.limit).saturating_sub(self.accepted));
+        let more = more.min(self.limit.saturating_sub(self.accepted - self.told));
         self.granted = self.accepted + more;
         more
     }
@@ -334,6 +334,15 @@ mod tests {
         push(&mut ledger, 3, 5_000);
         assert_eq!(ledger.grant(Amount { messages: 50, bytes: 1_000 }), Amount::default(), "an oversized one used more than there is");
         assert_eq!(ledger.end_grant(), Amount::default());
+    }
+
+    #[test]
+    fn a_queue_without_limits_is_granted_room_however_much_was_told() {
+        let mut ledger = ledger(usize::MAX, usize::MAX);
+        push(&mut ledger, 1, 10);
+        ledger.complete_messages(1, &mut RegionTable::new(0, false));
+        assert_eq!(keys(&mut ledger), [1]);
+        assert_eq!(ledger.grant(Amount { messages: 5, bytes: 50 }), Amount { messages: 5, bytes: 50 });
     }
 
     #[test]
