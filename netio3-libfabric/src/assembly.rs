@@ -64,7 +64,7 @@ impl Assembly {
     }
 
     /// Copies what has landed, since what follows does not lie behind it.
-    pub(crate) fn move_out(&mut self) {
+    fn move_out(&mut self) {
         if let Some(slab) = self.slab.take() {
             self.memory.extend_from_slice(slab.span(&self.landed, HEAD_LEN, self.got.min(self.expected)));
             self.spent.append(&mut self.landed);
@@ -99,7 +99,7 @@ impl Assembly {
 
     /// The message was handed out.
     pub(crate) fn end(&mut self) {
-        self.expected = 0;
+        (self.expected, self.got) = (0, 0);
         self.memory.clear();
         self.slab = None;
         self.spent.append(&mut self.landed);

@@ -355,7 +355,7 @@ impl Queue {
 }
 
 /// Receives of a connection, at least: one for data and those for control.
-const LEAST_RECEIVES: u16 = 1 + CONTROL_RECEIVES;
+pub(crate) const LEAST_RECEIVES: u16 = 1 + CONTROL_RECEIVES;
 /// ENOBUFS.
 const NO_BUFFERS: i32 = 105;
 /// Memory of ended connections that is kept.

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use netio3_core::{EndPointAddress, MemoryRegion, Remote};
 
-use crate::devices::{Device, Devices, Net, Queue, Registered};
+use crate::devices::{Device, Devices, LEAST_RECEIVES, Net, Queue, Registered};
 use crate::fabric::{Direction, Endpoint, FabricError, Info, PassiveEndpoint, Posted};
 use crate::link::{Body, SharedEndpoint};
 use crate::receiving::Receiving;
 use crate::sending::Sending;
 use crate::slab::{Layout, Slab};
-use crate::wire::{CONTROL_RECEIVES, HELLO_LEN};
+use crate::wire::{CONTROL_RECEIVES, CREDITS_AT, HELLO_LEN};
 
 /// Something to be done.
 pub(crate) enum Job {
@@ -132,7 +132,9 @@ fn work(devices: &Devices, jobs: &Receiver<Job>, tell: &Sender<Done>, remote: &d
 /// Ends an endpoint; the device touches its memory no more afterwards.
 pub(crate) fn close(body: &mut Body) {
     end(&body.endpoint);
+    // Here, since taking memory from the device may block.
     body.registered.clear();
+    body.receiving.drop_areas();
     body.queue.unreserve(body.reserved());
     body.queue.device.take_back(body.slab.layout());
 }
@@ -146,20 +148,37 @@ pub(crate) fn end(endpoint: &SharedEndpoint) {
     }
 }
 
-fn connect(devices: &Devices, id: u64, address: EndPointAddress, source: Option<IpAddr>, hello: &[u8], layout: Layout) -> io::Result<Body> {
+fn connect(
+    devices: &Devices,
+    id: u64,
+    address: EndPointAddress,
+    source: Option<IpAddr>,
+    hello: &[u8; HELLO_LEN],
+    layout: Layout,
+) -> io::Result<Body> {
     let info = devices.info(address.into(), false, source)?;
     let net = devices.net(&info)?;
     let device = devices.device(&net, &info)?;
     let mut body = open(&device, id, &info, layout)?;
-    finish(&mut body, |endpoint| endpoint.connect(address.into(), hello))?;
+    let hello = with_credits(hello, &body);
+    finish(&mut body, |endpoint| endpoint.connect(address.into(), &hello))?;
     Ok(body)
 }
 
-fn accept(devices: &Devices, id: u64, net: &Arc<Net>, info: &Info, hello: &[u8], layout: Layout) -> Result<Body, FabricError> {
+fn accept(devices: &Devices, id: u64, net: &Arc<Net>, info: &Info, hello: &[u8; HELLO_LEN], layout: Layout) -> Result<Body, FabricError> {
     let device = devices.device(net, info)?;
     let mut body = open(&device, id, info, layout)?;
-    finish(&mut body, |endpoint| endpoint.accept(hello))?;
+    let hello = with_credits(hello, &body);
+    finish(&mut body, |endpoint| endpoint.accept(&hello))?;
     Ok(body)
+}
+
+/// The hello with as many credits as there are receives: fewer than asked for, where the device allows fewer or they
+/// are shared.
+fn with_credits(hello: &[u8; HELLO_LEN], body: &Body) -> [u8; HELLO_LEN] {
+    let mut hello = *hello;
+    hello[CREDITS_AT].copy_from_slice(&body.receiving.credits().to_le_bytes());
+    hello
 }
 
 fn finish(body: &mut Body, start: impl FnOnce(&Endpoint) -> Result<(), FabricError>) -> Result<(), FabricError> {
@@ -169,7 +188,8 @@ fn finish(body: &mut Body, start: impl FnOnce(&Endpoint) -> Result<(), FabricErr
 
 /// An endpoint with its receives posted, so that nothing arrives in vain.
 fn open(device: &Arc<Device>, id: u64, info: &Info, layout: Layout) -> Result<Body, FabricError> {
-    let wanted = Layout { receives: layout.receives.min(u16::try_from(info.rx_size()).unwrap_or(u16::MAX)), ..layout };
+    let allowed = u16::try_from(info.rx_size()).unwrap_or(u16::MAX).max(LEAST_RECEIVES);
+    let wanted = Layout { receives: layout.receives.min(allowed), ..layout };
     let layout = device.deal(wanted)?;
     // More than the peer's credits can hardly be on its way at once.
     let depth = info.tx_size().min(2 * usize::from(wanted.receives)).max(4);

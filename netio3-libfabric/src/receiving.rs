@@ -138,6 +138,18 @@ impl Receiving {
         self.areas.push(Area { slab, first, free: slots.into_iter().map(Some).collect(), next });
     }
 
+    /// How many data packets the peer was told that it may send.
+    pub(crate) fn credits(&self) -> u16 {
+        self.credits
+    }
+
+    /// Gives up all memory but the connection's slab, nothing being posted any more.
+    pub(crate) fn drop_areas(&mut self) {
+        self.packets.clear();
+        self.assembly = Assembly::default();
+        self.areas.clear();
+    }
+
     /// The memory that a slot lies in, `slab` being the connection's.
     pub(crate) fn memory_of<'a>(&'a self, slot: &Slot, slab: &'a Arc<Slab>) -> &'a Arc<Slab> {
         match usize::from(slot.area()).checked_sub(1) {
@@ -223,9 +235,6 @@ impl Receiving {
                 self.in_use -= 1;
                 self.give_back(slot);
                 self.owed_control += u8::from(kind != Kind::Credits);
-                // What follows does not lie behind what is here, whose slots are needed.
-                self.assembly.move_out();
-                self.take_spent();
             }
             kind => {
                 let area = (slot.area() > 0).then(|| self.memory_of(&slot, slab).clone());
@@ -304,7 +313,7 @@ impl Receiving {
                         count += 1;
                     }
                 }
-                Some(Kind::First(_)) => count += 1,
+                Some(Kind::First(_)) if !packet.cursor.done => count += 1,
                 _ => {}
             }
             self.handled(packet);
@@ -319,10 +328,13 @@ impl Area {
         parts + usize::from(receives) <= self.free.len()
     }
 
+    /// The next slot that is not in use. There is one: what is kept and what is posted or not handled are fewer
+    /// together; only their order is not that of the slots, when control packets come between those that wait.
     fn take_next(&mut self) -> Option<Slot> {
-        let slot = self.free[self.next].take()?;
-        self.next = (self.next + 1) % self.free.len();
-        Some(slot)
+        let count = self.free.len();
+        let place = (self.next..self.next + count).map(|place| place % count).find(|place| self.free[*place].is_some())?;
+        self.next = (place + 1) % count;
+        self.free[place].take()
     }
 }
 

@@ -412,7 +412,7 @@ impl Sending {
     /// The built packet was posted; gives nothing back until it has left. The tag names it.
     pub(crate) fn posted(&mut self) {
         let Some(built) = self.built.take() else { return };
-        self.waiting = self.waiting.saturating_sub(built.len.saturating_sub(HEAD_LEN));
+        self.waiting = self.waiting.saturating_sub(built.waited());
         if self.is_empty() {
             self.waiting = 0;
         }

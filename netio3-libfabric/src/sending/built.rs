@@ -3,7 +3,7 @@
 use super::MAX_PIECES;
 use crate::fabric::Desc;
 use crate::slab::{Slab, Slot};
-use crate::wire::{HEAD_LEN, Head, Kind};
+use crate::wire::{HEAD_LEN, Head, Kind, LEN_LEN};
 
 /// Memory of one packet.
 pub(super) enum Memory {
@@ -42,6 +42,16 @@ impl Built {
     pub(super) fn add_memory(&mut self, slab: &Slab, at: usize, len: usize) {
         if let Some((start, desc)) = self.memory.as_ref().map(|memory| memory.start(slab)) {
             self.add(start + at, len, desc);
+        }
+    }
+
+    /// How many of the bytes are in it that [`Sending::push`](super::Sending::push) counted.
+    pub(super) fn waited(&self) -> usize {
+        match self.kind {
+            // The length of the message was counted and is in the head.
+            Some(Kind::First(_)) => self.len - HEAD_LEN + LEN_LEN,
+            Some(_) => self.len - HEAD_LEN,
+            None => self.len,
         }
     }
 

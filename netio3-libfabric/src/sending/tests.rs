@@ -311,3 +311,26 @@ fn long_messages_are_put_together_where_they_land() {
     // Out of step with the area's end until another one comes between.
     assert!([false; 9].map(&mut in_place).iter().filter(|landed| **landed).count() >= 5);
 }
+
+#[test]
+fn receives_go_on_behind_packets_that_wait() {
+    let packet_len = 600;
+    let slab = Arc::new(Slab::unregistered(Layout { packet_len, receives: 6, sends: 0, heads: 0 }));
+    let mut receiving = Receiving::new(slab.cut().receives, 2);
+    receiving.add_area(Arc::new(Slab::unregistered(Layout { packet_len, receives: 9, sends: 0, heads: 0 })), 1_500);
+    let beat = Head { kind: Kind::Heartbeat, credits: 0, control: 0 }.encode();
+    // One message waits, as behind a pause, and a long one is under way.
+    let index = arrive(&mut receiving, &Head { kind: Kind::Messages, credits: 0, control: 0 }.encode(), &slab);
+    receiving.arrived(index, HEAD_LEN, &slab).expect("a good packet");
+    let mut first = vec![7; packet_len];
+    first[..HEAD_LEN].copy_from_slice(&Head { kind: Kind::First(1_500), credits: 0, control: 0 }.encode());
+    let index = arrive(&mut receiving, &first, &slab);
+    receiving.arrived(index, packet_len, &slab).expect("a good packet");
+    for _ in 0..50 {
+        let index = arrive(&mut receiving, &beat, &slab);
+        receiving.arrived(index, HEAD_LEN, &slab).expect("a good packet");
+        receiving.take_owed();
+    }
+    let posted = std::iter::from_fn(|| receiving.next_free()).count();
+    assert_eq!(posted, 4, "all but the two that wait");
+}

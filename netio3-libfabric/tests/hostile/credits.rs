@@ -89,3 +89,23 @@ fn goodbyes_that_cross_end_in_farewells() {
     assert_eq!(server.until_closed(&[&peer], endpoint), (0, ClosedReason::Local));
     server.check();
 }
+
+#[test]
+fn who_is_dealt_fewer_receives_tells_of_no_more_credits() {
+    let Some(_beside) = beside_others() else { return };
+    // Half of what the witness leaves: six of twelve, of which five are for control.
+    let rdma = RdmaParameters { receives: 7, shared_receives: Some(24), ..config().rdma };
+    let server = Server::with(NetworkConfig { rdma, ..config() }, ConnectionParameters::default());
+    let (peer, endpoint) = server.greeted();
+    let answer = peer.answer().expect("it is connected");
+    assert_eq!(answer[20..22], [1, 0]);
+    for n in 1..=5 {
+        peer.send(&Packet::messages(&[b"one"]));
+        server.until(&[&peer], "its credit comes back", || peer.arrived().len() == n);
+        assert_eq!(peer.arrived()[n - 1], Packet::credits(1, 0));
+    }
+    assert_eq!(server.node.received(endpoint).len(), 5);
+    peer.die();
+    server.until_closed(&[&peer], endpoint);
+    server.check();
+}
