@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 
-use netio3_core::engine::{Assembled, Connection, Engine, Reception, Release, State, Upcalls};
+use netio3_core::engine::{Assembled, Brought, Connection, Engine, Reception, Release, State, Upcalls};
 use netio3_core::{Budget, ClosedReason, Message, Next};
 
 use crate::hello::{Hello, VERSIONS};
@@ -21,14 +21,6 @@ pub(crate) struct ReadBuffer(Box<[u8]>);
 const READ_LEN: usize = 128 << 10;
 /// Room in front for the beginning of a head or hello that an earlier read brought; hellos are shorter.
 const PREFIX_LEN: usize = 1 << 10;
-
-/// What a piece of the stream brought.
-#[derive(Default)]
-struct Brought {
-    messages: usize,
-    bytes: usize,
-    discarded: u64,
-}
 
 impl<N: Net> Tcp<N> {
     /// Reads until the socket is empty, the budget spent, or the connection does not receive.
@@ -172,15 +164,10 @@ impl<N: Net> Tcp<N> {
                 break;
             }
             match inbound.next(&mut bytes) {
-                Ok(Some(Incoming::Message(message))) if mode == Reception::Deliver => {
-                    brought.messages += 1;
-                    brought.bytes += message.len();
-                    if !up.data(connection, Message::borrowed(message, &connection.meter)) {
+                Ok(Some(Incoming::Message(message))) => {
+                    if brought.take(mode, message.len()) && !up.data(connection, Message::borrowed(message, &connection.meter)) {
                         mode = engine.reception(connection);
                     }
-                }
-                Ok(Some(Incoming::Message(_))) => {
-                    brought.discarded += 1;
                 }
                 Ok(Some(Incoming::Heartbeat)) => connection.counters.heartbeats_received.add(1),
                 Ok(Some(Incoming::Goodbye)) => {
@@ -204,7 +191,7 @@ impl<N: Net> Tcp<N> {
         }
         let held = inbound.held();
         drop(inbound);
-        self.count(engine, connection, &brought);
+        engine.count_brought(connection, brought);
         budget.spend(brought.messages, fed - rest);
         if !connection.is_over() && !self.count_memory(engine, connection, held) {
             engine.finish(connection, ClosedReason::Limit, Release::Reset);
@@ -224,7 +211,7 @@ impl<N: Net> Tcp<N> {
         } else {
             brought.discarded = 1;
         }
-        self.count(engine, connection, &brought);
+        engine.count_brought(connection, brought);
         budget.spend(1, 0);
         let mut inbound = connection.link.inbound.borrow_mut();
         // Memory kept for the next message must not use up the limit that others assemble within.
@@ -236,13 +223,6 @@ impl<N: Net> Tcp<N> {
         self.count_memory(engine, connection, held);
         if held > 0 {
             engine.trim_later(connection);
-        }
-    }
-
-    fn count(&self, engine: &Engine<Self>, connection: &Conn<N>, brought: &Brought) {
-        engine.count_received(connection, brought.messages, brought.bytes);
-        if brought.discarded > 0 {
-            engine.count_discarded(connection, brought.discarded);
         }
     }
 

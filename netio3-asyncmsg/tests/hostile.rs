@@ -34,7 +34,7 @@ impl Server {
         let ev = EpollEventLoop::new().expect("descriptors are left");
         let node = util::node_with(&ev, config);
         let address = node.listen_with(params);
-        let witness = Witness::new(&ev, &node, address);
+        let witness = Witness::new(&ev, util::node(&ev), &node, address);
         Self { ev, node, address, witness }
     }
 

@@ -15,7 +15,7 @@ pub(crate) struct Assembly {
     /// Bytes that have come.
     got: usize,
     memory: Vec<u8>,
-    /// The slots that its parts fill, and the memory they are in. With none, the parts are in `memory`.
+    /// The slots that its parts fill, and the memory they are in. Without it the parts are in `memory`.
     landed: Vec<Slot>,
     slab: Option<Arc<Slab>>,
     /// Its first part filled its slot, so that such messages can be put together in place.
@@ -33,9 +33,9 @@ impl Assembly {
         }
         (self.expected, self.got) = (total, 0);
         self.memory.clear();
-        self.slab = slab.cloned();
         self.fills = slot.as_ref().is_some_and(|slot| HEAD_LEN + part.len() == slot.capacity());
-        self.landed.extend(slot.take_if(|_| slab.is_some() && self.fills));
+        self.slab = slab.filter(|_| self.fills).cloned();
+        self.landed.extend(slot.take_if(|_| self.slab.is_some()));
         self.add(part)
     }
 
@@ -57,7 +57,7 @@ impl Assembly {
             return Err(Broken::Length);
         }
         self.got += part.len();
-        if self.landed.is_empty() {
+        if self.slab.is_none() {
             self.memory.extend_from_slice(part);
         }
         Ok(self.got == self.expected)
@@ -66,7 +66,7 @@ impl Assembly {
     /// Copies what has landed, since what follows does not lie behind it.
     fn move_out(&mut self) {
         if let Some(slab) = self.slab.take() {
-            self.memory.extend_from_slice(slab.span(&self.landed, HEAD_LEN, self.got.min(self.expected)));
+            self.memory.extend_from_slice(slab.span(&self.landed, HEAD_LEN, self.got));
             self.spent.append(&mut self.landed);
         }
     }
@@ -83,13 +83,12 @@ impl Assembly {
 
     /// The message, if it lies where it landed.
     pub(crate) fn landed(&self) -> Option<&[u8]> {
-        let slab = self.slab.as_ref().filter(|_| !self.landed.is_empty())?;
-        Some(slab.span(&self.landed, HEAD_LEN, self.expected))
+        self.slab.as_ref().map(|slab| slab.span(&self.landed, HEAD_LEN, self.expected))
     }
 
     /// Whether the message was copied for want of memory to land in.
     pub(crate) fn wants_area(&self) -> bool {
-        self.fills && self.slab.is_none() && self.landed.is_empty()
+        self.fills && self.slab.is_none()
     }
 
     /// The message, if it was copied.

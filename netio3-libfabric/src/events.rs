@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use netio3_core::engine::{Engine, Reception, Release, State, Upcalls};
 use netio3_core::{Budget, ClosedReason, Direction, EndPointAddress, Next, RefusedReason};
-
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::devices::Net;
@@ -224,7 +223,7 @@ impl Rdma {
         let Some(listener) = token.and_then(|token| engine.listener_at(token)) else { return };
         let own = self.hello(engine);
         let refuse = |info: Info, verdict: RefusedReason| {
-            let hello = Hello { verdict: Err(verdict), ..own }.encode();
+            let hello = Hello { verdict: Err(verdict), ..own };
             self.ask(Job::Refuse { passive: listener.link.passive.clone(), info, hello });
         };
         let hello = match Hello::decode(data) {
@@ -256,7 +255,7 @@ impl Rdma {
         match verdict {
             Ok(version) => {
                 let id = connection.link.id;
-                let hello = Hello { versions: (version, version), ..own }.encode();
+                let hello = Hello { versions: (version, version), ..own };
                 self.ask(Job::Accept { id, net: net.clone(), info, hello, layout: self.layout() });
             }
             Err(reason) => {

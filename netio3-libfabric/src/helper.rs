@@ -16,7 +16,7 @@ use crate::link::{Body, SharedEndpoint};
 use crate::receiving::Receiving;
 use crate::sending::Sending;
 use crate::slab::{Layout, Slab};
-use crate::wire::{CONTROL_RECEIVES, CREDITS_AT, HELLO_LEN};
+use crate::wire::{CONTROL_RECEIVES, Hello};
 
 /// Something to be done.
 pub(crate) enum Job {
@@ -24,20 +24,20 @@ pub(crate) enum Job {
         id: u64,
         address: EndPointAddress,
         source: Option<IpAddr>,
-        hello: [u8; HELLO_LEN],
+        hello: Hello,
         layout: Layout,
     },
     Accept {
         id: u64,
         net: Arc<Net>,
         info: Info,
-        hello: [u8; HELLO_LEN],
+        hello: Hello,
         layout: Layout,
     },
     Refuse {
         passive: Arc<PassiveEndpoint>,
         info: Info,
-        hello: [u8; HELLO_LEN],
+        hello: Hello,
     },
     /// Makes memory of a connection's known to its device.
     Register {
@@ -98,7 +98,7 @@ fn work(devices: &Devices, jobs: &Receiver<Job>, tell: &Sender<Done>, remote: &d
                 Done::Opened { id, result: accept(devices, id, &net, &info, &hello, layout).map(Box::new).map_err(Into::into) }
             }
             Job::Refuse { passive, info, hello } => {
-                if let Err(error) = passive.reject(info, &hello) {
+                if let Err(error) = passive.reject(info, &hello.encode()) {
                     tracing::debug!(%error, "cannot refuse a peer");
                 }
                 continue;
@@ -153,7 +153,7 @@ fn connect(
     id: u64,
     address: EndPointAddress,
     source: Option<IpAddr>,
-    hello: &[u8; HELLO_LEN],
+    hello: &Hello,
     layout: Layout,
 ) -> io::Result<Body> {
     let info = devices.info(address.into(), false, source)?;
@@ -161,24 +161,22 @@ fn connect(
     let device = devices.device(&net, &info)?;
     let mut body = open(&device, id, &info, layout)?;
     let hello = with_credits(hello, &body);
-    finish(&mut body, |endpoint| endpoint.connect(address.into(), &hello))?;
+    finish(&mut body, |endpoint| endpoint.connect(address.into(), &hello.encode()))?;
     Ok(body)
 }
 
-fn accept(devices: &Devices, id: u64, net: &Arc<Net>, info: &Info, hello: &[u8; HELLO_LEN], layout: Layout) -> Result<Body, FabricError> {
+fn accept(devices: &Devices, id: u64, net: &Arc<Net>, info: &Info, hello: &Hello, layout: Layout) -> Result<Body, FabricError> {
     let device = devices.device(net, info)?;
     let mut body = open(&device, id, info, layout)?;
     let hello = with_credits(hello, &body);
-    finish(&mut body, |endpoint| endpoint.accept(&hello))?;
+    finish(&mut body, |endpoint| endpoint.accept(&hello.encode()))?;
     Ok(body)
 }
 
 /// The hello with as many credits as there are receives: fewer than asked for, where the device allows fewer or they
 /// are shared.
-fn with_credits(hello: &[u8; HELLO_LEN], body: &Body) -> [u8; HELLO_LEN] {
-    let mut hello = *hello;
-    hello[CREDITS_AT].copy_from_slice(&body.receiving.credits().to_le_bytes());
-    hello
+fn with_credits(hello: &Hello, body: &Body) -> Hello {
+    Hello { credits: body.receiving.credits(), ..*hello }
 }
 
 fn finish(body: &mut Body, start: impl FnOnce(&Endpoint) -> Result<(), FabricError>) -> Result<(), FabricError> {

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use netio3_core::engine::{Assembled, Engine, Reception, Release, Upcalls};
+use netio3_core::engine::{Assembled, Brought, Engine, Reception, Release, Upcalls};
 use netio3_core::{Budget, ClosedReason, Message, Next, RefusedReason};
 
 use crate::helper::{self, Job};
@@ -59,13 +59,14 @@ impl Rdma {
     ) -> Option<Next> {
         let link = &connection.link;
         // Kept apart while callbacks run: the body may be borrowed by what they call.
-        let take = |body: &mut Body| (packet.memory(&body.slab).clone(), std::mem::take(&mut body.receiving.assembly));
+        let take = |body: &mut Body| {
+            let memory = packet.slot.as_ref().map_or(&body.slab, |slot| body.receiving.memory_of(slot, &body.slab)).clone();
+            (memory, std::mem::take(&mut body.receiving.assembly))
+        };
         let (slab, mut assembly) = link.body.borrow_mut().as_mut().map(take)?;
-        let bytes = packet.slot.as_ref().map_or(&[][..], |slot| slab.filled(slot, packet.cursor.len));
+        let bytes = packet.slot.as_ref().map(|slot| slab.filled(slot, packet.cursor.len)).unwrap_or_default();
         let max_len = engine.config.max_message_len;
-        let mut messages = 0;
-        let mut received = 0;
-        let mut discarded = 0;
+        let mut brought = Brought::default();
         let mut held = None;
         let mut mode = engine.reception(connection);
         loop {
@@ -97,9 +98,7 @@ impl Rdma {
                         self.ask_for_area(engine, connection, len, slab.layout().packet_len);
                     }
                     budget.spend(1, len);
-                    if mode == Reception::Deliver {
-                        messages += 1;
-                        received += len;
+                    if brought.take(mode, len) {
                         let goes_on = match assembly.landed() {
                             Some(message) => up.data(connection, Message::borrowed(message, &connection.meter)),
                             None => {
@@ -110,21 +109,13 @@ impl Rdma {
                         if !goes_on {
                             mode = engine.reception(connection);
                         }
-                    } else {
-                        discarded += 1;
                     }
                     assembly.end();
                 }
                 Ok((Found::Message(message), _)) => {
                     budget.spend(1, message.len());
-                    if mode == Reception::Deliver {
-                        messages += 1;
-                        received += message.len();
-                        if !up.data(connection, Message::borrowed(message, &connection.meter)) {
-                            mode = engine.reception(connection);
-                        }
-                    } else {
-                        discarded += 1;
+                    if brought.take(mode, message.len()) && !up.data(connection, Message::borrowed(message, &connection.meter)) {
+                        mode = engine.reception(connection);
                     }
                 }
                 Ok((Found::Goodbye, _)) => {
@@ -146,10 +137,7 @@ impl Rdma {
                 break;
             }
         }
-        engine.count_received(connection, messages, received);
-        if discarded > 0 {
-            engine.count_discarded(connection, discarded);
-        }
+        engine.count_brought(connection, brought);
         let memory = assembly.held();
         if let Some(body) = &mut *link.body.borrow_mut() {
             body.receiving.assembly = assembly;

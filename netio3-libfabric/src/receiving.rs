@@ -49,8 +49,6 @@ pub(crate) struct Packet {
     /// Until it is kept for a message.
     pub(crate) slot: Option<Slot>,
     pub(crate) cursor: Cursor,
-    /// The memory it lies in, if that is not the connection's slab.
-    pub(crate) area: Option<Arc<Slab>>,
 }
 
 /// How far a packet was handled.
@@ -152,15 +150,17 @@ impl Receiving {
 
     /// The memory that a slot lies in, `slab` being the connection's.
     pub(crate) fn memory_of<'a>(&'a self, slot: &Slot, slab: &'a Arc<Slab>) -> &'a Arc<Slab> {
-        match usize::from(slot.area()).checked_sub(1) {
-            Some(area) => &self.areas[area].slab,
-            None => slab,
-        }
+        self.area_of(slot).map_or(slab, |area| &self.areas[area].slab)
+    }
+
+    /// The place of the area that a slot is in, if that is not the connection's slab.
+    fn area_of(&self, slot: &Slot) -> Option<usize> {
+        usize::from(slot.area()).checked_sub(1)
     }
 
     /// Where a message of this length may be put together in place that begins in a slot.
     pub(crate) fn landing(&self, slot: &Slot, len: usize) -> Option<&Arc<Slab>> {
-        let area = &self.areas[usize::from(slot.area()).checked_sub(1)?];
+        let area = &self.areas[self.area_of(slot)?];
         area.holds(parts(len, slot.capacity()), self.receives).then_some(&area.slab)
     }
 
@@ -194,8 +194,8 @@ impl Receiving {
     }
 
     /// A slot is not needed any more.
-    pub(crate) fn give_back(&mut self, slot: Slot) {
-        match usize::from(slot.area()).checked_sub(1).map(|area| &mut self.areas[area]) {
+    fn give_back(&mut self, slot: Slot) {
+        match self.area_of(&slot).map(|area| &mut self.areas[area]) {
             Some(area) => {
                 let place = usize::from(slot.index() - area.first);
                 area.free[place] = Some(slot);
@@ -223,8 +223,10 @@ impl Receiving {
             self.coming = (total as usize).checked_sub(len - HEAD_LEN).ok_or(Broken::Length)?;
         }
         if head.kind == Kind::Credits {
-            // Needs none, and would be endless if it told of nothing.
-            (head.credits > 0 || head.control > 0).then_some(()).ok_or(Broken::Credits)?;
+            // It needs none. If it told of nothing there could be any number of them.
+            if head.credits == 0 && head.control == 0 {
+                return Err(Broken::Credits);
+            }
         } else if head.kind.is_control() {
             self.granted_control = self.granted_control.checked_sub(1).ok_or(Broken::Credits)?;
         } else {
@@ -237,16 +239,15 @@ impl Receiving {
                 self.owed_control += u8::from(kind != Kind::Credits);
             }
             kind => {
-                let area = (slot.area() > 0).then(|| self.memory_of(&slot, slab).clone());
                 let (kind, at) = if is_part { (None, 0) } else { (Some(kind), HEAD_LEN) };
-                self.packets.push_back(Packet { slot: Some(slot), cursor: Cursor { kind, len, at, done: false }, area });
+                self.packets.push_back(Packet { slot: Some(slot), cursor: Cursor { kind, len, at, done: false } });
             }
         }
         Ok(head)
     }
 
     /// Takes slots back that the message being put together does not need any more.
-    pub(crate) fn take_spent(&mut self) {
+    fn take_spent(&mut self) {
         while let Some(slot) = self.assembly.take_spent() {
             self.give_back(slot);
         }
@@ -307,8 +308,8 @@ impl Receiving {
         while let Some(mut packet) = self.packets.pop_front() {
             match packet.cursor.kind {
                 Some(Kind::Messages) => {
-                    let bytes = packet.memory(slab).clone();
-                    let bytes = packet.slot.as_ref().map_or(&[][..], |slot| bytes.filled(slot, packet.cursor.len));
+                    let bytes = packet.slot.as_ref().map(|slot| self.memory_of(slot, slab).filled(slot, packet.cursor.len));
+                    let bytes = bytes.unwrap_or_default();
                     while let Ok(Found::Message(_)) = packet.cursor.next(bytes, max_len) {
                         count += 1;
                     }
@@ -335,13 +336,6 @@ impl Area {
         let place = (self.next..self.next + count).map(|place| place % count).find(|place| self.free[*place].is_some())?;
         self.next = (place + 1) % count;
         self.free[place].take()
-    }
-}
-
-impl Packet {
-    /// The memory it lies in, `slab` being the connection's.
-    pub(crate) fn memory<'a>(&'a self, slab: &'a Arc<Slab>) -> &'a Arc<Slab> {
-        self.area.as_ref().unwrap_or(slab)
     }
 }
 

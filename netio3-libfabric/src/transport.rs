@@ -237,7 +237,7 @@ impl Transport for Rdma {
 
     fn adopt(&self, engine: &Engine<Self>, token: usize, dialing: Dialing, _params: &ConnectionParameters) -> io::Result<Link> {
         let id = self.ids.borrow_mut().add(token);
-        let hello = self.hello(engine).encode();
+        let hello = self.hello(engine);
         self.ask(Job::Connect { id, address: dialing.address, source: dialing.source, hello, layout: self.layout() });
         Ok(Link::new(id, Stage::Making, None))
     }

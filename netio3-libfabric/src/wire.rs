@@ -10,8 +10,6 @@ use netio3_core::RefusedReason;
 pub(crate) const VERSIONS: (u8, u8) = (1, 1);
 /// Bytes of a hello, and at most as many bytes of private data are needed.
 pub(crate) const HELLO_LEN: usize = 48;
-/// Where a hello tells of its credits.
-pub(crate) const CREDITS_AT: std::ops::Range<usize> = 20..22;
 /// Bytes of a packet's head.
 pub(crate) const HEAD_LEN: usize = 8;
 /// Bytes before each message of a packet: its length.

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use netio3_asyncmsg::Frame;
-pub use netio3_core::conformance::{Noted as Node, Told};
+pub use netio3_core::conformance::{Noted as Node, Told, Witness};
 use netio3_core::{ConnectionParameters, EndPointAddress, Endpoint, EventLoop, NetworkConfig};
 use netio3_evloop::EpollEventLoop;
 
@@ -123,40 +123,5 @@ impl Bare {
     /// Ends the stream of this side.
     pub fn shutdown(&self) -> io::Result<()> {
         self.socket.shutdown(std::net::Shutdown::Write)
-    }
-}
-
-/// A connection between two nodes that must not notice anything.
-pub struct Witness {
-    pub client: Node,
-    out: Endpoint,
-    back: Endpoint,
-    count: u64,
-}
-
-impl Witness {
-    #[track_caller]
-    pub fn new(ev: &EpollEventLoop, server: &Node, address: EndPointAddress) -> Self {
-        let client = node(ev);
-        let before = server.established().len();
-        let out = client.backend.connect(&address, &ConnectionParameters::default()).expect("a connection is started");
-        until(ev, "the witness is established", || client.established().len() == 1 && server.established().len() > before);
-        let mut witness = Self { client, out, back: server.established()[before], count: 0 };
-        witness.testify(ev, server);
-        witness
-    }
-
-    /// One more message each way.
-    #[track_caller]
-    pub fn testify(&mut self, ev: &EpollEventLoop, server: &Node) {
-        self.count += 1;
-        let text = format!("message {}", self.count).into_bytes();
-        self.client.send(self.out, &text, self.count);
-        server.send(self.back, &text, self.count);
-        until(ev, "the witness goes on", || {
-            server.received(self.back).len() as u64 == self.count && self.client.received(self.out).len() as u64 == self.count
-        });
-        assert_eq!(server.received(self.back).last(), Some(&text));
-        assert_eq!(self.client.received(self.out).last(), Some(&text));
     }
 }

@@ -53,7 +53,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub use harness::Harness;
-pub use noted::{Noted, Told};
+pub use noted::{Noted, Told, Witness};
 
 use check::Broken;
 use journal::{Journal, SharedJournal};

@@ -1,7 +1,9 @@
-//! A backend that notes what it is told, for tests of what is particular to one.
+//! A backend that notes what it is told, for tests of what is particular to one, and a connection that must not be
+//! disturbed meanwhile.
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::address::EndPointAddress;
 use crate::backend::NetworkBackend;
@@ -9,9 +11,13 @@ use crate::callbacks::{Callbacks, ConnectionInfo};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::endpoint::Endpoint;
 use crate::error::CreateError;
+use crate::event_loop::EventLoop;
 use crate::message::Message;
 use crate::stats::ListenerStats;
 use crate::status::{ClosedReason, Completion, Direction, NetioStatus, RefusedReason};
+
+/// Long enough for a machine that is busy otherwise; reached only by failing tests.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// What a backend told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,4 +166,45 @@ impl Callbacks for Notes {
     fn on_writable(&mut self, _: &dyn NetworkBackend, endpoint: Endpoint, _: &EndPointAddress) {
         self.0.borrow_mut().push(Told::Writable(endpoint));
     }
+}
+
+/// A connection between two nodes that must not notice anything.
+pub struct Witness {
+    /// The one that connected.
+    pub client: Noted,
+    out: Endpoint,
+    back: Endpoint,
+    count: u64,
+}
+
+impl Witness {
+    /// Connects a client to a server that listens.
+    #[track_caller]
+    pub fn new(ev: &dyn EventLoop, client: Noted, server: &Noted, address: EndPointAddress) -> Self {
+        let before = server.established().len();
+        let out = client.backend.connect(&address, &ConnectionParameters::default()).expect("a connection is started");
+        until(ev, "the witness is established", || client.established().len() == 1 && server.established().len() > before);
+        let mut witness = Self { client, out, back: server.established()[before], count: 0 };
+        witness.testify(ev, server);
+        witness
+    }
+
+    /// One more message each way.
+    #[track_caller]
+    pub fn testify(&mut self, ev: &dyn EventLoop, server: &Noted) {
+        self.count += 1;
+        let text = format!("message {}", self.count).into_bytes();
+        self.client.send(self.out, &text, self.count);
+        server.send(self.back, &text, self.count);
+        until(ev, "the witness goes on", || {
+            server.received(self.back).len() as u64 == self.count && self.client.received(self.out).len() as u64 == self.count
+        });
+        assert_eq!(server.received(self.back).last(), Some(&text));
+        assert_eq!(self.client.received(self.out).last(), Some(&text));
+    }
+}
+
+#[track_caller]
+fn until(ev: &dyn EventLoop, what: &str, mut condition: impl FnMut() -> bool) {
+    assert!(ev.run_until(&mut condition, LIMIT).expect("the loop can wait"), "not within {LIMIT:?}: {what}");
 }

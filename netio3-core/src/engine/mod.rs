@@ -28,6 +28,6 @@ pub(crate) use self::local::LocalBackend;
 pub use self::local::create_local;
 pub use self::raw_send::RawPieces;
 pub use self::sync::create;
-pub use self::traffic::Reception;
+pub use self::traffic::{Brought, Reception};
 pub use self::transport::{Freed, OWN, Opener, Outgoing, Payload, Release, Retired, Transport};
 pub use crate::message::Assembled;

@@ -21,6 +21,32 @@ pub enum Reception {
     Stop,
 }
 
+/// What a read or a packet brought.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Brought {
+    /// Messages handed to the user.
+    pub messages: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Messages that are not delivered.
+    pub discarded: u64,
+}
+
+impl Brought {
+    /// Counts a message; tells whether it is to be handed to the user.
+    #[inline]
+    pub fn take(&mut self, reception: Reception, len: usize) -> bool {
+        let is_delivered = reception == Reception::Deliver;
+        if is_delivered {
+            self.messages += 1;
+            self.bytes += len;
+        } else {
+            self.discarded += 1;
+        }
+        is_delivered
+    }
+}
+
 impl<T: Transport> Engine<T> {
     // ----- sending -----
 
@@ -199,12 +225,16 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Counts what a read brought.
-    pub fn count_received(&self, connection: &Connection<T::Link>, messages: usize, bytes: usize) {
-        connection.counters.messages_received.add(messages as u64);
-        connection.counters.bytes_received.add(bytes as u64);
-        self.totals.messages_received.add(messages as u64);
-        self.totals.bytes_received.add(bytes as u64);
+    /// Counts what a read or a packet brought.
+    pub fn count_brought(&self, connection: &Connection<T::Link>, brought: Brought) {
+        let (messages, bytes) = (brought.messages as u64, brought.bytes as u64);
+        connection.counters.messages_received.add(messages);
+        connection.counters.bytes_received.add(bytes);
+        self.totals.messages_received.add(messages);
+        self.totals.bytes_received.add(bytes);
+        if brought.discarded > 0 {
+            self.count_discarded(connection, brought.discarded);
+        }
     }
 
     /// Counts messages that arrived and are not delivered.

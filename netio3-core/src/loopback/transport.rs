@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
-use crate::engine::{Connection, Engine, Freed, Listener, Opener, Outgoing, Reception, Release, Retired, Transport, Upcalls};
+use crate::engine::{Brought, Connection, Engine, Freed, Listener, Opener, Outgoing, Reception, Release, Retired, Transport, Upcalls};
 use crate::event_loop::{Budget, EventLoop, Next, Ready};
 use crate::loopback::line::{End, Mailbox, Waker};
 use crate::loopback::link::{Link, Stage, Whole};
@@ -286,7 +286,7 @@ fn deliver(up: &mut Upcalls<'_, Loopback>, connection: &Rc<Connection<Link>>, me
         up.engine().count_discarded(connection, 1);
         return up.engine().finish(connection, ClosedReason::Limit, Release::Reset);
     }
-    up.engine().count_received(connection, 1, len);
+    up.engine().count_brought(connection, Brought { messages: 1, bytes: len, discarded: 0 });
     let left = if len <= SMALL {
         up.data(connection, Message::borrowed(&memory, &connection.meter));
         memory

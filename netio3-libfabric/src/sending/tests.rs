@@ -121,8 +121,9 @@ fn receive(packets: &[Vec<u8>], packet_len: usize, area: u16) -> Vec<Vec<u8>> {
         let head = receiving.arrived(slot, packet.len(), &slab).expect("a good head");
         assert!(matches!((head.credits, head.control), (3, 1) | (0, 0)));
         let mut packet = receiving.take_packet().expect("data");
-        let memory = packet.memory(&slab).clone();
-        let bytes = memory.filled(packet.slot.as_ref().expect("not kept yet"), packet.cursor.len);
+        let slot = packet.slot.as_ref().expect("not kept yet");
+        let memory = receiving.memory_of(slot, &slab).clone();
+        let bytes = memory.filled(slot, packet.cursor.len);
         let mut assembly = std::mem::take(&mut receiving.assembly);
         loop {
             let complete = match packet.cursor.next(bytes, usize::MAX).expect("a good packet") {
@@ -283,8 +284,9 @@ fn long_messages_are_put_together_where_they_land() {
             receiving.arrived(index, len, &slab).expect("a good packet");
             receiving.take_owed();
             let Some(mut packet) = receiving.take_packet() else { continue };
-            let memory = packet.memory(&slab).clone();
-            let bytes = memory.filled(packet.slot.as_ref().expect("not kept yet"), len);
+            let slot = packet.slot.as_ref().expect("not kept yet");
+            let memory = receiving.memory_of(slot, &slab).clone();
+            let bytes = memory.filled(slot, len);
             let mut assembly = std::mem::take(&mut receiving.assembly);
             let complete = match packet.cursor.next(bytes, 10_000) {
                 Ok(Found::First(len, part)) => {
