@@ -126,10 +126,18 @@ pub trait Source {
     /// The turn ends: send what is queued, deliver what is due. [`Next::Again`] forbids sleeping.
     fn before_sleep(&mut self, ev: &dyn EventLoop, budget: &mut Budget) -> Next;
 
-    /// Called over and over instead of sleeping while the loop spins, for hardware that is polled.
-    fn poll(&mut self, ev: &dyn EventLoop, budget: &mut Budget) -> Next {
+    /// Called over and over instead of sleeping while the loop spins, for devices that can be polled. What it finds
+    /// it handles, within the budget.
+    fn poll(&mut self, ev: &dyn EventLoop, budget: &mut Budget) -> Polled {
         let _ = (ev, budget);
-        Next::Wait
+        Polled::NoDevice
+    }
+
+    /// The loop is about to sleep, having spun in vain: whether descriptors and the deadline will wake it for everything
+    /// of this source. If not, a turn follows instead. It calls nobody back; what there is to do waits for the turn.
+    fn may_sleep(&mut self, ev: &dyn EventLoop) -> bool {
+        let _ = ev;
+        true
     }
 }
 
@@ -148,6 +156,17 @@ pub enum Next {
     Wait,
     /// To be called again without the loop sleeping before.
     Again,
+}
+
+/// What a source found when it was polled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Polled {
+    /// It has nothing that could be polled; its descriptors tell everything.
+    NoDevice,
+    /// Nothing.
+    Nothing,
+    /// Something, which was handled, so that the turn goes on.
+    Something,
 }
 
 /// What a source may still do in this turn, so that no source starves another.

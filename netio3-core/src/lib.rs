@@ -33,7 +33,7 @@ pub use error::{
     AddressError, BufferError, CloseListenError, CloseSendError, CreateError, DeregisterError, LookupError, OpenListenError, OpenSendError,
     RegisterError, RunError, SendError, Target,
 };
-pub use event_loop::{Budget, EventLoop, Interest, Job, Next, Ready, Remote, Source, SourceId, WatchId};
+pub use event_loop::{Budget, EventLoop, Interest, Job, Next, Polled, Ready, Remote, Source, SourceId, WatchId};
 pub use liveness::{Liveness, LivenessAction};
 pub use memory::{
     BufferFull, BufferPool, HeldSlice, MemoryKind, MemoryRegion, NetworkBuffer, RawSlice, RegionId, RegionInUse, RegionOptions,

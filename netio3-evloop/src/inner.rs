@@ -34,6 +34,10 @@ pub(crate) struct Inner {
     pub(crate) again: Cell<bool>,
     /// The sources are to be asked once more before sleeping.
     pub(crate) scheduled: Cell<bool>,
+    /// Every source has said, since anything happened last, that it may be slept on.
+    pub(crate) armed: Cell<bool>,
+    /// How often devices were polled since the kernel was asked.
+    pub(crate) polls: Cell<u32>,
     /// The last fetch had no room for all events.
     pub(crate) full: Cell<bool>,
     /// A notice of another thread was taken and its inbox not yet read.
@@ -85,6 +89,8 @@ impl Inner {
             passed_deadline: Cell::new(now),
             again: Cell::new(false),
             scheduled: Cell::new(false),
+            armed: Cell::new(false),
+            polls: Cell::new(0),
             full: Cell::new(false),
             noticed: Cell::new(false),
             nested: Cell::new(false),
@@ -195,7 +201,7 @@ impl Inner {
         if !self.nested.get() {
             return;
         }
-        if self.has_work() {
+        if self.has_work() || !self.armed.get() {
             if !self.kicked.replace(true) {
                 self.shared.write_waker();
             }

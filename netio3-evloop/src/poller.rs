@@ -1,6 +1,6 @@
 //! Pollers: for hardware that has no descriptor.
 
-use netio3_core::{Budget, EventLoop, Next, Ready, Source, SourceId};
+use netio3_core::{Budget, EventLoop, Next, Polled, Ready, Source, SourceId};
 
 use crate::handle::Handle;
 
@@ -28,7 +28,10 @@ impl<C: FnMut(&Handle) -> Next> Source for Poller<C> {
         (self.call)(&self.handle)
     }
 
-    fn poll(&mut self, _: &dyn EventLoop, _: &mut Budget) -> Next {
-        (self.call)(&self.handle)
+    fn poll(&mut self, _: &dyn EventLoop, _: &mut Budget) -> Polled {
+        match (self.call)(&self.handle) {
+            Next::Again => Polled::Something,
+            Next::Wait => Polled::Nothing,
+        }
     }
 }

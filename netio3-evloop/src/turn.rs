@@ -1,10 +1,11 @@
 //! Running: a turn, its phases, and the sleep before it.
 
+use std::cell::Cell;
 use std::io;
 use std::thread;
 use std::time::Instant;
 
-use netio3_core::{Budget, Next, RunError, Source};
+use netio3_core::{Budget, Next, Polled, RunError, Source};
 
 use crate::arena::Key;
 use crate::inner::{Inner, Phase, Post, gone};
@@ -29,7 +30,7 @@ impl Inner {
             ended = end.is_some_and(|end| end <= Instant::now());
             if stopping {
                 stop_turns += 1;
-                let drained = self.counters.events.get() == delivered && !self.has_work();
+                let drained = self.counters.events.get() == delivered && self.arm();
                 ended |= drained || stop_turns == STOP_TURNS;
             }
         }
@@ -52,6 +53,7 @@ impl Inner {
         self.run_inits();
         self.look().map_err(RunError::Wait)?;
         self.work();
+        self.arm();
         Ok(())
     }
 
@@ -71,6 +73,8 @@ impl Inner {
     fn begin(&self) {
         self.phase.set(Phase::Turn);
         self.turn_began.set(Instant::now());
+        // Whoever runs the loop for an instant only is told of descriptors too.
+        self.polls.set(POLLS_PER_FETCH);
         self.run_inits();
         // With work at hand the first turn does not sleep, and asks at its end.
         if !self.has_work() {
@@ -96,8 +100,9 @@ impl Inner {
             return Ok(());
         }
         loop {
+            let rests = self.arm() && !self.shared.is_stopped();
             let deadline = earlier(limit, self.registry.borrow().nearest_deadline());
-            if deadline.is_some_and(|at| at <= Instant::now()) {
+            if !rests || deadline.is_some_and(|at| at <= Instant::now()) {
                 return self.look();
             }
             if let Some(kernel) = &mut *self.kernel.borrow_mut() {
@@ -127,19 +132,44 @@ impl Inner {
     fn spin(&self, limit: Option<Instant>) -> io::Result<bool> {
         let began = Instant::now();
         loop {
-            self.each_hooked(|source, budget| source.poll(self, budget));
-            let found = self.fetch(false)?;
+            let found = self.poll_sources()?;
             self.take_notice();
             let now = Instant::now();
             self.turn_began.set(now);
             let deadline = earlier(limit, self.registry.borrow().nearest_deadline());
-            if found.any || self.has_work() || self.shared.is_stopped() || deadline.is_some_and(|at| at <= now) {
+            if found || self.has_work() || self.shared.is_stopped() || deadline.is_some_and(|at| at <= now) {
                 return Ok(true);
             }
             if now.saturating_duration_since(began) >= self.spin.get() {
                 return Ok(false);
             }
         }
+    }
+
+    /// Looks once at all devices that can be polled and, where there are some, less often at the kernel: that takes
+    /// longer. Tells whether there was something.
+    fn poll_sources(&self) -> io::Result<bool> {
+        self.armed.set(false);
+        let found = Cell::new(Polled::NoDevice);
+        self.each_hooked(|source| found.set(found.get().max(self.within_budget(|budget| source.poll(self, budget)))));
+        let polls = self.polls.get() + 1;
+        if found.get() != Polled::NoDevice && polls < POLLS_PER_FETCH {
+            self.polls.set(polls);
+            return Ok(found.get() == Polled::Something);
+        }
+        self.polls.set(0);
+        Ok(self.fetch(false)?.any || found.get() == Polled::Something)
+    }
+
+    /// Has every source make sure that its descriptors wake the loop; tells whether they will.
+    fn arm(&self) -> bool {
+        if !self.armed.get() && !self.has_work() {
+            let phase = self.phase.replace(Phase::Turn);
+            self.armed.set(true);
+            self.each_hooked(|source| self.armed.set(source.may_sleep(self) && self.armed.get()));
+            self.phase.set(phase);
+        }
+        self.armed.get() && !self.has_work()
     }
 
     fn fetch(&self, wait: bool) -> io::Result<Fetched> {
@@ -235,28 +265,34 @@ impl Inner {
     }
 
     fn ask_sources(&self) {
+        self.armed.set(false);
         self.again.set(false);
         self.scheduled.set(false);
-        self.each_hooked(|source, budget| source.before_sleep(self, budget));
+        self.each_hooked(|source| {
+            if self.within_budget(|budget| source.before_sleep(self, budget)) == Next::Again {
+                self.again.set(true);
+            }
+        });
     }
 
-    /// Calls every hooked source there is now with a budget of its own: one spent on reading must not
-    /// keep a source from sending.
-    fn each_hooked(&self, call: impl Fn(&mut dyn Source, &mut Budget) -> Next) {
+    /// Calls every hooked source there is now.
+    fn each_hooked(&self, call: impl Fn(&mut dyn Source)) {
         let mut keys: Vec<Key> = self.scratch.take();
         self.registry.borrow().copy_hooked(&mut keys);
         for key in &keys {
-            self.with_source(*key, |source| {
-                let mut budget = self.budget.get();
-                if call(source, &mut budget) == Next::Again {
-                    self.again.set(true);
-                }
-                if budget.is_spent() {
-                    self.counters.budget_hits.add(1);
-                }
-            });
+            self.with_source(*key, &call);
         }
         self.scratch.replace(keys);
+    }
+
+    /// Makes a call with a budget of its own: one spent on reading must not keep a source from sending.
+    fn within_budget<R>(&self, call: impl FnOnce(&mut Budget) -> R) -> R {
+        let mut budget = self.budget.get();
+        let answer = call(&mut budget);
+        if budget.is_spent() {
+            self.counters.budget_hits.add(1);
+        }
+        answer
     }
 
     fn run_inits(&self) {
@@ -293,5 +329,7 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     }
 }
 
+/// How often devices are polled for each look at the kernel, which takes some hundred nanoseconds.
+const POLLS_PER_FETCH: u32 = 8;
 /// How many turns, none of which sleeps, `stop` grants to what is pending.
 const STOP_TURNS: usize = 5;

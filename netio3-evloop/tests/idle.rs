@@ -65,6 +65,64 @@ fn without_deadlines_nothing_wakes_it() {
 }
 
 #[test]
+fn a_source_that_may_not_sleep_gets_another_turn() {
+    let event_loop = event_loop();
+    let (asked, turns) = (Count::default(), Count::default());
+    let (asks, count) = (asked.clone(), turns.clone());
+    event_loop.add_source(Box::new(Probe {
+        may_sleep: Box::new(move || asks.next() > 10),
+        before_sleep: Box::new(move |_, _| {
+            count.add();
+            Next::Wait
+        }),
+        ..Probe::default()
+    }));
+    // Beside one that may.
+    event_loop.add_source(Box::<Probe>::default());
+    let timer = event_loop.add_timer(HOUR, |_| {});
+    util::run_until(&event_loop, || turns.get() >= 11);
+    assert_eq!(event_loop.counters().snapshot().wakeups, 0);
+    event_loop.cancel_timer(timer);
+    event_loop.run_for(ms(5)).unwrap();
+    assert_eq!(asked.get(), 11, "it is asked once for a sleep");
+    assert_eq!(event_loop.counters().snapshot().wakeups, 1);
+}
+
+#[test]
+fn what_a_source_does_when_asked_for_leave_to_sleep_counts() {
+    let event_loop = event_loop();
+    let handle = event_loop.handle();
+    let source = std::rc::Rc::new(std::cell::Cell::new(None));
+    let (id, timed_out) = (source.clone(), Count::default());
+    let (count, asked) = (timed_out.clone(), Count::default());
+    let asks = asked.clone();
+    source.set(Some(event_loop.add_source(Box::new(Probe {
+        may_sleep: Box::new(move || {
+            match (asks.next(), id.get()) {
+                (1, Some(id)) => handle.set_deadline(id, Some(Instant::now() + ms(2))),
+                (_, _) => handle.stop(),
+            }
+            true
+        }),
+        timeout: Box::new(move |_| count.add()),
+        ..Probe::default()
+    }))));
+    // Were it not to notice, it would sleep for ever.
+    let remote = event_loop.remote();
+    let (over, rescue) = std::sync::mpsc::channel::<()>();
+    let rescuer = std::thread::spawn(move || {
+        rescue.recv_timeout(util::LIMIT).is_err_and(|_| {
+            remote.stop();
+            true
+        })
+    });
+    event_loop.run().unwrap();
+    over.send(()).unwrap();
+    assert!(!rescuer.join().unwrap(), "it slept");
+    assert_eq!(timed_out.get(), 1);
+}
+
+#[test]
 fn a_source_that_says_again_keeps_it_awake() {
     let event_loop = event_loop();
     let asked = Count::default();

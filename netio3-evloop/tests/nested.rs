@@ -143,6 +143,39 @@ fn a_source_that_says_again_keeps_it_readable() {
 }
 
 #[test]
+fn a_source_that_may_not_sleep_keeps_it_readable() {
+    by_level_and_edge(|event_loop, foreign| {
+        foreign.exhaust(event_loop);
+        let calls = Count::default();
+        let count = calls.clone();
+        event_loop.add_source(Box::new(Probe { may_sleep: Box::new(move || count.next() > 5), ..Probe::default() }));
+        assert_eq!(foreign.drive(event_loop, || calls.get() == 6), 6);
+        assert!(!foreign.wait(Duration::ZERO));
+    });
+}
+
+#[test]
+fn after_a_run_it_is_readable_until_the_sources_let_it_sleep() {
+    by_level_and_edge(|event_loop, foreign| {
+        foreign.exhaust(event_loop);
+        let calls = Count::default();
+        let count = calls.clone();
+        event_loop.add_source(Box::new(Probe {
+            may_sleep: Box::new(move || {
+                count.add();
+                true
+            }),
+            ..Probe::default()
+        }));
+        // It ends without sleeping, so that nobody was asked.
+        event_loop.run_for(Duration::ZERO).unwrap();
+        assert_eq!(calls.get(), 0);
+        assert_eq!(foreign.drive(event_loop, || calls.get() == 1), 1);
+        assert!(!foreign.wait(Duration::ZERO));
+    });
+}
+
+#[test]
 fn calls_from_foreign_code_make_it_readable() {
     by_level_and_edge(|event_loop, foreign| {
         let calls = Count::default();

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use netio3_core::{EventLoop, Interest, Next, Ready};
+use netio3_core::{EventLoop, Interest, Next, Polled, Ready};
 use netio3_evloop::EpollEventLoop;
 
 use util::{Count, Dropped, Probe, event_loop, ms, pair, run_until};
@@ -68,7 +68,7 @@ fn panics_in_every_call_of_a_source_drop_it() {
             }),
             poll: Box::new(move |_, _| {
                 c(which == 2);
-                Next::Wait
+                Polled::Nothing
             }),
             ..Probe::default()
         }));

@@ -6,9 +6,9 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netio3_core::{EventLoop, Interest, Next};
+use netio3_core::{EventLoop, Interest, Next, Polled};
 
-use util::{Count, Probe, drain, event_loop, ms, pair, run_until};
+use util::{Count, Probe, drain, event_loop, ms, pair, run_until, us};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -19,7 +19,7 @@ fn sources_are_polled_instead_of_sleeping() {
     let (polled, asked) = (Count::default(), Count::default());
     let (count, turns) = (polled.clone(), asked.clone());
     event_loop.add_source(Box::new(Probe {
-        poll: Box::new(move |_, _| if count.next() == 1000 { Next::Again } else { Next::Wait }),
+        poll: Box::new(move |_, _| if count.next() == 1000 { Polled::Something } else { Polled::Nothing }),
         before_sleep: Box::new(move |_, _| {
             turns.add();
             Next::Wait
@@ -83,6 +83,49 @@ fn after_spinning_it_sleeps() {
 }
 
 #[test]
+fn sources_are_asked_for_leave_to_sleep_only_after_spinning_in_vain() {
+    let event_loop = event_loop();
+    event_loop.set_spin(LONG);
+    let (polled, asked) = (Count::default(), Count::default());
+    let (polls, asks) = (polled.clone(), asked.clone());
+    event_loop.add_source(Box::new(Probe {
+        poll: Box::new(move |_, _| if polls.next() % 100 == 0 { Polled::Something } else { Polled::Nothing }),
+        may_sleep: Box::new(move || {
+            asks.add();
+            true
+        }),
+        ..Probe::default()
+    }));
+    run_until(&event_loop, || polled.get() == 1000);
+    assert_eq!(asked.get(), 0);
+    event_loop.set_spin(us(1));
+    event_loop.add_timer(ms(5), |_| {});
+    run_until(&event_loop, || event_loop.counters().snapshot().wakeups > 0);
+    assert!(asked.get() > 0);
+}
+
+#[test]
+fn every_run_looks_at_descriptors_however_short() {
+    let event_loop = event_loop();
+    event_loop.set_spin(ms(1));
+    event_loop.add_source(Box::new(Probe { poll: Box::new(|_, _| Polled::Nothing), ..Probe::default() }));
+    let (a, mut b) = pair();
+    let bytes = Count::default();
+    let count = bytes.clone();
+    let read = move |_: &netio3_evloop::Handle, socket: &mut _, _| {
+        (0..drain(socket)).for_each(|_| count.add());
+        Next::Wait
+    };
+    event_loop.add_fd(a, Interest::Readable, read).unwrap();
+    event_loop.run_for(Duration::ZERO).unwrap();
+    for round in 1..=20 {
+        b.write_all(b"x").unwrap();
+        event_loop.run_once(Some(Duration::ZERO)).unwrap();
+        assert_eq!(bytes.get(), round);
+    }
+}
+
+#[test]
 fn descriptors_are_read_although_polling_always_finds_something() {
     let event_loop = event_loop();
     event_loop.set_spin(LONG);
@@ -91,7 +134,7 @@ fn descriptors_are_read_although_polling_always_finds_something() {
     event_loop.add_source(Box::new(Probe {
         poll: Box::new(move |_, _| {
             count.add();
-            Next::Again
+            Polled::Something
         }),
         ..Probe::default()
     }));

@@ -9,7 +9,7 @@ use netio3_core::{Budget, ClosedReason, Direction, EndPointAddress, Next, Refuse
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::devices::Net;
-use crate::fabric::{CmEvent, Completion, CompletionQueue, CqError, EventQueue, Fabric, FabricError, Info, Waitable};
+use crate::fabric::{CmEvent, Completion, CqError, EventQueue, Fabric, FabricError, Info, Waitable};
 use crate::helper::{self, Done, Job, of_context};
 use crate::link::{Body, Link, Stage};
 use crate::receiving::Broken;
@@ -19,28 +19,35 @@ use crate::wire::{CONTROL_CREDITS, Hello, Kind, VERSIONS};
 /// Descriptors looked at with one call.
 const POLLED: usize = 8;
 /// Completions taken from a queue at once.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
+/// How often the queues are looked at for each time that event queues are read unasked: nobody may be told of what
+/// came while the loop was kept awake.
+const PUMPS_PER_EVENTS: u32 = 64;
 
 impl Rdma {
     /// Looks at all queues once, event queues and completion queues together.
     pub(crate) fn pump(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
-        self.take_done(up);
+        self.pumped.set(true);
+        let pumps = self.pumps.get().wrapping_add(1);
+        self.pumps.set(pumps);
+        if pumps % PUMPS_PER_EVENTS == 0 {
+            self.watched.borrow().iter().for_each(Watched::set_due);
+        }
+        let mut batch = self.batch.take().unwrap_or_else(|| Box::new([Completion::default(); BATCH]));
         let mut next = Next::Wait;
         let mut index = 0;
         loop {
-            let found = match self.watched.borrow().get(index) {
-                Some(Watched::Events { net, events, due, .. }) => {
-                    let due = due.take();
-                    Ok(due.then(|| (net.clone(), events.clone())))
-                }
-                Some(Watched::Completions { queue, .. }) => Err(queue.clone()),
+            // Asked for anew whenever something was handled: what is watched may change meanwhile.
+            let due = match self.watched.borrow().get(index) {
+                // One that the loop may sleep on has nothing.
+                Some(Watched::Events { net, events, due, .. }) => Some(due.take().then(|| (net.clone(), events.clone()))),
+                Some(Watched::Completions { .. }) => None,
                 None => break,
             };
-            let more = match &found {
-                // One that the loop may sleep on has nothing.
-                Ok(None) => false,
-                Ok(Some((net, events))) => self.read_events(up, net, events),
-                Err(queue) => self.read_completions(up, &queue.completions, budget),
+            let more = match &due {
+                Some(None) => false,
+                Some(Some((net, events))) => self.read_events(up, net, events),
+                None => self.read_completions(up, index, &mut batch, budget),
             };
             if up.engine().is_gone() {
                 return Next::Wait;
@@ -53,19 +60,20 @@ impl Rdma {
             }
             index += 1;
         }
+        self.batch.set(Some(batch));
         if next == Next::Wait {
             self.handle_lost(up);
         }
         next
     }
 
-    /// Whether the loop may sleep on the descriptors.
-    pub(crate) fn may_sleep(&self) -> bool {
+    /// Whether the descriptors will wake the loop for everything.
+    pub(crate) fn descriptors_tell(&self) -> bool {
         if !self.lost.borrow().is_empty() {
             return false;
         }
         let watched = self.watched.borrow();
-        let may_sleep = watched.iter().all(|watched| match watched {
+        let tell = watched.iter().all(|watched| match watched {
             Watched::Events { net, events, due, .. } => {
                 let sleeps = sleeps(&net.fabric, &**events);
                 due.set(due.get() || !sleeps);
@@ -73,7 +81,7 @@ impl Rdma {
             }
             Watched::Completions { queue, .. } => sleeps(&queue.device.net.fabric, &*queue.completions),
         });
-        may_sleep && !self.is_readable(&watched)
+        tell && !self.is_readable(&watched)
     }
 
     /// Whether a descriptor is readable already. The loop is told only when one becomes so.
@@ -97,6 +105,7 @@ impl Rdma {
     pub(crate) fn take_done(&self, up: &mut Upcalls<'_, Self>) {
         let engine = up.engine().clone();
         while let Ok(done) = self.done.try_recv() {
+            self.found.set(true);
             match done {
                 Done::Opened { id, result } => {
                     let connection = self.connection(&engine, id).filter(|connection| !connection.is_over());
@@ -180,7 +189,10 @@ impl Rdma {
     fn read_events(&self, up: &mut Upcalls<'_, Self>, net: &Arc<Net>, events: &EventQueue) -> bool {
         for _ in 0..BATCH {
             match events.read() {
-                Ok(Some(event)) => self.event(up, net, event),
+                Ok(Some(event)) => {
+                    self.found.set(true);
+                    self.event(up, net, event);
+                }
                 Ok(None) => return false,
                 Err(error) => {
                     tracing::error!(%error, "cannot read an event queue");
@@ -362,13 +374,17 @@ impl Rdma {
 
     // ----- the completion queue -----
 
-    /// Reads what a completion queue has, within the budget; tells whether there may be more.
-    fn read_completions(&self, up: &mut Upcalls<'_, Self>, queue: &CompletionQueue, budget: &mut Budget) -> bool {
-        let mut batch = [Completion::default(); BATCH];
+    /// Reads what the completion queue of this place has, within the budget; tells whether there may be more.
+    fn read_completions(&self, up: &mut Upcalls<'_, Self>, index: usize, batch: &mut [Completion; BATCH], budget: &mut Budget) -> bool {
         loop {
-            match queue.read(&mut batch) {
+            let read = match self.watched.borrow().get(index) {
+                Some(Watched::Completions { queue, .. }) => queue.completions.read(batch),
+                _ => return false,
+            };
+            match read {
                 Ok(0) => return false,
                 Ok(count) => {
+                    self.found.set(true);
                     for completion in &batch[..count] {
                         self.completed(up, completion, budget);
                         if up.engine().is_gone() {

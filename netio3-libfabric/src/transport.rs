@@ -10,10 +10,11 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 
 use netio3_core::engine::{Connection, Engine, Freed, Listener, OWN, Outgoing, Release, Retired, State, Transport, Upcalls};
-use netio3_core::{Budget, ClosedReason, ConnectionParameters, Interest, Next, Ready, RefusedReason, WatchId};
+use netio3_core::{Budget, ClosedReason, ConnectionParameters, Interest, Next, Polled, Ready, RefusedReason, WatchId};
 
 use crate::devices::{Device, Devices, Known, Net, Queue};
-use crate::fabric::{Desc, EventQueue};
+use crate::events::BATCH;
+use crate::fabric::{Completion, Desc, EventQueue};
 use crate::helper::{self, Done, Job};
 use crate::link::{Link, Listening, Stage};
 use crate::opener::{Dialing, FabricOpener};
@@ -40,6 +41,14 @@ pub(crate) struct Rdma {
     known: RefCell<KnownMemory>,
     /// The queues may have something, so that they are looked at before the loop sleeps.
     pub(crate) active: Cell<bool>,
+    /// Room for what is read of them.
+    pub(crate) batch: Cell<Option<Box<[Completion; BATCH]>>>,
+    /// They were looked at since a turn ended last.
+    pub(crate) pumped: Cell<bool>,
+    /// How often they were looked at.
+    pub(crate) pumps: Cell<u32>,
+    /// Something was found in them, or the helper thread had done something.
+    pub(crate) found: Cell<bool>,
 }
 
 pub(crate) type Conn = Rc<Connection<Link>>;
@@ -149,6 +158,10 @@ impl Rdma {
             retry: RefCell::default(),
             known: RefCell::default(),
             active: Cell::new(false),
+            batch: Cell::new(None),
+            pumped: Cell::new(false),
+            pumps: Cell::new(0),
+            found: Cell::new(false),
         }
     }
 
@@ -194,6 +207,7 @@ impl Rdma {
             watched.push(Watched::Completions { queue: queue.clone(), watch });
         }
         self.active.set(true);
+        engine.event_loop().schedule();
         Ok(())
     }
 
@@ -204,6 +218,7 @@ impl Rdma {
         let watched = Watched::Events { net: net.clone(), events: events.clone(), watch, token, due: Cell::new(true) };
         self.watched.borrow_mut().push(watched);
         self.active.set(true);
+        engine.event_loop().schedule();
         Ok(())
     }
 
@@ -292,6 +307,7 @@ impl Transport for Rdma {
         self.active.set(true);
         if retry {
             self.retry.borrow_mut().push(connection.clone());
+            engine.event_loop().schedule();
         }
         match posted {
             Ok(left) => {
@@ -400,21 +416,34 @@ impl Transport for Rdma {
             return Next::Wait;
         }
         let retry = self.retry.take();
-        if retry.is_empty() && self.may_sleep() {
-            self.active.set(false);
+        let pumped = self.pumped.take();
+        if pumped && retry.is_empty() {
             return Next::Wait;
         }
-        self.pump(up, budget);
+        let next = self.pump(up, budget);
+        self.pumped.set(false);
         let engine = up.engine();
-        if !engine.is_gone() {
-            retry.iter().filter(|connection| !connection.is_over()).for_each(|connection| engine.flush_later(connection));
+        if engine.is_gone() || retry.is_empty() {
+            return next;
         }
+        retry.iter().filter(|connection| !connection.is_over()).for_each(|connection| engine.flush_later(connection));
         Next::Again
     }
 
-    fn poll(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
+    fn poll(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Polled {
+        if self.watched.borrow().is_empty() {
+            return Polled::NoDevice;
+        }
         self.active.set(true);
-        self.pump(up, budget)
+        self.found.set(false);
+        self.pump(up, budget);
+        if self.found.get() { Polled::Something } else { Polled::Nothing }
+    }
+
+    fn may_sleep(&self) -> bool {
+        let may_sleep = !self.active.get() || (self.retry.borrow().is_empty() && self.descriptors_tell());
+        self.active.set(!may_sleep);
+        may_sleep
     }
 }
 

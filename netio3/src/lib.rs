@@ -118,7 +118,7 @@ pub use netio3_core::{
     ConnectionParametersRecv, ConnectionState, ConnectionStats, Counter, CreateError, DeregisterError, Direction, EndPointAddress,
     Endpoint, EventLoop, Handlers, HeldSlice, Interest, Job, Limits, ListenerCounters, ListenerState, ListenerStats, Liveness,
     LivenessAction, LookupError, LoopCounters, LoopStats, MAX_ENDPOINTS, MemoryKind, MemoryRegion, Message, Meter, NetioStatus,
-    NetworkBackend, NetworkBuffer, NetworkConfig, Next, OpenListenError, OpenSendError, Phase, RawSlice, RdmaParameters, Ready,
+    NetworkBackend, NetworkBuffer, NetworkConfig, Next, OpenListenError, OpenSendError, Phase, Polled, RawSlice, RdmaParameters, Ready,
     RefusedReason, RegionId, RegionInUse, RegionOptions, RegisterError, Remote, RunError, SendError, Source, SourceId, Take, Target,
     Unsent, WatchId, engine, lookup, loopback,
 };

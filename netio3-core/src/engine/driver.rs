@@ -8,7 +8,7 @@ use crate::callbacks::{Callbacks, ConnectionInfo};
 use crate::config::Limits;
 use crate::engine::core::{LISTENER, drop_each};
 use crate::engine::{Connection, Engine, LocalBackend, OWN, Retired, State, Transport};
-use crate::event_loop::{Budget, EventLoop, Next, Ready, Source};
+use crate::event_loop::{Budget, EventLoop, Next, Polled, Ready, Source};
 use crate::liveness::Liveness;
 use crate::message::Message;
 use crate::status::{Completion, Direction};
@@ -228,9 +228,14 @@ impl<T: Transport> Source for Driver<T> {
         if engine.has_work() { Next::Again } else { next }
     }
 
-    fn poll(&mut self, _ev: &dyn EventLoop, budget: &mut Budget) -> Next {
+    fn poll(&mut self, _ev: &dyn EventLoop, budget: &mut Budget) -> Polled {
         let engine = self.engine();
-        if engine.is_gone() { Next::Wait } else { engine.transport.poll(&mut self.upcalls(), budget) }
+        if engine.is_gone() { Polled::NoDevice } else { engine.transport.poll(&mut self.upcalls(), budget) }
+    }
+
+    fn may_sleep(&mut self, _ev: &dyn EventLoop) -> bool {
+        let engine = self.view.engine();
+        engine.is_gone() || engine.transport.may_sleep()
     }
 }
 

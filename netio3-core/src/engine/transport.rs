@@ -10,7 +10,7 @@ use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::engine::{Connection, Engine, Listener, RawPieces, Upcalls};
 use crate::error::RegisterError;
-use crate::event_loop::{Budget, Next, Ready};
+use crate::event_loop::{Budget, Next, Polled, Ready};
 use crate::memory::{MemoryRegion, NetworkBuffer, RegionId};
 
 /// The part of a backend that any thread may use: it starts connections and listeners, without waiting.
@@ -141,9 +141,14 @@ pub trait Transport: Sized + 'static {
     }
 
     /// The loop spins; for transports that can be polled.
-    fn poll(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
+    fn poll(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Polled {
         let _ = (up, budget);
-        Next::Wait
+        Polled::NoDevice
+    }
+
+    /// The loop is about to sleep: whether its descriptors will wake it for everything.
+    fn may_sleep(&self) -> bool {
+        true
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use netio3_core::{Budget, EventLoop, Next, Ready, Source};
+use netio3_core::{Budget, EventLoop, Next, Polled, Ready, Source};
 use netio3_evloop::EpollEventLoop;
 
 /// Long enough for a machine that is busy otherwise; reached only by failing tests.
@@ -97,13 +97,15 @@ impl Drop for Dropped {
 type OnReady = Box<dyn FnMut(&dyn EventLoop, usize, Ready, &mut Budget) -> Next>;
 type OnTimeout = Box<dyn FnMut(&dyn EventLoop)>;
 type OnTurn = Box<dyn FnMut(&dyn EventLoop, &mut Budget) -> Next>;
+type OnPoll = Box<dyn FnMut(&dyn EventLoop, &mut Budget) -> Polled>;
 
 /// A source made of closures.
 pub struct Probe {
     pub ready: OnReady,
     pub timeout: OnTimeout,
     pub before_sleep: OnTurn,
-    pub poll: OnTurn,
+    pub poll: OnPoll,
+    pub may_sleep: Box<dyn FnMut() -> bool>,
 }
 
 impl Default for Probe {
@@ -112,7 +114,8 @@ impl Default for Probe {
             ready: Box::new(|_, _, _, _| Next::Wait),
             timeout: Box::new(|_| {}),
             before_sleep: Box::new(|_, _| Next::Wait),
-            poll: Box::new(|_, _| Next::Wait),
+            poll: Box::new(|_, _| Polled::NoDevice),
+            may_sleep: Box::new(|| true),
         }
     }
 }
@@ -144,8 +147,12 @@ impl Source for Probe {
         (self.before_sleep)(ev, budget)
     }
 
-    fn poll(&mut self, ev: &dyn EventLoop, budget: &mut Budget) -> Next {
+    fn poll(&mut self, ev: &dyn EventLoop, budget: &mut Budget) -> Polled {
         (self.poll)(ev, budget)
+    }
+
+    fn may_sleep(&mut self, _: &dyn EventLoop) -> bool {
+        (self.may_sleep)()
     }
 }
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use crate::engine::driver::Driver;
 use crate::engine::sync::loop_side::LoopSide;
 use crate::engine::{Transport, sync::shared::Shared};
-use crate::event_loop::{Budget, EventLoop, Next, Ready, Source};
+use crate::event_loop::{Budget, EventLoop, Next, Polled, Ready, Source};
 
 /// A synchronized backend as its loop sees it: the single-threaded one, fed from the mailboxes. Dropping it
 /// ends the backend.
@@ -19,46 +19,41 @@ impl<T: Transport> FrontSource<T> {
         Self { side, driver }
     }
 
-    /// Runs the backend, unless it has ended: then the loop learns of that here.
-    fn run(&mut self, ev: &dyn EventLoop, run: impl FnOnce(&LoopSide<T>, &mut Driver<T>) -> Next) -> Next {
+    /// Runs the backend, unless it has ended: then the loop learns of that here, and gets the other answer.
+    fn run<R>(&mut self, ev: &dyn EventLoop, ended: R, run: impl FnOnce(&LoopSide<T>, &mut Driver<T>) -> R) -> R {
         let Self { side, driver } = self;
         let Shared { gate, inbox, .. } = &*side.shared;
-        let next = {
+        let mut answer = None;
+        {
             let _inside = gate.lock();
-            if side.shared.is_gone() {
-                Next::Wait
-            } else {
+            if !side.shared.is_gone() {
                 inbox.attend();
-                let next = run(side, driver);
+                answer = Some(run(side, driver));
                 if inbox.leave() {
                     ev.schedule();
                 }
-                next
             }
-        };
+        }
         if side.shared.is_gone() {
             side.tear_down();
             side.remove();
-            return Next::Wait;
+            return ended;
         }
-        next
+        answer.unwrap_or(ended)
     }
 }
 
 impl<T: Transport> Source for FrontSource<T> {
     fn ready(&mut self, ev: &dyn EventLoop, token: usize, ready: Ready, budget: &mut Budget) -> Next {
-        self.run(ev, |_, driver| driver.ready(ev, token, ready, budget))
+        self.run(ev, Next::Wait, |_, driver| driver.ready(ev, token, ready, budget))
     }
 
     fn timeout(&mut self, ev: &dyn EventLoop) {
-        self.run(ev, |_, driver| {
-            driver.timeout(ev);
-            Next::Wait
-        });
+        self.run(ev, (), |_, driver| driver.timeout(ev));
     }
 
     fn before_sleep(&mut self, ev: &dyn EventLoop, budget: &mut Budget) -> Next {
-        self.run(ev, |side, driver| {
+        self.run(ev, Next::Wait, |side, driver| {
             let mut next = Next::Wait;
             // Twice, so that what callbacks send leaves in the same turn.
             for _ in 0..2 {
@@ -77,8 +72,12 @@ impl<T: Transport> Source for FrontSource<T> {
         })
     }
 
-    fn poll(&mut self, ev: &dyn EventLoop, budget: &mut Budget) -> Next {
-        self.run(ev, |_, driver| driver.poll(ev, budget))
+    fn poll(&mut self, ev: &dyn EventLoop, budget: &mut Budget) -> Polled {
+        self.run(ev, Polled::NoDevice, |_, driver| driver.poll(ev, budget))
+    }
+
+    fn may_sleep(&mut self, ev: &dyn EventLoop) -> bool {
+        self.run(ev, true, |_, driver| driver.may_sleep(ev))
     }
 }
 
