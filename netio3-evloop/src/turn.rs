@@ -74,7 +74,7 @@ impl Inner {
         self.phase.set(Phase::Turn);
         self.turn_began.set(Instant::now());
         // Whoever runs the loop for an instant only is told of descriptors too.
-        self.polls.set(POLLS_PER_FETCH);
+        self.polls.set(POLLS_WITHOUT_FETCH);
         self.run_inits();
         // With work at hand the first turn does not sleep, and asks at its end.
         if !self.has_work() {
@@ -153,7 +153,13 @@ impl Inner {
         let found = Cell::new(Polled::NoDevice);
         self.each_hooked(|source| found.set(found.get().max(self.within_budget(|budget| source.poll(self, budget)))));
         let polls = self.polls.get() + 1;
-        if found.get() != Polled::NoDevice && polls < POLLS_PER_FETCH {
+        let enough = match found.get() {
+            Polled::NoDevice => 0,
+            Polled::Nothing => POLLS_PER_FETCH,
+            // What it leads to goes first.
+            Polled::Something => POLLS_WITHOUT_FETCH,
+        };
+        if polls < enough {
             self.polls.set(polls);
             return Ok(found.get() == Polled::Something);
         }
@@ -330,6 +336,8 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
 }
 
 /// How often devices are polled for each look at the kernel, which takes some hundred nanoseconds.
-const POLLS_PER_FETCH: u32 = 8;
+const POLLS_PER_FETCH: u32 = 4;
+/// How often at most, when they have something every time.
+const POLLS_WITHOUT_FETCH: u32 = 16;
 /// How many turns, none of which sleeps, `stop` grants to what is pending.
 const STOP_TURNS: usize = 5;

@@ -27,7 +27,7 @@ const PUMPS_PER_EVENTS: u32 = 64;
 impl Rdma {
     /// Looks at all queues once, event queues and completion queues together.
     pub(crate) fn pump(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
-        self.pumped.set(true);
+        self.found.set(false);
         let pumps = self.pumps.get().wrapping_add(1);
         self.pumps.set(pumps);
         if pumps % PUMPS_PER_EVENTS == 0 {
@@ -61,6 +61,7 @@ impl Rdma {
             index += 1;
         }
         self.batch.set(Some(batch));
+        self.dry.set(next == Next::Wait && !self.found.get());
         if next == Next::Wait {
             self.handle_lost(up);
         }

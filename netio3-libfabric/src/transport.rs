@@ -43,8 +43,8 @@ pub(crate) struct Rdma {
     pub(crate) active: Cell<bool>,
     /// Room for what is read of them.
     pub(crate) batch: Cell<Option<Box<[Completion; BATCH]>>>,
-    /// They were looked at since a turn ended last.
-    pub(crate) pumped: Cell<bool>,
+    /// They were looked at since a turn ended last, and had nothing.
+    pub(crate) dry: Cell<bool>,
     /// How often they were looked at.
     pub(crate) pumps: Cell<u32>,
     /// Something was found in them, or the helper thread had done something.
@@ -159,7 +159,7 @@ impl Rdma {
             known: RefCell::default(),
             active: Cell::new(false),
             batch: Cell::new(None),
-            pumped: Cell::new(false),
+            dry: Cell::new(false),
             pumps: Cell::new(0),
             found: Cell::new(false),
         }
@@ -243,6 +243,9 @@ impl Rdma {
 
 /// Slots for the beginnings of packets, for each connection.
 const HEADS: u16 = 64;
+/// How often the queues are looked at, in vain, for each time that a spinning loop asks for it: what a loop does between
+/// takes about as long as looking once.
+const PUMPS_PER_POLL: usize = 4;
 
 impl Transport for Rdma {
     const NAME: &'static str = "rdma";
@@ -416,15 +419,13 @@ impl Transport for Rdma {
             return Next::Wait;
         }
         let retry = self.retry.take();
-        let pumped = self.pumped.take();
-        if pumped && retry.is_empty() {
+        if self.dry.take() && retry.is_empty() {
             return Next::Wait;
         }
-        let next = self.pump(up, budget);
-        self.pumped.set(false);
+        self.pump(up, budget);
         let engine = up.engine();
-        if engine.is_gone() || retry.is_empty() {
-            return next;
+        if engine.is_gone() || (self.dry.take() && retry.is_empty()) {
+            return Next::Wait;
         }
         retry.iter().filter(|connection| !connection.is_over()).for_each(|connection| engine.flush_later(connection));
         Next::Again
@@ -435,9 +436,13 @@ impl Transport for Rdma {
             return Polled::NoDevice;
         }
         self.active.set(true);
-        self.found.set(false);
-        self.pump(up, budget);
-        if self.found.get() { Polled::Something } else { Polled::Nothing }
+        for _ in 0..PUMPS_PER_POLL {
+            self.pump(up, budget);
+            if !self.dry.get() {
+                return Polled::Something;
+            }
+        }
+        Polled::Nothing
     }
 
     fn may_sleep(&self) -> bool {

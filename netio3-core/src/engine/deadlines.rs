@@ -48,10 +48,17 @@ impl<T: Transport> Engine<T> {
     /// Makes sure that a connection's queue is looked after: it must move, and give its memory back.
     pub(super) fn watch_queue(&self, connection: &Connection<T::Link>) {
         let first = !connection.listed.untrimmed.replace(true);
-        if connection.params.stall_timeout.is_some() && connection.ledger.borrow().messages() == 1 {
-            connection.progress.set(self.ev.now());
-            self.update_deadline(connection);
-        } else if first {
+        let stall = connection.params.stall_timeout.filter(|_| connection.ledger.borrow().messages() == 1);
+        if let Some(stall) = stall {
+            let now = self.ev.now();
+            connection.progress.set(now);
+            // Nothing of what this may set is due before that, and nothing else has changed.
+            let due = now.checked_add(stall.min(TRIM_AFTER));
+            if connection.deadline.get().is_some_and(|set| due.is_none_or(|due| set <= due)) {
+                return;
+            }
+        }
+        if first || stall.is_some() {
             self.update_deadline(connection);
         }
     }

@@ -21,6 +21,9 @@ pub(crate) struct Driver<T: Transport> {
     scratch: Scratch<T>,
 }
 
+/// How often a turn ends over again while the transport finds more to do, before the loop looks elsewhere.
+const ROUNDS: usize = 16;
+
 /// Memory used again and again.
 struct Scratch<T: Transport> {
     connections: Vec<Rc<Connection<T::Link>>>,
@@ -206,8 +209,7 @@ impl<T: Transport> Source for Driver<T> {
         let engine = self.engine();
         let mut next = Next::Wait;
         engine.ending_turn.set(true);
-        // Twice, so that what the flush completes is told in the same turn.
-        for _ in 0..2 {
+        for round in 1..=ROUNDS {
             if engine.is_gone() {
                 return Next::Wait;
             }
@@ -216,7 +218,9 @@ impl<T: Transport> Source for Driver<T> {
             self.tell_writable(&engine);
             self.flush(&engine);
             next = engine.transport.before_sleep(&mut self.upcalls(), budget);
-            if !engine.has_work() {
+            // At least twice, so that what the flush completes is told in the same turn.
+            let goes_on = (next == Next::Again && !budget.is_spent()) || (round == 1 && engine.has_work());
+            if !goes_on {
                 break;
             }
         }

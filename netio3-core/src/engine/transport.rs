@@ -128,7 +128,8 @@ pub trait Transport: Sized + 'static {
         let _ = (engine, connection);
     }
 
-    /// The turn ends; for transports that are not driven by watched descriptors alone.
+    /// The turn ends, and everything was flushed; for transports that are not driven by watched descriptors alone.
+    /// [`Next::Again`] has it called once more, as a rule before the loop goes on.
     fn before_sleep(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
         let _ = (up, budget);
         Next::Wait
