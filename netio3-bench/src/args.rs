@@ -32,6 +32,11 @@ pub enum Command {
     Ping(PingArgs),
     /// Tell which backends can be used here, and what is missing
     Info,
+    /// Measure what netio3 reaches of the machine's limits, which are what bare sockets and bare libfabric calls reach
+    Limits(LimitsArgs),
+    /// Keep a processor from sleeping; `limits` starts it
+    #[command(hide = true)]
+    StayAwake,
 }
 
 /// What every command takes.
@@ -106,6 +111,20 @@ pub struct SendArgs {
     /// Pieces that the rest of each message is handed over in
     #[arg(long, value_name = "PIECES", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     pub iov: u64,
+}
+
+/// Options of `limits`.
+#[derive(Args, Clone, Debug)]
+pub struct LimitsArgs {
+    /// Measure only what has this in its name, for example `round trip` or `rdma`
+    #[arg(value_name = "PART")]
+    pub only: Option<String>,
+    /// How often to measure everything
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    pub rounds: u64,
+    /// How long a transfer takes
+    #[arg(long, value_name = "SECONDS", default_value = "0.4", value_parser = parse_seconds)]
+    pub time: Duration,
 }
 
 /// How much to send.

@@ -14,7 +14,9 @@ mod failure;
 mod info;
 mod ledger;
 mod library;
+mod limits;
 mod pattern;
+mod peers;
 mod plan;
 mod raw;
 #[cfg(feature = "rdma")]
@@ -62,8 +64,15 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     let Some(command) = &cli.command else {
         return tour::tour(common);
     };
-    if let Command::Info = command {
-        return info::info(common);
+    match command {
+        Command::Info => return info::info(common),
+        Command::Limits(args) => return limits::limits(common, args),
+        Command::StayAwake => {
+            pin(common)?;
+            limits::stay_awake();
+            return Ok(());
+        }
+        Command::Recv(_) | Command::Send(_) | Command::Echo(_) | Command::Ping(_) => {}
     }
     let backend = common.backend();
     info::usable(backend).map_err(Failure::NoConnection)?;
@@ -86,7 +95,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         (Command::Send(args), _) => library::send(common, backend, args)?,
         (Command::Echo(args), _) => library::echo(common, backend, args)?,
         (Command::Ping(args), _) => library::ping(common, backend, args)?,
-        (Command::Info, _) => return Ok(()),
+        (Command::Info | Command::Limits(_) | Command::StayAwake, _) => return Ok(()),
     };
     report.print(common.json);
     report.verdict()

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::args::{Backend, Mode};
 use crate::control::Tally;
@@ -71,7 +71,7 @@ pub struct RoundTrips {
 }
 
 /// Processor time of the process, in seconds.
-#[derive(Serialize, Clone, Copy, Debug, Default)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default)]
 pub struct CpuTime {
     pub user: f64,
     pub sys: f64,
@@ -228,9 +228,22 @@ pub fn metric(rate: f64) -> String {
     }
 }
 
+/// The middle one; of an even number, the lower of the two.
+pub fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut sorted: Vec<f64> = values.filter(|value| value.is_finite()).collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len().checked_sub(1)? / 2).copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_middle_one() {
+        assert_eq!(median([3.0, f64::NAN, 1.0, 2.0].into_iter()), Some(2.0));
+        assert_eq!(median([].into_iter()), None);
+    }
 
     #[test]
     fn the_object_has_the_promised_names() {

@@ -4,7 +4,6 @@
 //! measures the baseline and then the backends, and shares are taken within a round, since a machine's speed
 //! drifts by more than the backends differ.
 
-mod peers;
 mod table;
 
 use std::time::{Duration, Instant};
@@ -14,8 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::args::{Backend, Common};
 use crate::failure::Failure;
 use crate::info::usable_here;
+use crate::peers::{Measured, Pairing};
 use crate::report::bytes;
-use crate::tour::peers::{Measured, measure_round_trips, measure_throughput};
 use crate::tour::table::Findings;
 
 /// Message sizes of the table.
@@ -103,10 +102,11 @@ fn backends(common: &Common) -> Result<(Vec<Backend>, Vec<String>), Failure> {
 }
 
 fn measure(common: &Common, quantity: Quantity, backend: Backend, transfer: Duration) -> Result<Measured, Failure> {
-    match quantity {
-        Quantity::Throughput(size) => measure_throughput(common, backend, size, transfer),
-        Quantity::RoundTrips(size) => measure_round_trips(common, backend, size, ROUND_TRIPS),
-    }
+    let pairing = match quantity {
+        Quantity::Throughput(size) => Pairing::transfer(backend, size, transfer),
+        Quantity::RoundTrips(size) => Pairing::round_trips(backend, size, ROUND_TRIPS),
+    };
+    pairing.run(common).map(|(measured, _)| measured)
 }
 
 impl std::fmt::Display for Quantity {

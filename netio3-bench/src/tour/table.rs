@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use crate::args::Backend;
-use crate::report::{bytes, metric, show};
+use crate::peers::Measured;
+use crate::report::{bytes, median, metric, show};
 use crate::tour::Quantity;
-use crate::tour::peers::Measured;
 
 /// What the tour found.
 pub struct Findings {
@@ -196,23 +196,24 @@ impl Row {
     }
 }
 
-/// The middle one; of an even number, the lower of the two.
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let mut sorted: Vec<f64> = values.filter(|value| value.is_finite()).collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len().checked_sub(1)? / 2).copied()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::CpuTime;
 
     #[test]
     fn shares_are_taken_within_a_round() {
         let mut findings = Findings::new(&[Quantity::Throughput(64)], &[Backend::Tcp]);
         // The machine becomes ten times slower from round to round; the share stays.
         for factor in [1.0, 0.1, 0.01] {
-            let measured = |rate: f64| Measured { messages: 1, msgs_per_s: rate, gbytes_per_s: rate, rtt_us: None };
+            let measured = |rate: f64| Measured {
+                messages: 1,
+                bytes: 64,
+                msgs_per_s: rate,
+                gbytes_per_s: rate,
+                rtt_us: None,
+                cpu_s: CpuTime::default(),
+            };
             findings.rows[0].add(Backend::Raw, measured(100.0 * factor));
             findings.rows[0].add(Backend::Tcp, measured(80.0 * factor));
         }
@@ -220,11 +221,5 @@ mod tests {
         assert_eq!(summaries.len(), 2);
         assert!((summaries[1].share_of_raw - 0.8).abs() < 1e-9);
         assert_eq!((summaries[1].msgs_per_s, findings.messages()), (Some(8.0), 6));
-    }
-
-    #[test]
-    fn the_middle_one() {
-        assert_eq!(median([3.0, f64::NAN, 1.0, 2.0].into_iter()), Some(2.0));
-        assert_eq!(median([].into_iter()), None);
     }
 }

@@ -1,6 +1,7 @@
 //! Runs the built program and checks what it prints and how it exits.
 
 mod failures;
+mod limits;
 mod tour;
 mod transfers;
 mod util;

@@ -8,14 +8,17 @@ use serde::Deserialize;
 
 use crate::args::{Backend, Common};
 use crate::failure::Failure;
+use crate::report::CpuTime;
 
 /// What is read of a report.
 #[derive(Deserialize, Clone, Copy, Debug)]
 pub struct Measured {
     pub messages: u64,
+    pub bytes: u64,
     pub msgs_per_s: f64,
     pub gbytes_per_s: f64,
     pub rtt_us: Option<MeasuredRtt>,
+    pub cpu_s: CpuTime,
 }
 
 /// What is read of the round-trip times.
@@ -25,43 +28,61 @@ pub struct MeasuredRtt {
     pub p99: f64,
 }
 
-/// A transfer for some time.
-pub fn measure_throughput(common: &Common, backend: Backend, size: usize, time: Duration) -> Result<Measured, Failure> {
-    let more = ["--duration".to_owned(), time.as_secs_f64().to_string()];
-    run(common, backend, ["recv", "send"], size, &more)
+/// A measurement between two processes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pairing {
+    pub backend: Backend,
+    pub size: usize,
+    /// The passive role and the active one.
+    pub roles: [&'static str; 2],
+    /// What else the active one is told.
+    pub args: Vec<String>,
+    /// The processors that the two are pinned to, in this order.
+    pub cpus: Option<[usize; 2]>,
 }
 
-/// A number of round trips.
-pub fn measure_round_trips(common: &Common, backend: Backend, size: usize, count: u64) -> Result<Measured, Failure> {
-    run(common, backend, ["echo", "ping"], size, &["--count".to_owned(), count.to_string()])
+impl Pairing {
+    /// A transfer for some time.
+    pub fn transfer(backend: Backend, size: usize, time: Duration) -> Self {
+        let args = vec!["--duration".to_owned(), time.as_secs_f64().to_string()];
+        Self { backend, size, roles: ["recv", "send"], args, cpus: None }
+    }
+
+    /// A number of round trips.
+    pub fn round_trips(backend: Backend, size: usize, count: u64) -> Self {
+        Self { backend, size, roles: ["echo", "ping"], args: vec!["--count".to_owned(), count.to_string()], cpus: None }
+    }
+
+    /// Runs both; gives what the active side measured, and the passive one if it was a process of its own. Fails when
+    /// a message was not delivered.
+    pub fn run(&self, common: &Common) -> Result<(Measured, Option<Measured>), Failure> {
+        let Self { backend, size, roles: [passive, active], .. } = self;
+        let here = |role: &str, why: String| Failure::NotDelivered(format!("{role} over {backend} with messages of {size} bytes: {why}"));
+        let pinned = |index: usize| self.cpus.iter().flat_map(move |cpus| ["--cpu".to_owned(), cpus[index].to_string()]);
+        let mut peer = None;
+        let mut args: Vec<String> = self.args.iter().cloned().chain(["--size".to_owned(), size.to_string()]).chain(pinned(1)).collect();
+        // Loopback brings its own peer.
+        if *backend != Backend::Loopback {
+            let listen: Vec<String> = ["--listen", "127.0.0.1:0"].map(str::to_owned).into_iter().chain(pinned(0)).collect();
+            let mut process = Process::start(common, *backend, passive, &listen).map_err(|why| here(passive, why))?;
+            let address = process.address().map_err(|why| here(passive, why))?;
+            args.extend(["--connect".to_owned(), address]);
+            peer = Some(process);
+        }
+        let measured = Process::start(common, *backend, active, &args).and_then(Process::report).map_err(|why| here(active, why))?;
+        let counted = peer.map(Process::report).transpose().map_err(|why| here(passive, why))?;
+        match counted {
+            Some(counted) if counted.messages != measured.messages => {
+                let why = format!("{} messages were sent and {} received", measured.messages, counted.messages);
+                Err(here(passive, why))
+            }
+            _ => Ok((measured, counted)),
+        }
+    }
 }
 
 /// The time after which a process counts as stuck.
-const LIMIT: Duration = Duration::from_secs(20);
-
-fn run(common: &Common, backend: Backend, [passive, active]: [&str; 2], size: usize, more: &[String]) -> Result<Measured, Failure> {
-    let here = |role: &str, why: String| Failure::NotDelivered(format!("{role} over {backend} with messages of {size} bytes: {why}"));
-    let mut peer = None;
-    let mut args = vec!["--size".to_owned(), size.to_string()];
-    args.extend_from_slice(more);
-    // Loopback brings its own peer.
-    if backend != Backend::Loopback {
-        let mut process = Process::start(common, backend, passive, &["--listen".to_owned(), "127.0.0.1:0".to_owned()])
-            .map_err(|why| here(passive, why))?;
-        let address = process.address().map_err(|why| here(passive, why))?;
-        args.extend(["--connect".to_owned(), address]);
-        peer = Some(process);
-    }
-    let measured = Process::start(common, backend, active, &args).and_then(Process::report).map_err(|why| here(active, why))?;
-    if let Some(peer) = peer {
-        let counted = peer.report().map_err(|why| here(passive, why))?;
-        if counted.messages != measured.messages {
-            let why = format!("{} messages were sent and {} received", measured.messages, counted.messages);
-            return Err(here(passive, why));
-        }
-    }
-    Ok(measured)
-}
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A process of this program; ended when dropped.
 struct Process {

@@ -1,0 +1,107 @@
+//! The limits: what netio3 reaches of what bare sockets and bare libfabric calls reach, quantity by quantity.
+//!
+//! Both are measured between two processes, each pinned to a processor of its own, in turns: every round measures
+//! everything once, and ratios are taken within a round, since a machine's speed drifts by more than the two differ.
+
+mod awake;
+mod rows;
+mod table;
+
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use nix::sched::sched_getaffinity;
+use nix::unistd::Pid;
+
+pub use crate::limits::awake::stay_awake;
+
+use crate::args::{Backend, Common, LimitsArgs};
+use crate::failure::Failure;
+use crate::info::usable_here;
+use crate::limits::awake::Awake;
+use crate::limits::rows::{Row, Setup, rows};
+use crate::limits::table::{Findings, Ratios};
+use crate::peers::Measured;
+
+/// What the two processes of a measurement told: the active one, and the passive one.
+pub type Outcome = (Measured, Option<Measured>);
+
+/// Measures, and prints the table. Fails when something could not be measured, not when it is short.
+pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
+    let began = Instant::now();
+    let (backends, left_out) = backends(common)?;
+    let matches = |row: &Row| args.only.as_ref().is_none_or(|part| row.name().contains(part.as_str()));
+    let mut rows: Vec<Row> =
+        rows(args.time).into_iter().filter(|row| backends.contains(&row.own.pairing.backend) && matches(row)).collect();
+    if rows.is_empty() {
+        let part = args.only.as_deref().unwrap_or_default();
+        return Err(Failure::NoConnection(format!("nothing that can be measured here has `{part}` in its name")));
+    }
+    let cpus = two_processors();
+    rows.iter_mut().flat_map(|row| [&mut row.own, &mut row.base]).for_each(|setup| setup.pairing.cpus = cpus);
+    // What several rows need is measured once a round.
+    let mut setups: Vec<Setup> = Vec::new();
+    for setup in rows.iter().flat_map(|row| [&row.base, &row.own]) {
+        if !setups.contains(setup) {
+            setups.push(setup.clone());
+        }
+    }
+    let bar = ProgressBar::new(args.rounds * setups.len() as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3} %  {msg}") {
+        bar.set_style(style);
+    }
+    let mut ratios: Vec<Ratios> = rows.iter().map(|_| Ratios::default()).collect();
+    let mut measured_without_sleep = true;
+    for _ in 0..args.rounds {
+        let mut outcomes: Vec<Outcome> = Vec::new();
+        for setup in &setups {
+            bar.set_message(setup.to_string());
+            let awake = setup.awake.then(|| Awake::on(cpus));
+            measured_without_sleep &= awake.as_ref().is_none_or(Awake::is_complete);
+            outcomes.push(setup.pairing.run(&Common { spin: setup.spin, ..common.clone() })?);
+            bar.inc(1);
+        }
+        let of = |wanted: &Setup| setups.iter().position(|setup| setup == wanted).map(|index| outcomes[index]);
+        for (row, ratios) in rows.iter().zip(&mut ratios) {
+            if let (Some(own), Some(base)) = (of(&row.own), of(&row.base)) {
+                ratios.add(row.figure.of(&own), row.figure.of(&base));
+            }
+        }
+    }
+    bar.finish_and_clear();
+    let mut notes = left_out;
+    if cpus.is_none() {
+        notes.push("there is one processor only, which both sides shared".into());
+    }
+    if !measured_without_sleep {
+        notes.push("processors could sleep during round trips, which adds to both sides: install util-linux (`chrt`)".into());
+    }
+    Findings { rows, ratios, notes, seconds: began.elapsed().as_secs_f64() }.print(common.json);
+    Ok(())
+}
+
+/// The backends to measure, and why the others are left out.
+fn backends(common: &Common) -> Result<(Vec<Backend>, Vec<String>), Failure> {
+    let wanted: &[Backend] = match common.backend {
+        None => &[Backend::Tcp, Backend::Rdma],
+        Some(Backend::Tcp) => &[Backend::Tcp],
+        Some(Backend::Rdma) => &[Backend::Rdma],
+        Some(other) => return Err(Failure::NoConnection(format!("{other} has no limits to be compared with; tcp and rdma have"))),
+    };
+    let (mut used, mut left_out) = (Vec::new(), Vec::new());
+    for (backend, outcome) in usable_here(wanted) {
+        match outcome {
+            Ok(()) => used.push(backend),
+            Err(why) if common.backend.is_some() => return Err(Failure::NoConnection(why)),
+            Err(why) => left_out.push(format!("{backend} is left out: {why}")),
+        }
+    }
+    Ok((used, left_out))
+}
+
+/// Two processors that this process may use.
+fn two_processors() -> Option<[usize; 2]> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).ok()?;
+    let mut allowed = (0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    Some([allowed.next()?, allowed.next()?])
+}

@@ -1,0 +1,191 @@
+//! What is measured, against what, and what is asked.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::args::{Backend, Mode};
+use crate::limits::Outcome;
+use crate::peers::{Measured, Pairing};
+use crate::report::bytes;
+
+/// One line of the table.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub own: Setup,
+    /// What sets the limit.
+    pub base: Setup,
+    pub figure: Figure,
+    /// The ratio that is asked for, if any: of rates at least, of times at most.
+    pub asked: Option<f64>,
+}
+
+/// A measurement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setup {
+    pub pairing: Pairing,
+    /// Microseconds that a side polls before it sleeps.
+    pub spin: u64,
+    /// The processors are kept awake.
+    pub awake: bool,
+    title: String,
+}
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Figure {
+    /// Messages per second.
+    Rate,
+    /// The median of round-trip times, in microseconds.
+    P50,
+    /// What 99 of 100 round trips stay below, in microseconds.
+    P99,
+    /// Processor time of the sender per 10^9 bytes, in seconds.
+    SenderTime,
+    /// The same of the receiver.
+    ReceiverTime,
+}
+
+impl Figure {
+    /// Its value in a measurement.
+    pub fn of(self, (active, passive): &Outcome) -> Option<f64> {
+        let time = |side: &Measured| (side.cpu_s.user + side.cpu_s.sys) / side.bytes as f64 * 1e9;
+        match self {
+            Self::Rate => Some(active.msgs_per_s),
+            Self::P50 => active.rtt_us.map(|rtt| rtt.p50),
+            Self::P99 => active.rtt_us.map(|rtt| rtt.p99),
+            Self::SenderTime => Some(time(active)),
+            Self::ReceiverTime => passive.as_ref().map(time),
+        }
+    }
+
+    /// Whether less is better.
+    pub fn is_cost(self) -> bool {
+        self != Self::Rate
+    }
+
+    /// The unit of its values.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Rate => "/s",
+            Self::P50 | Self::P99 => "us",
+            Self::SenderTime | Self::ReceiverTime => "s/GB",
+        }
+    }
+}
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rate => "",
+            Self::P50 => ", p50",
+            Self::P99 => ", p99",
+            Self::SenderTime => ", processor of the sender",
+            Self::ReceiverTime => ", processor of the receiver",
+        })
+    }
+}
+
+impl Row {
+    /// What it is called.
+    pub fn name(&self) -> String {
+        format!("{}{}", self.own, self.figure)
+    }
+
+    /// Whether a ratio is good enough; `None` where nothing is asked.
+    pub fn passes(&self, ratio: f64) -> Option<bool> {
+        self.asked.map(|asked| if self.figure.is_cost() { ratio <= asked } else { ratio >= asked })
+    }
+}
+
+impl fmt::Display for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}, {}", self.pairing.backend, self.title, bytes(self.pairing.size as u64))
+    }
+}
+
+/// Round trips of each measurement.
+const ROUND_TRIPS: u64 = 5_000;
+/// Longer than any round trip, so that a spinning side never sleeps.
+const SPIN: u64 = 20_000;
+const KIB: usize = 1 << 10;
+
+/// All lines, for transfers of this duration.
+pub fn rows(time: Duration) -> Vec<Row> {
+    let transfer = |backend: Backend, size: usize, title: &str, args: &[&str]| {
+        let mut pairing = Pairing::transfer(backend, size, time);
+        pairing.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        Setup { pairing, spin: 0, awake: false, title: title.into() }
+    };
+    let in_mode = |backend: Backend, size: usize, mode: Mode| transfer(backend, size, mode.name(), &["--mode", mode.name()]);
+    // Without a mode: the one that is faster at this size.
+    let raw = |size: usize| transfer(Backend::Raw, size, "the faster way", &[]);
+    let rate = |own: Setup, base: Setup, asked: Option<f64>| Row { own, base, figure: Figure::Rate, asked };
+    let mut rows = Vec::new();
+
+    for (size, asked) in [(64, 0.85), (256, 0.95), (KIB, 0.95), (4 * KIB, 0.95)] {
+        rows.push(rate(in_mode(Backend::Tcp, size, Mode::Copy), raw(size), Some(asked)));
+    }
+    for (size, asked) in [(64, 0.60), (KIB, 0.90), (16 * KIB, 0.97), (64 * KIB, 0.97), (KIB * KIB, 0.97)] {
+        rows.push(rate(in_mode(Backend::Tcp, size, Mode::ZeroCopy), raw(size), Some(asked)));
+    }
+    rows.push(rate(in_mode(Backend::Tcp, 16 * KIB, Mode::Buffered), raw(16 * KIB), Some(0.97)));
+    let pieces = ["--header", "16", "--iov", "4"];
+    let in_pieces = |backend: Backend| transfer(backend, KIB, "header of 16 B and 4 pieces", &pieces);
+    rows.push(rate(in_pieces(Backend::Tcp), in_pieces(Backend::Raw), Some(0.85)));
+    for connections in ["64", "1024"] {
+        let title = format!("{connections} connections (of one)");
+        let own = transfer(Backend::Tcp, KIB, &title, &["--mode", "zero-copy", "--connections", connections]);
+        rows.push(rate(own, in_mode(Backend::Tcp, KIB, Mode::ZeroCopy), Some(0.90)));
+    }
+    for (size, mode, asked) in [(64, Mode::Copy, 1.15), (64 * KIB, Mode::ZeroCopy, 1.05)] {
+        for figure in [Figure::SenderTime, Figure::ReceiverTime] {
+            rows.push(Row { own: in_mode(Backend::Tcp, size, mode), base: raw(size), figure, asked: Some(asked) });
+        }
+    }
+    for (spin, title) in [(0, "round trip sleeping"), (SPIN, "round trip spinning")] {
+        for size in [64, KIB, 64 * KIB] {
+            let asked = if spin > 0 || size == 64 * KIB { 1.10 } else { 1.05 };
+            rows.extend(round_trips(Backend::Tcp, Backend::Raw, size, spin, title, asked));
+        }
+    }
+
+    for size in [64, KIB, 16 * KIB, 64 * KIB, KIB * KIB] {
+        for mode in [Mode::ZeroCopy, Mode::Copy, Mode::Buffered] {
+            // One post for each message.
+            let base = in_mode(Backend::RawFabric, size, Mode::ZeroCopy);
+            rows.push(rate(in_mode(Backend::Rdma, size, mode), base, Some(0.95)));
+        }
+    }
+    for (spin, title) in [(0, "round trip sleeping"), (SPIN, "round trip spinning")] {
+        rows.extend(round_trips(Backend::Rdma, Backend::RawFabric, 64, spin, title, 1.05).into_iter().take(1));
+    }
+    rows
+}
+
+/// The median and the tail of round trips.
+fn round_trips(own: Backend, base: Backend, size: usize, spin: u64, title: &str, asked: f64) -> [Row; 2] {
+    let setup = |backend| Setup { pairing: Pairing::round_trips(backend, size, ROUND_TRIPS), spin, awake: spin == 0, title: title.into() };
+    [Figure::P50, Figure::P99].map(|figure| Row { own: setup(own), base: setup(base), figure, asked: Some(asked) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_rows_have_the_same_name() {
+        let mut names: Vec<String> = rows(Duration::from_secs(1)).iter().map(Row::name).collect();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn rates_are_asked_to_be_high_and_times_to_be_low() {
+        let rows = rows(Duration::from_secs(1));
+        let with = |figure| rows.iter().find(|row| row.figure == figure).unwrap();
+        assert_eq!((with(Figure::Rate).passes(1.0), with(Figure::Rate).passes(0.1)), (Some(true), Some(false)));
+        assert_eq!((with(Figure::P50).passes(1.0), with(Figure::P50).passes(2.0)), (Some(true), Some(false)));
+    }
+}

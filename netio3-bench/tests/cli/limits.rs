@@ -1,0 +1,40 @@
+//! `limits`: the table of what is reached of what the machine can do.
+
+use crate::util::run;
+
+#[test]
+fn limits_compare_with_bare_sockets_and_say_what_is_asked() {
+    let ended = run("limits --rounds 2 --time 0.05 --json --backend tcp 1_KiB");
+    assert_eq!(ended.status, 2, "a part is taken as it stands: {ended:?}");
+    assert!(ended.stderr.contains("1_KiB"), "{}", ended.stderr);
+
+    let ended = run("limits --rounds 2 --time 0.05 --json --backend tcp 256");
+    assert_eq!((ended.status, &ended.stderr[..]), (0, ""), "{ended:?}");
+    let rows = ended.json()["rows"].as_array().unwrap().clone();
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    let row = &rows[0];
+    assert_eq!((row["name"].as_str(), row["unit"].as_str(), row["rounds"].as_u64()), (Some("tcp, copy, 256 B"), Some("/s"), Some(2)));
+    let [own, base, ratio, asked] = ["own", "base", "ratio", "asked"].map(|field| row[field].as_f64().unwrap());
+    assert!(own > 0.0 && base > 0.0 && ratio > 0.0 && ratio < 100.0);
+    assert_eq!(row["pass"].as_bool(), Some(ratio >= asked));
+    assert!(ended.stdout.contains("as asked"), "{}", ended.stdout);
+}
+
+#[test]
+fn round_trips_and_processor_time_are_costs() {
+    let ended = run("limits --rounds 1 --time 0.05 --json --backend tcp sleeping,");
+    assert_eq!(ended.status, 0, "{ended:?}");
+    for row in ended.json()["rows"].as_array().unwrap() {
+        assert_eq!(row["unit"], "us");
+        assert_eq!(row["pass"].as_bool(), Some(row["ratio"].as_f64() <= row["asked"].as_f64()));
+    }
+}
+
+#[test]
+fn baselines_and_loopback_have_no_limits() {
+    for backend in ["raw", "loopback"] {
+        let ended = run(&format!("limits --backend {backend}"));
+        assert_eq!(ended.status, 2, "{ended:?}");
+        assert!(ended.stderr.contains("tcp and rdma have"), "{}", ended.stderr);
+    }
+}
