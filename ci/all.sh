@@ -14,4 +14,5 @@ ci/features.sh
 ci/without-libfabric.sh
 ci/fabric-2.sh
 ci/verbs-vm.sh
+ci/instructions.sh
 ci/test.sh

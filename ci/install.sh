@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Installs with apt-get what the build and the tests need beside Rust: a C compiler, and libfabric with its headers
-# for the tests of the RDMA backend. Neither the build nor programs without RDMA need libfabric.
+# Installs with apt-get what the build and the tests need beside Rust: a C compiler, libfabric with its headers
+# for the tests of the RDMA backend, and valgrind for counting instructions. Neither the build nor programs without RDMA
+# need libfabric.
 set -euo pipefail
 
 missing=()
 command -v cc > /dev/null || missing+=(gcc libc6-dev)
-for package in libfabric1 libfabric-dev; do
+for package in libfabric1 libfabric-dev valgrind; do
     dpkg-query -W -f '${Status}' "$package" 2> /dev/null | grep -q ' installed' || missing+=("$package")
 done
 if ((${#missing[@]})); then

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Instructions per message of the paths over TCP, which hardly differ from run to run, whatever else the machine does:
+# a path that became longer is noticed without trusting clocks. Fails where one takes over a tenth more than
+# ci/instructions.txt says; after a change that is worth it, `ci/instructions.sh --write` notes the new counts.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+list=ci/instructions.txt
+cargo build --release -p netio3-bench
+program=$(realpath "${CARGO_TARGET_DIR:-target}/release/netio3-bench")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"; jobs -p | xargs -r kill 2> /dev/null || true' EXIT
+
+# counted COMMAND...: runs the program under valgrind; its instructions are the last word of the log.
+counted() {
+    valgrind --tool=callgrind --callgrind-out-file=/dev/null --log-file="$scratch/log" "$program" "$@"
+}
+
+# run SIDE PASSIVE ACTIVE COUNT OPTIONS...: instructions of one side of a run of so many messages.
+run() {
+    local side=$1 passive=$2 active=$3 count=$4
+    shift 4
+    rm -f "$scratch/address"
+    mkfifo "$scratch/address"
+    if [ "$side" = passive ]; then
+        counted "$passive" --listen 127.0.0.1:0 > "$scratch/address" &
+    else
+        "$program" "$passive" --listen 127.0.0.1:0 > "$scratch/address" &
+    fi
+    local peer=$! address
+    exec 3< "$scratch/address"
+    read -r _ _ address <&3
+    if [ "$side" = active ]; then
+        counted "$active" --connect "$address" "$@" > /dev/null
+    else
+        "$program" "$active" --connect "$address" "$@" > /dev/null
+    fi
+    cat <&3 > /dev/null
+    exec 3<&-
+    wait "$peer"
+    sed -n 's/.*Collected : //p' "$scratch/log"
+}
+
+# measure SIDE PASSIVE ACTIVE OPTION COUNT OPTIONS...: instructions per message, what comes once per run left out.
+measure() {
+    local side=$1 passive=$2 active=$3 option=$4 count=$5 few many
+    shift 5
+    few=$(run "$side" "$passive" "$active" "$count" "$option" "$count" "$@")
+    many=$(run "$side" "$passive" "$active" $((5 * count)) "$option" $((5 * count)) "$@")
+    echo $(((many - few) / (4 * count)))
+}
+
+found=$scratch/found
+note() {
+    local name=$1
+    shift
+    echo "$name $(measure "$@")" | tee -a "$found"
+}
+echo "instructions per message"
+for mode in copy zero-copy; do
+    note "send-$mode-64" active recv send --messages 50000 --size 64 --mode "$mode"
+    note "send-$mode-1024" active recv send --messages 20000 --size 1024 --mode "$mode"
+done
+note send-buffered-1024 active recv send --messages 20000 --size 1024 --mode buffered
+note send-zero-copy-65536 active recv send --messages 1000 --size 65536 --mode zero-copy
+note recv-64 passive recv send --messages 50000 --size 64
+note recv-1024 passive recv send --messages 20000 --size 1024
+note ping-64 active echo ping --count 2000 --size 64
+
+if [ "${1:-}" = --write ]; then
+    cp "$found" "$list"
+    exit
+fi
+awk 'NR == FNR { known[$1] = $2; next }
+    !($1 in known) { print $1 " is not in the list: run ci/instructions.sh --write"; bad = 1; next }
+    $2 > known[$1] * 1.1 { print $1 " takes " $2 " instructions, more than a tenth above " known[$1]; bad = 1 }
+    $2 < known[$1] * 0.8 { print $1 " takes " $2 " instructions instead of " known[$1] ": note that with --write" }
+    END { exit bad }' "$list" "$found"
