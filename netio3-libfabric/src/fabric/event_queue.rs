@@ -166,10 +166,14 @@ impl EventQueue {
         loop {
             let raw = match state.stash.pop_front() {
                 Some(raw) => raw,
-                None => match self.read_raw()? {
-                    Some(raw) => raw,
-                    None => return Ok(None),
-                },
+                None => {
+                    // While a domain is opened there seems to be nothing, and `trywait` tells to read again.
+                    let Some(_not_opening) = self.fabric.opening.try_read() else { return Ok(None) };
+                    match self.read_raw()? {
+                        Some(raw) => raw,
+                        None => return Ok(None),
+                    }
+                }
             };
             if let Some(event) = self.understand(&mut state, raw) {
                 return Ok(Some(event));
@@ -177,7 +181,7 @@ impl EventQueue {
         }
     }
 
-    /// Reads one event of the provider's. The lock must be held.
+    /// Reads one event of the provider's. The lock must be held, and that of opening domains.
     fn read_raw(&self) -> Result<Option<RawEvent>, FabricError> {
         let mut room = EventRoom { head: sys::fi_eq_cm_entry { fid: ptr::null_mut(), info: ptr::null_mut() }, data: [0; DATA_ROOM] };
         let place: *mut EventRoom = &raw mut room;
@@ -331,6 +335,7 @@ impl EventQueue {
     pub(super) unsafe fn close_listener(&self, pep: NonNull<sys::fid_pep>) {
         let object = pep.as_ptr().addr();
         let mut state = self.state.lock();
+        let _not_opening = self.fabric.opening.read();
         // What is still with the provider would be lost there: it neither hands such requests out nor ends them.
         for _ in 0..DRAIN_LIMIT {
             match self.read_raw() {
@@ -384,8 +389,30 @@ impl sealed::Queue for EventQueue {
     }
 
     fn holds_back(&self) -> bool {
-        !self.state.lock().stash.is_empty()
+        self.fabric.opening.is_locked_exclusive() || !self.state.lock().stash.is_empty()
     }
 }
 
 impl Waitable for EventQueue {}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Hints, Library};
+    use super::*;
+
+    #[test]
+    fn no_event_queue_is_read_while_a_domain_is_opened_and_none_is_slept_on() {
+        let Ok(library) = Library::open() else { return println!("skipped: no libfabric") };
+        let node = "127.0.0.1:0".parse().ok();
+        let hints = Hints { provider: Some("tcp".into()), node, passive: true, source: None };
+        let info = library.infos(&hints).unwrap().into_iter().next().expect("tcp is everywhere");
+        let fabric = Fabric::open(&library, &info).unwrap();
+        let events = EventQueue::open(&fabric).unwrap();
+        assert!(fabric.trywait(&[&*events]).unwrap());
+        let opening = fabric.opening.write();
+        assert!(events.read().unwrap().is_none());
+        assert!(!fabric.trywait(&[&*events]).unwrap(), "it is to be read again");
+        drop(opening);
+        assert!(fabric.trywait(&[&*events]).unwrap());
+    }
+}

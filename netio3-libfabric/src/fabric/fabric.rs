@@ -4,6 +4,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use libfabric_sys as sys;
+use parking_lot::RwLock;
 
 use super::{FabricError, Info, Library, close};
 
@@ -13,6 +14,9 @@ pub struct Fabric {
     pub(super) raw: NonNull<sys::fid_fabric>,
     pub(super) libfabric: Arc<Library>,
     pub(super) provider: String,
+    /// Written to while a domain is opened, read while an event queue is. `verbs` of libfabric 2.2 to 2.5 looks at the
+    /// device of every domain of the fabric when an event queue is read, and a domain that is being opened has none yet.
+    pub(super) opening: RwLock<()>,
 }
 
 // SAFETY: the provider promised FI_THREAD_SAFE: any thread may use any object at any time.
@@ -33,7 +37,7 @@ impl Fabric {
         // SAFETY: the attributes live until after the call.
         let code = unsafe { (library.symbols.fi_fabric)(copy.info().fabric_attr, &raw mut raw, ptr::null_mut()) };
         match NonNull::new(raw) {
-            Some(raw) if code == 0 => Ok(Arc::new(Self { raw, libfabric: library.clone(), provider })),
+            Some(raw) if code == 0 => Ok(Arc::new(Self { raw, libfabric: library.clone(), provider, opening: RwLock::new(()) })),
             _ => Err(library.error(CALL, code, Some(&provider))),
         }
     }
@@ -99,7 +103,7 @@ pub(super) mod sealed {
         fn object(&self) -> *mut sys::fid;
         /// The fabric it is of.
         fn fabric(&self) -> &Arc<Fabric>;
-        /// Whether it holds something that was read of the object before.
+        /// Whether it holds something that was read of the object before, or cannot be read just now.
         fn holds_back(&self) -> bool;
     }
 }
