@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use libfabric_sys as sys;
 
-use super::{Fabric, FabricError, Info, close};
+use super::{Fabric, FabricError, Info, close, memory_monitor};
 
 /// A domain of a fabric, opened.
 #[derive(Debug)]
@@ -32,6 +32,7 @@ impl Domain {
         let copy = info.for_call(CALL)?;
         let mut raw = ptr::null_mut();
         let _opening = fabric.opening.write();
+        memory_monitor::turn_off_in_modules();
         // SAFETY: the fabric is open, the info lives until after the call.
         let code = unsafe { sys::fi_domain(fabric.raw.as_ptr(), copy.as_ptr(), &raw mut raw, ptr::null_mut()) };
         match NonNull::new(raw) {

@@ -6,11 +6,16 @@
 //! as it is used, and has no use for the cache: it imports a monitor of its own, as programs may, whose start fails.
 //! The provider then goes on without the cache.
 //!
+//! A provider that libfabric loads as a module has a copy of the monitors of its own, of which an import does not know.
+//! There the default one is taken away before the first domain is opened, as that environment variable would have it.
+//!
 //! Where somebody else in the process uses the cache already it stays as it is, and what the user says in
 //! `FI_MR_CACHE_MONITOR` holds in any case.
 
-use std::ffi::{c_int, c_void};
+use std::env;
+use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
+use std::sync::Once;
 
 use libfabric_sys as sys;
 use libfabric_sys::Symbols;
@@ -34,6 +39,38 @@ pub(super) fn turn_off(symbols: &Symbols) -> Result<(), c_int> {
     // SAFETY: it is open, and nothing was made with it; the monitor stays imported.
     unsafe { sys::fi_close(cache) };
     if code == 0 { Ok(()) } else { Err(code) }
+}
+
+/// The modules that providers with a cache come in, where they are not in libfabric itself.
+const MODULES: [&CStr; 1] = [c"libverbs-fi.so"];
+
+/// Turns the cache of modules off that libfabric has loaded, which it does when it is first asked for anything.
+pub(super) fn turn_off_in_modules() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if env::var_os("FI_MR_CACHE_MONITOR").is_none() {
+            MODULES.into_iter().for_each(turn_off_in);
+        }
+    });
+}
+
+fn turn_off_in(module: &CStr) {
+    // SAFETY: nothing is loaded that is not already, so that nothing of it runs.
+    let handle = unsafe { libc::dlopen(module.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+    if handle.is_null() {
+        return;
+    }
+    // SAFETY: the handle is open, the name a C string.
+    let monitor: *mut *mut c_void = unsafe { libc::dlsym(handle, c"default_monitor".as_ptr()) }.cast();
+    if monitor.is_null() {
+        tracing::warn!(?module, "libfabric's cache of registered memory stays on; set FI_MR_CACHE_MONITOR=disabled");
+    } else {
+        // SAFETY: in every version with modules it is a pointer to a monitor, null where there is none. It is read when
+        // a domain is opened, and none of this module's is yet, or it has been read for that before.
+        unsafe { monitor.write(ptr::null_mut()) };
+    }
+    // SAFETY: it was opened above; libfabric keeps the module.
+    unsafe { libc::dlclose(handle) };
 }
 
 unsafe extern "C" fn start(_: *mut sys::fid_mem_monitor) -> c_int {
