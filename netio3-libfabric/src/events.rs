@@ -59,6 +59,11 @@ impl Rdma {
                 }
             }
             index += 1;
+            let is_last = index == self.watched.borrow().len();
+            if is_last && next == Next::Wait && !self.lost.borrow().is_empty() && self.any_due() {
+                // The event queue may know why a connection is lost: it is read first.
+                index = 0;
+            }
         }
         self.batch.set(Some(batch));
         self.dry.set(next == Next::Wait && !self.found.get());
@@ -66,6 +71,11 @@ impl Rdma {
             self.handle_lost(up);
         }
         next
+    }
+
+    /// Whether an event queue is to be read in any case.
+    fn any_due(&self) -> bool {
+        self.watched.borrow().iter().any(|watched| matches!(watched, Watched::Events { due, .. } if due.get()))
     }
 
     /// Whether the descriptors will wake the loop for everything.

@@ -458,6 +458,7 @@ impl Rdma {
         if !connection.is_over() && !connection.link.listed_lost.replace(true) {
             connection.link.gone.set(true);
             self.lost.borrow_mut().push(connection.clone());
+            self.watched.borrow().iter().for_each(Watched::set_due);
             self.active.set(true);
             engine.event_loop().schedule();
         }
