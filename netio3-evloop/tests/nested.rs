@@ -11,7 +11,7 @@ use netio3_core::{Budget, EventLoop, Interest, Next, Ready};
 use netio3_evloop::EpollEventLoop;
 use rustix::event::{Timespec, epoll};
 
-use util::{Count, LIMIT, Probe, drain, event_loop, ms, pair};
+use util::{Count, LIMIT, Probe, count_bytes, event_loop, ms, pair};
 
 /// A foreign loop.
 struct Foreign {
@@ -76,14 +76,7 @@ fn by_level_and_edge(test: impl Fn(&EpollEventLoop, &Foreign)) {
 fn events_make_it_readable() {
     by_level_and_edge(|event_loop, foreign| {
         let (a, mut b) = pair();
-        let bytes = Count::default();
-        let count = bytes.clone();
-        event_loop
-            .add_fd(a, Interest::Readable, move |_, socket, _| {
-                (0..drain(socket)).for_each(|_| count.add());
-                Next::Wait
-            })
-            .unwrap();
+        let bytes = count_bytes(event_loop, a);
         foreign.exhaust(event_loop);
         for n in 1..=100 {
             b.write_all(b"x").unwrap();

@@ -4,11 +4,11 @@ mod util;
 
 use std::io::Write;
 
-use netio3_core::{EventLoop, Interest, Next};
+use netio3_core::{EventLoop, Next};
 use netio3_evloop::EpollEventLoop;
 use tokio::io::unix::AsyncFd;
 
-use util::{Count, LIMIT, drain, event_loop, ms, pair};
+use util::{Count, LIMIT, count_bytes, event_loop, ms, pair};
 
 #[allow(deprecated, reason = "its replacement is unsafe; the loop owns its descriptor as long as it lives")]
 fn in_tokio(event_loop: EpollEventLoop) -> AsyncFd<EpollEventLoop> {
@@ -36,13 +36,8 @@ fn tokio_drives_descriptors_timers_posts_and_signals() {
         let event_loop = in_tokio(event_loop());
         let ours = event_loop.get_ref();
         let (a, mut b) = pair();
-        let (bytes, beats, fired) = (Count::default(), Count::default(), Count::default());
-        let count = bytes.clone();
-        ours.add_fd(a, Interest::Readable, move |_, socket, _| {
-            (0..drain(socket)).for_each(|_| count.add());
-            Next::Wait
-        })
-        .unwrap();
+        let bytes = count_bytes(ours, a);
+        let (beats, fired) = (Count::default(), Count::default());
         let count = beats.clone();
         let interval = ours.add_interval(ms(1), move |_| count.add());
         let count = fired.clone();

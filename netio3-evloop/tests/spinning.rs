@@ -6,9 +6,9 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netio3_core::{EventLoop, Interest, Next, Polled};
+use netio3_core::{EventLoop, Next, Polled};
 
-use util::{Count, Probe, drain, event_loop, ms, pair, run_until, us};
+use util::{Count, Probe, count_bytes, event_loop, ms, pair, run_until, us};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -46,14 +46,7 @@ fn timers_descriptors_and_other_threads_are_noticed_while_spinning() {
     assert!(started.elapsed() >= ms(2));
 
     let (a, mut b) = pair();
-    let bytes = Count::default();
-    let count = bytes.clone();
-    event_loop
-        .add_fd(a, Interest::Readable, move |_, socket, _| {
-            (0..drain(socket)).for_each(|_| count.add());
-            Next::Wait
-        })
-        .unwrap();
+    let bytes = count_bytes(&event_loop, a);
     let writer = thread::spawn(move || b.write_all(b"x").map(|()| b));
     run_until(&event_loop, || bytes.get() == 1);
     let _open = writer.join().unwrap();
@@ -110,13 +103,7 @@ fn every_run_looks_at_descriptors_however_short() {
     event_loop.set_spin(ms(1));
     event_loop.add_source(Box::new(Probe { poll: Box::new(|_, _| Polled::Nothing), ..Probe::default() }));
     let (a, mut b) = pair();
-    let bytes = Count::default();
-    let count = bytes.clone();
-    let read = move |_: &netio3_evloop::Handle, socket: &mut _, _| {
-        (0..drain(socket)).for_each(|_| count.add());
-        Next::Wait
-    };
-    event_loop.add_fd(a, Interest::Readable, read).unwrap();
+    let bytes = count_bytes(&event_loop, a);
     event_loop.run_for(Duration::ZERO).unwrap();
     for round in 1..=20 {
         b.write_all(b"x").unwrap();
@@ -139,14 +126,7 @@ fn descriptors_are_read_although_polling_always_finds_something() {
         ..Probe::default()
     }));
     let (a, mut b) = pair();
-    let bytes = Count::default();
-    let count = bytes.clone();
-    event_loop
-        .add_fd(a, Interest::Readable, move |_, socket, _| {
-            (0..drain(socket)).for_each(|_| count.add());
-            Next::Wait
-        })
-        .unwrap();
+    let bytes = count_bytes(&event_loop, a);
     b.write_all(b"x").unwrap();
     run_until(&event_loop, || bytes.get() == 1);
     assert!(turns.get() < 20, "{} turns", turns.get());

@@ -73,14 +73,7 @@ fn stopping_drains_what_is_pending() {
 fn stopping_reads_what_has_arrived() {
     let event_loop = event_loop();
     let (a, mut b) = util::pair();
-    let bytes = Count::default();
-    let count = bytes.clone();
-    event_loop
-        .add_fd(a, netio3_core::Interest::Readable, move |_, socket, _| {
-            (0..util::drain(socket)).for_each(|_| count.add());
-            Next::Wait
-        })
-        .unwrap();
+    let bytes = util::count_bytes(&event_loop, a);
     event_loop.post(move |ev| {
         ev.stop();
         std::io::Write::write_all(&mut b, b"late").unwrap();

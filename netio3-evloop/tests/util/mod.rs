@@ -7,8 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use netio3_core::{Budget, EventLoop, Next, Polled, Ready, Source};
-use netio3_evloop::EpollEventLoop;
+use netio3_core::{Budget, EventLoop, Interest, Next, Polled, Ready, Source};
+use netio3_evloop::{EpollEventLoop, Handle};
 
 /// Long enough for a machine that is busy otherwise; reached only by failing tests.
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -46,6 +46,18 @@ pub fn drain(mut socket: &UnixStream) -> usize {
         all += n;
     }
     all
+}
+
+/// Has the loop read a socket; counts the bytes.
+pub fn count_bytes(event_loop: &EpollEventLoop, socket: UnixStream) -> Count {
+    let bytes = Count::default();
+    let count = bytes.clone();
+    let read = move |_: &Handle, socket: &mut UnixStream, _: Ready| {
+        (0..drain(socket)).for_each(|_| count.add());
+        Next::Wait
+    };
+    event_loop.add_fd(socket, Interest::Readable, read).unwrap();
+    bytes
 }
 
 /// A log that closures share.
