@@ -24,19 +24,48 @@ pub(crate) const BATCH: usize = 64;
 /// came while the loop was kept awake.
 const PUMPS_PER_EVENTS: u32 = 64;
 
+/// What reading queues brought.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Found {
+    Nothing,
+    Something,
+    /// Something, and there may be more.
+    More,
+}
+
 impl Rdma {
     /// Looks at all queues once, event queues and completion queues together.
     pub(crate) fn pump(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
-        self.found.set(false);
         let pumps = self.pumps.get().wrapping_add(1);
         self.pumps.set(pumps);
         if pumps % PUMPS_PER_EVENTS == 0 {
             self.watched.borrow().iter().for_each(Watched::set_due);
         }
         let mut batch = self.batch.take().unwrap_or_else(|| Box::new([Completion::default(); BATCH]));
-        let mut next = Next::Wait;
-        let mut index = 0;
+        let mut found = Found::Nothing;
         loop {
+            found = found.max(self.read_all(up, &mut batch, budget));
+            if up.engine().is_gone() {
+                return Next::Wait;
+            }
+            // An event queue may know why a connection is lost: it is read first.
+            if found == Found::More || self.lost.borrow().is_empty() || !self.any_due() {
+                break;
+            }
+        }
+        self.batch.set(Some(batch));
+        self.dry.set(found == Found::Nothing);
+        if found == Found::More {
+            return Next::Again;
+        }
+        self.handle_lost(up);
+        Next::Wait
+    }
+
+    /// Reads every completion queue, and the event queues that are due.
+    fn read_all(&self, up: &mut Upcalls<'_, Self>, batch: &mut [Completion; BATCH], budget: &mut Budget) -> Found {
+        let mut found = Found::Nothing;
+        for index in 0.. {
             // Asked for anew whenever something was handled: what is watched may change meanwhile.
             let due = match self.watched.borrow().get(index) {
                 // One that the loop may sleep on has nothing.
@@ -44,33 +73,20 @@ impl Rdma {
                 Some(Watched::Completions { .. }) => None,
                 None => break,
             };
-            let more = match &due {
-                Some(None) => false,
+            let here = match &due {
+                Some(None) => Found::Nothing,
                 Some(Some((net, events))) => self.read_events(up, net, events),
-                None => self.read_completions(up, index, &mut batch, budget),
+                None => self.read_completions(up, index, batch, budget),
             };
             if up.engine().is_gone() {
-                return Next::Wait;
+                break;
             }
-            if more {
-                next = Next::Again;
-                if let Some(Watched::Events { due, .. }) = self.watched.borrow().get(index) {
-                    due.set(true);
-                }
+            if let (Found::More, Some(Watched::Events { due, .. })) = (here, self.watched.borrow().get(index)) {
+                due.set(true);
             }
-            index += 1;
-            let is_last = index == self.watched.borrow().len();
-            if is_last && next == Next::Wait && !self.lost.borrow().is_empty() && self.any_due() {
-                // The event queue may know why a connection is lost: it is read first.
-                index = 0;
-            }
+            found = found.max(here);
         }
-        self.batch.set(Some(batch));
-        self.dry.set(next == Next::Wait && !self.found.get());
-        if next == Next::Wait {
-            self.handle_lost(up);
-        }
-        next
+        found
     }
 
     /// Whether an event queue is to be read in any case.
@@ -116,7 +132,6 @@ impl Rdma {
     pub(crate) fn take_done(&self, up: &mut Upcalls<'_, Self>) {
         let engine = up.engine().clone();
         while let Ok(done) = self.done.try_recv() {
-            self.found.set(true);
             match done {
                 Done::Opened { id, result } => {
                     let connection = self.connection(&engine, id).filter(|connection| !connection.is_over());
@@ -196,25 +211,24 @@ impl Rdma {
 
     // ----- the event queue -----
 
-    /// Reads what an event queue has; tells whether there may be more.
-    fn read_events(&self, up: &mut Upcalls<'_, Self>, net: &Arc<Net>, events: &EventQueue) -> bool {
+    /// Reads what an event queue has.
+    fn read_events(&self, up: &mut Upcalls<'_, Self>, net: &Arc<Net>, events: &EventQueue) -> Found {
+        let mut found = Found::Nothing;
         for _ in 0..BATCH {
             match events.read() {
-                Ok(Some(event)) => {
-                    self.found.set(true);
-                    self.event(up, net, event);
-                }
-                Ok(None) => return false,
+                Ok(Some(event)) => self.event(up, net, event),
+                Ok(None) => return found,
                 Err(error) => {
                     tracing::error!(%error, "cannot read an event queue");
-                    return false;
+                    return found;
                 }
             }
+            found = Found::Something;
             if up.engine().is_gone() {
-                return false;
+                return found;
             }
         }
-        true
+        Found::More
     }
 
     fn event(&self, up: &mut Upcalls<'_, Self>, net: &Arc<Net>, event: CmEvent) {
@@ -385,33 +399,34 @@ impl Rdma {
 
     // ----- the completion queue -----
 
-    /// Reads what the completion queue of this place has, within the budget; tells whether there may be more.
-    fn read_completions(&self, up: &mut Upcalls<'_, Self>, index: usize, batch: &mut [Completion; BATCH], budget: &mut Budget) -> bool {
+    /// Reads what the completion queue of this place has, within the budget.
+    fn read_completions(&self, up: &mut Upcalls<'_, Self>, index: usize, batch: &mut [Completion; BATCH], budget: &mut Budget) -> Found {
+        let mut found = Found::Nothing;
         loop {
             let read = match self.watched.borrow().get(index) {
                 Some(Watched::Completions { queue, .. }) => queue.completions.read(batch),
-                _ => return false,
+                _ => return found,
             };
             match read {
-                Ok(0) => return false,
+                Ok(0) => return found,
                 Ok(count) => {
-                    self.found.set(true);
+                    found = Found::Something;
                     for completion in &batch[..count] {
                         self.completed(up, completion, budget);
                         if up.engine().is_gone() {
-                            return false;
+                            return found;
                         }
                     }
                     if count == BATCH && budget.is_spent() {
-                        return true;
+                        return Found::More;
                     }
                     if count < BATCH {
-                        return false;
+                        return found;
                     }
                 }
                 Err(CqError::Queue(error)) => {
                     tracing::error!(%error, "cannot read a completion queue");
-                    return false;
+                    return found;
                 }
                 Err(CqError::Operation(error)) => {
                     let (id, ..) = of_context(error.context);

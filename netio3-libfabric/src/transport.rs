@@ -47,8 +47,6 @@ pub(crate) struct Rdma {
     pub(crate) dry: Cell<bool>,
     /// How often they were looked at.
     pub(crate) pumps: Cell<u32>,
-    /// Something was found in them, or the helper thread had done something.
-    pub(crate) found: Cell<bool>,
 }
 
 pub(crate) type Conn = Rc<Connection<Link>>;
@@ -161,7 +159,6 @@ impl Rdma {
             batch: Cell::new(None),
             dry: Cell::new(false),
             pumps: Cell::new(0),
-            found: Cell::new(false),
         }
     }
 
@@ -206,8 +203,7 @@ impl Rdma {
             let watch = engine.event_loop().watch(engine.source(), queue.completions.fd(), OWN, Interest::Readable)?;
             watched.push(Watched::Completions { queue: queue.clone(), watch });
         }
-        self.active.set(true);
-        engine.event_loop().schedule();
+        self.look_soon(engine);
         Ok(())
     }
 
@@ -217,9 +213,14 @@ impl Rdma {
         let watch = engine.event_loop().watch(engine.source(), events.fd(), token, Interest::Readable)?;
         let watched = Watched::Events { net: net.clone(), events: events.clone(), watch, token, due: Cell::new(true) };
         self.watched.borrow_mut().push(watched);
+        self.look_soon(engine);
+        Ok(())
+    }
+
+    /// Has the queues looked at although no descriptor asks for it.
+    fn look_soon(&self, engine: &Engine<Self>) {
         self.active.set(true);
         engine.event_loop().schedule();
-        Ok(())
     }
 
     /// The connection of a name.
@@ -459,8 +460,7 @@ impl Rdma {
             connection.link.gone.set(true);
             self.lost.borrow_mut().push(connection.clone());
             self.watched.borrow().iter().for_each(Watched::set_due);
-            self.active.set(true);
-            engine.event_loop().schedule();
+            self.look_soon(engine);
         }
     }
 

@@ -32,7 +32,7 @@ impl Domain {
         let copy = info.for_call(CALL)?;
         let mut raw = ptr::null_mut();
         let _opening = fabric.opening.write();
-        memory_monitor::turn_off_in_modules();
+        memory_monitor::turn_off_in_module();
         // SAFETY: the fabric is open, the info lives until after the call.
         let code = unsafe { sys::fi_domain(fabric.raw.as_ptr(), copy.as_ptr(), &raw mut raw, ptr::null_mut()) };
         match NonNull::new(raw) {

@@ -41,29 +41,29 @@ pub(super) fn turn_off(symbols: &Symbols) -> Result<(), c_int> {
     if code == 0 { Ok(()) } else { Err(code) }
 }
 
-/// The modules that providers with a cache come in, where they are not in libfabric itself.
-const MODULES: [&CStr; 1] = [c"libverbs-fi.so"];
+/// What the provider `verbs` comes in, where it is not in libfabric itself.
+const MODULE: &CStr = c"libverbs-fi.so";
 
-/// Turns the cache of modules off that libfabric has loaded, which it does when it is first asked for anything.
-pub(super) fn turn_off_in_modules() {
+/// Turns the cache of the module off, if libfabric has loaded it, which it does when it is first asked for anything.
+pub(super) fn turn_off_in_module() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         if env::var_os("FI_MR_CACHE_MONITOR").is_none() {
-            MODULES.into_iter().for_each(turn_off_in);
+            take_default_away();
         }
     });
 }
 
-fn turn_off_in(module: &CStr) {
+fn take_default_away() {
     // SAFETY: nothing is loaded that is not already, so that nothing of it runs.
-    let handle = unsafe { libc::dlopen(module.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+    let handle = unsafe { libc::dlopen(MODULE.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
     if handle.is_null() {
         return;
     }
     // SAFETY: the handle is open, the name a C string.
     let monitor: *mut *mut c_void = unsafe { libc::dlsym(handle, c"default_monitor".as_ptr()) }.cast();
     if monitor.is_null() {
-        tracing::warn!(?module, "libfabric's cache of registered memory stays on; set FI_MR_CACHE_MONITOR=disabled");
+        tracing::warn!(module = ?MODULE, "libfabric's cache of registered memory stays on; set FI_MR_CACHE_MONITOR=disabled");
     } else {
         // SAFETY: in every version with modules it is a pointer to a monitor, null where there is none. It is read when
         // a domain is opened, and none of this module's is yet, or it has been read for that before.
