@@ -130,10 +130,21 @@ fn usable_with(backend: Backend, found: &Found) -> Result<(), String> {
     }
 }
 
-/// What every backend would fail with when it is used, as far as that can be found out without an address.
-pub fn usable_here(backends: &[Backend]) -> Vec<(Backend, Result<(), String>)> {
+/// Those of the backends that can be used, as far as that can be found out without an address, and why the others are
+/// left out. Fails where one was asked for that cannot.
+pub fn choose(common: &Common, wanted: &[Backend]) -> Result<(Vec<Backend>, Vec<String>), Failure> {
     let found = fabric_info::find();
-    backends.iter().map(|backend| (*backend, usable_with(*backend, &found))).collect()
+    let (mut usable, mut left_out) = (Vec::new(), Vec::new());
+    for backend in wanted {
+        match usable_with(*backend, &found) {
+            Ok(()) => usable.push(*backend),
+            Err(why) if common.backend.is_some() => return Err(Failure::NoConnection(why)),
+            // What it lacks, the backend lacks too that it is the baseline of.
+            Err(_) if *backend == Backend::RawFabric => {}
+            Err(why) => left_out.push(format!("{backend} is left out: {why}")),
+        }
+    }
+    Ok((usable, left_out))
 }
 
 impl BackendInfo {

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde::{Deserialize, Serialize};
@@ -196,6 +197,15 @@ impl RttHistogram {
             max: us(self.0.max()),
         })
     }
+}
+
+/// A bar that shows how many of so many steps are done, and which one is under way.
+pub fn progress(steps: usize) -> ProgressBar {
+    let bar = ProgressBar::new(steps as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3} %  {msg}") {
+        bar.set_style(style);
+    }
+    bar
 }
 
 /// Writes to standard output. Whoever reads it may have gone; the run is not worse for it.

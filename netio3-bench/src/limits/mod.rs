@@ -9,7 +9,6 @@ mod table;
 
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use nix::sched::sched_getaffinity;
 use nix::unistd::Pid;
 
@@ -17,11 +16,12 @@ pub use crate::limits::awake::stay_awake;
 
 use crate::args::{Backend, Common, LimitsArgs};
 use crate::failure::Failure;
-use crate::info::usable_here;
+use crate::info::choose;
 use crate::limits::awake::Awake;
 use crate::limits::rows::{Row, Setup, rows};
 use crate::limits::table::{Findings, Ratios};
 use crate::peers::Measured;
+use crate::report::progress;
 
 /// What the two processes of a measurement told: the active one, and the passive one.
 pub type Outcome = (Measured, Option<Measured>);
@@ -46,10 +46,7 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
             setups.push(setup.clone());
         }
     }
-    let bar = ProgressBar::new(args.rounds * setups.len() as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3} %  {msg}") {
-        bar.set_style(style);
-    }
+    let bar = progress(args.rounds as usize * setups.len());
     let mut ratios: Vec<Ratios> = rows.iter().map(|_| Ratios::default()).collect();
     let mut measured_without_sleep = true;
     for _ in 0..args.rounds {
@@ -88,15 +85,7 @@ fn backends(common: &Common) -> Result<(Vec<Backend>, Vec<String>), Failure> {
         Some(Backend::Rdma) => &[Backend::Rdma],
         Some(other) => return Err(Failure::NoConnection(format!("{other} has no limits to be compared with; tcp and rdma have"))),
     };
-    let (mut used, mut left_out) = (Vec::new(), Vec::new());
-    for (backend, outcome) in usable_here(wanted) {
-        match outcome {
-            Ok(()) => used.push(backend),
-            Err(why) if common.backend.is_some() => return Err(Failure::NoConnection(why)),
-            Err(why) => left_out.push(format!("{backend} is left out: {why}")),
-        }
-    }
-    Ok((used, left_out))
+    choose(common, wanted)
 }
 
 /// Two processors that this process may use.

@@ -8,13 +8,11 @@ mod table;
 
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
-
 use crate::args::{Backend, Common};
 use crate::failure::Failure;
-use crate::info::usable_here;
+use crate::info::choose;
 use crate::peers::{Measured, Pairing};
-use crate::report::bytes;
+use crate::report::{bytes, progress};
 use crate::tour::table::Findings;
 
 /// Message sizes of the table.
@@ -46,10 +44,7 @@ pub fn tour(common: &Common) -> Result<(), Failure> {
     let began = Instant::now();
     let mut findings = Findings::new(&quantities, &backends);
     let steps = quantities.len() * ROUNDS * (1 + backends.len());
-    let bar = ProgressBar::new(steps as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3} %  {msg}") {
-        bar.set_style(style);
-    }
+    let bar = progress(steps);
     let mut outcome = Ok(());
     'tour: for round in 0..ROUNDS {
         for (row, quantity) in findings.rows.iter_mut().zip(&quantities) {
@@ -88,17 +83,7 @@ fn backends(common: &Common) -> Result<(Vec<Backend>, Vec<String>), Failure> {
         Some(Backend::Rdma) => &[Backend::RawFabric, Backend::Rdma],
         None => &[Backend::Tcp, Backend::Loopback, Backend::RawFabric, Backend::Rdma],
     };
-    let (mut shown, mut left_out) = (Vec::new(), Vec::new());
-    for (backend, outcome) in usable_here(wanted) {
-        match outcome {
-            Ok(()) => shown.push(backend),
-            Err(why) if common.backend.is_some() => return Err(Failure::NoConnection(why)),
-            // What it lacks, its baseline lacks too.
-            Err(_) if backend == Backend::RawFabric => {}
-            Err(why) => left_out.push(format!("{backend} is left out: {why}")),
-        }
-    }
-    Ok((shown, left_out))
+    choose(common, wanted)
 }
 
 fn measure(common: &Common, quantity: Quantity, backend: Backend, transfer: Duration) -> Result<Measured, Failure> {
