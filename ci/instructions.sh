@@ -11,30 +11,24 @@ program=$(realpath "${CARGO_TARGET_DIR:-target}/release/netio3-bench")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"; jobs -p | xargs -r kill 2> /dev/null || true' EXIT
 
-# counted COMMAND...: runs the program under valgrind; its instructions are the last word of the log.
-counted() {
-    valgrind --tool=callgrind --callgrind-out-file=/dev/null --log-file="$scratch/log" "$program" "$@"
-}
-
-# run SIDE PASSIVE ACTIVE COUNT OPTIONS...: instructions of one side of a run of so many messages.
+# run SIDE PASSIVE ACTIVE OPTIONS...: instructions of one side of a run.
 run() {
-    local side=$1 passive=$2 active=$3 count=$4
-    shift 4
+    local side=$1 passive=$2 active=$3 peer address
+    shift 3
+    # as ROLE COMMAND...: under valgrind if the role is the side.
+    as() {
+        local role=$1 counting=()
+        shift
+        [ "$role" != "$side" ] || counting=(valgrind --tool=callgrind --callgrind-out-file=/dev/null --log-file="$scratch/log")
+        ${counting[@]+"${counting[@]}"} "$program" "$@"
+    }
     rm -f "$scratch/address"
     mkfifo "$scratch/address"
-    if [ "$side" = passive ]; then
-        counted "$passive" --listen 127.0.0.1:0 > "$scratch/address" &
-    else
-        "$program" "$passive" --listen 127.0.0.1:0 > "$scratch/address" &
-    fi
-    local peer=$! address
+    as passive "$passive" --listen 127.0.0.1:0 > "$scratch/address" &
+    peer=$!
     exec 3< "$scratch/address"
     read -r _ _ address <&3
-    if [ "$side" = active ]; then
-        counted "$active" --connect "$address" "$@" > /dev/null
-    else
-        "$program" "$active" --connect "$address" "$@" > /dev/null
-    fi
+    as active "$active" --connect "$address" "$@" > /dev/null
     cat <&3 > /dev/null
     exec 3<&-
     wait "$peer"
@@ -45,8 +39,8 @@ run() {
 measure() {
     local side=$1 passive=$2 active=$3 option=$4 count=$5 few many
     shift 5
-    few=$(run "$side" "$passive" "$active" "$count" "$option" "$count" "$@")
-    many=$(run "$side" "$passive" "$active" $((5 * count)) "$option" $((5 * count)) "$@")
+    few=$(run "$side" "$passive" "$active" "$option" "$count" "$@")
+    many=$(run "$side" "$passive" "$active" "$option" $((5 * count)) "$@")
     echo $(((many - few) / (4 * count)))
 }
 
