@@ -87,6 +87,9 @@ const COMPLETIONS: usize = 8_192;
 /// Providers that carry message endpoints, the preferred first.
 const PROVIDERS: [&str; 2] = ["verbs", "tcp"];
 
+/// Ports that hardly anybody uses: below those that Linux gives away.
+const UNLIKELY_PORTS: [u16; 3] = [30_011, 30_517, 31_233];
+
 impl Devices {
     pub(crate) fn new(library: Arc<Library>, params: RdmaParameters) -> Self {
         Self {
@@ -123,6 +126,25 @@ impl Devices {
             Some(best) => Ok(infos.swap_remove(best)),
             None => Err(no_way(address, self.params.provider.as_deref())),
         }
+    }
+
+    /// The place of a listener.
+    ///
+    /// # Errors
+    /// As of [`Devices::info`].
+    pub(crate) fn place(&self, address: SocketAddr) -> io::Result<Info> {
+        if address.ip().is_unspecified() && address.port() == 0 {
+            // Without a port the provider `verbs` understands one device alone, and turns away who comes to another. It
+            // binds the port meanwhile, so that one in use does not do.
+            for port in UNLIKELY_PORTS {
+                let found = self.info(SocketAddr::new(address.ip(), port), true, None).ok();
+                if let Some(mut info) = found.filter(|info| info.provider() == "verbs") {
+                    info.set_src_port(0);
+                    return Ok(info);
+                }
+            }
+        }
+        self.info(address, true, None)
     }
 
     /// The fabric of an info, opened if it is not.

@@ -219,7 +219,7 @@ impl Rdma {
                 Ok(Some(event)) => self.event(up, net, event),
                 Ok(None) => return found,
                 Err(error) => {
-                    tracing::error!(%error, "cannot read an event queue");
+                    self.unreadable(up, &error);
                     return found;
                 }
             }
@@ -229,6 +229,20 @@ impl Rdma {
             }
         }
         Found::More
+    }
+
+    /// An event queue cannot be read. Version 1 of the provider `verbs` says so when a device does not begin to connect,
+    /// as soft-iWARP where nobody listens, and does not say which connection that was: it is known if there is only one.
+    fn unreadable(&self, up: &mut Upcalls<'_, Self>, error: &FabricError) {
+        self.take_done(up);
+        let engine = up.engine().clone();
+        let tokens: Vec<usize> = self.ids.borrow().tokens().collect();
+        let is_dialing = |connection: &Conn| connection.state() == State::Opening && !connection.is_incoming();
+        let mut dialing = tokens.into_iter().filter_map(|token| engine.at(token)).filter(is_dialing);
+        match (dialing.next(), dialing.next()) {
+            (Some(only), None) => self.failed(up, &engine, &only, error, &[]),
+            _ => tracing::error!(%error, "cannot read an event queue"),
+        }
     }
 
     fn event(&self, up: &mut Upcalls<'_, Self>, net: &Arc<Net>, event: CmEvent) {
@@ -249,6 +263,8 @@ impl Rdma {
             CmEvent::Error { endpoint, error, data } => {
                 if let Some(connection) = self.connection(&engine, endpoint as u64) {
                     self.failed(up, &engine, &connection, &error, &data);
+                } else if self.listeners.borrow().contains_key(&(endpoint as u64)) {
+                    tracing::warn!(%error, "a peer asked to be connected in a way that the provider cannot take, and is refused");
                 }
             }
         }
@@ -530,12 +546,12 @@ impl Drop for Rdma {
     fn drop(&mut self) {
         // The helper thread ends when it finds nobody to work for. Endpoints that it is still closing use memory of
         // the user's, who may free it from now on.
-        let mut closing = self.closing.get_mut().len();
-        while closing > 0 {
+        let closing = self.closing.get_mut();
+        while !closing.is_empty() {
             match self.done.recv_timeout(helper::CLOSE_PATIENCE) {
-                Ok(Done::Closed { body, .. }) => {
+                Ok(Done::Closed { id, body }) => {
                     drop(body);
-                    closing -= 1;
+                    closing.remove(&id);
                 }
                 // What was asked for before: it does not count.
                 Ok(done) => drop(done),

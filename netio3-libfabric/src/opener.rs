@@ -54,7 +54,7 @@ impl Opener for FabricOpener {
     }
 
     fn listen(&self, address: &EndPointAddress, _params: &ConnectionParametersRecv) -> io::Result<(Listening, EndPointAddress)> {
-        let info = self.devices.info((*address).into(), true, None)?;
+        let info = self.devices.place((*address).into())?;
         let net = self.devices.net(&info)?;
         let id = LISTENER_ID | self.next_listener.fetch_add(1, Ordering::Relaxed);
         let passive = PassiveEndpoint::open(&net.fabric, &info, id as usize)?;

@@ -132,6 +132,11 @@ impl Ids {
         self.entries.get(number).filter(|(times, _)| *times == id >> NUMBER_BITS).and_then(|(_, token)| *token)
     }
 
+    /// All tokens.
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = usize> {
+        self.entries.iter().filter_map(|(_, token)| *token)
+    }
+
     pub(crate) fn remove(&mut self, id: u64) {
         let number = (id & ((1 << NUMBER_BITS) - 1)) as usize;
         if self.get(id).is_some() {
@@ -364,7 +369,7 @@ impl Transport for Rdma {
     fn release(&self, engine: &Engine<Self>, connection: &Conn, _how: Release) -> Freed {
         let link = &connection.link;
         self.ids.borrow_mut().remove(link.id);
-        link.stage.set(Stage::Closed);
+        let was_open = link.stage.replace(Stage::Closed) == Stage::Open;
         engine.count_assembly(connection, 0);
         let Some(mut body) = link.body.take() else { return Freed::AtOnce };
         let unhandled = body.receiving.count_unhandled(&body.slab, engine.config.max_message_len);
@@ -376,8 +381,12 @@ impl Transport for Rdma {
             body.dissolve(&mut link.leftover.borrow_mut());
             return Freed::AtOnce;
         }
-        self.closing.borrow_mut().insert(link.id, connection.clone());
         self.ask(Job::Close { id: link.id, body: Box::new(body) });
+        if !was_open {
+            // Nothing of the user's was posted. Over iWARP the kernel waits for a silent peer, for up to 10 s.
+            return Freed::AtOnce;
+        }
+        self.closing.borrow_mut().insert(link.id, connection.clone());
         Freed::Later
     }
 

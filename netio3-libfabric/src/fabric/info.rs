@@ -8,6 +8,7 @@ use std::sync::Arc;
 use libfabric_sys as sys;
 use parking_lot::Mutex;
 
+use super::address::RawAddress;
 use super::library::string;
 use super::passive_endpoint::Request;
 use super::{FabricError, Library, address};
@@ -254,6 +255,15 @@ impl Info {
         let info = self.raw.info();
         // SAFETY: the info has an address of that length, or null.
         unsafe { self.address(info.src_addr, info.src_addrlen) }
+    }
+
+    /// Sets the port of this side's address, if there is one.
+    pub fn set_src_port(&mut self, port: u16) {
+        let Some(before) = self.src_addr() else { return };
+        let after = RawAddress::new(SocketAddr::new(before.ip(), port));
+        let start = self.raw.info_mut().src_addr;
+        // SAFETY: an address of this kind was read there just now, so that there is as much room; the info is ours.
+        unsafe { start.copy_from_nonoverlapping(after.as_ptr(), after.len()) };
     }
 
     /// The peer's address.
