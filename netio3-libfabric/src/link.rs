@@ -34,6 +34,8 @@ pub(crate) struct Link {
     pub(crate) gone: Cell<bool>,
     /// In the list of those whose end is to be handled.
     pub(crate) listed_lost: Cell<bool>,
+    /// In the list of those that have receives to be posted.
+    pub(crate) listed_unposted: Cell<bool>,
     /// The device took no more just now.
     pub(crate) stuck: Cell<bool>,
     /// The user was told once that memory outside the registered regions is copied.
@@ -113,6 +115,7 @@ impl Link {
             early_receives: RefCell::default(),
             gone: Cell::new(false),
             listed_lost: Cell::new(false),
+            listed_unposted: Cell::new(false),
             stuck: Cell::new(false),
             warned: Cell::new(false),
         }

@@ -11,6 +11,7 @@ use crate::link::{Body, Stage};
 use crate::receiving::{Broken, Found, Packet};
 use crate::slab::{Layout, Slab, Slot};
 use crate::transport::{Conn, Rdma};
+use crate::wire::Kind;
 
 impl Rdma {
     /// Hands out what waits in packets, as far as the user takes it and the budget goes.
@@ -34,11 +35,18 @@ impl Rdma {
                 }
                 return Next::Wait;
             }
+            let may_be_answered = packet.cursor.kind == Some(Kind::Messages);
             open.receiving.handled(packet);
-            let reposted = helper::post_receives(link.id, open);
-            drop(body);
-            if reposted.is_err() {
-                self.lose(&engine, connection);
+            if may_be_answered && !open.receiving.has_packets() {
+                // The answer goes first.
+                drop(body);
+                self.post_receives_later(connection);
+            } else {
+                let reposted = helper::post_receives(link.id, open);
+                drop(body);
+                if reposted.is_err() {
+                    self.lose(&engine, connection);
+                }
             }
         }
         if link.gone.get() {
@@ -46,6 +54,32 @@ impl Rdma {
         }
         self.tell_credits(&engine, connection);
         Next::Wait
+    }
+
+    /// Has receives posted behind what is flushed next, which they would delay.
+    fn post_receives_later(&self, connection: &Conn) {
+        if !connection.link.listed_unposted.replace(true) {
+            self.unposted.borrow_mut().push(connection.clone());
+            self.active.set(true);
+        }
+    }
+
+    /// Posts the receives that were put off.
+    pub(crate) fn post_unposted(&self, engine: &Engine<Self>) {
+        for connection in self.unposted.borrow_mut().drain(..) {
+            connection.link.listed_unposted.set(false);
+            let posted = match &mut *connection.link.body.borrow_mut() {
+                Some(open) => helper::post_receives(connection.link.id, open),
+                None => continue,
+            };
+            match posted {
+                Ok(()) => self.tell_credits(engine, &connection),
+                Err(error) => {
+                    tracing::debug!(endpoint = %connection.endpoint, %error, "cannot post a receive");
+                    self.lose(engine, &connection);
+                }
+            }
+        }
     }
 
     /// Handles a packet; gives what to wait for when it was not handled to its end.

@@ -23,6 +23,9 @@ pub(crate) struct Receiving {
     /// How many data packets the peer may still send.
     granted: u16,
     granted_control: u8,
+    /// Packets that were handled and in whose place none is posted yet.
+    handled: u16,
+    handled_control: u8,
     /// Receives that are posted again and not told to the peer.
     owed: u16,
     owed_control: u8,
@@ -99,6 +102,8 @@ impl Receiving {
             areas: Vec::new(),
             granted: credits,
             granted_control: CONTROL_CREDITS,
+            handled: 0,
+            handled_control: 0,
             owed: 0,
             owed_control: 0,
             credits,
@@ -181,6 +186,13 @@ impl Receiving {
     pub(crate) fn posted(&mut self, slot: Slot) {
         let index = usize::from(slot.index());
         self.posted[index] = Some(slot);
+        if self.handled_control > 0 {
+            self.handled_control -= 1;
+            self.owed_control += 1;
+        } else if self.handled > 0 {
+            self.handled -= 1;
+            self.owed += 1;
+        }
     }
 
     /// Takes a slot back that could not be posted.
@@ -236,7 +248,7 @@ impl Receiving {
             kind @ (Kind::Credits | Kind::Heartbeat) => {
                 self.in_use -= 1;
                 self.give_back(slot);
-                self.owed_control += u8::from(kind != Kind::Credits);
+                self.handled_control += u8::from(kind != Kind::Credits);
             }
             kind => {
                 let (kind, at) = if is_part { (None, 0) } else { (Some(kind), HEAD_LEN) };
@@ -270,9 +282,9 @@ impl Receiving {
     /// A packet was handled; its slot is free.
     pub(crate) fn handled(&mut self, packet: Packet) {
         if packet.cursor.kind.is_some_and(Kind::is_control) {
-            self.owed_control += 1;
+            self.handled_control += 1;
         } else {
-            self.owed += 1;
+            self.handled += 1;
         }
         self.in_use -= 1;
         packet.slot.into_iter().for_each(|slot| self.give_back(slot));

@@ -35,7 +35,8 @@ pub(crate) struct Sending {
     headers: VecDeque<u8>,
     /// How far the first item was sent.
     cursor: Cursor,
-    built: Option<Built>,
+    /// The next packet, if it is ready.
+    built: Built,
     flights: VecDeque<Flight>,
     next_tag: u16,
     sends: Vec<Slot>,
@@ -111,7 +112,7 @@ impl Sending {
             flying_pieces: 0,
             headers: VecDeque::new(),
             cursor: Cursor::default(),
-            built: None,
+            built: Built::default(),
             flights: VecDeque::new(),
             next_tag: 0,
             sends,
@@ -134,7 +135,7 @@ impl Sending {
 
     /// Whether nothing waits to be posted.
     pub(crate) fn is_empty(&self) -> bool {
-        self.items.is_empty() && self.open.is_none() && self.built.is_none()
+        self.items.is_empty() && self.open.is_none() && !self.built.is_ready
     }
 
     /// The memory of a pool that the device should be told of. It is named once.
@@ -252,37 +253,35 @@ impl Sending {
     /// Prepares the next packet, unless one is prepared. `None` when nothing waits, or memory that the device
     /// knows must become free first.
     pub(crate) fn build(&mut self, slab: &Slab, abilities: &Abilities<'_>) -> Option<&mut Built> {
-        if self.built.is_none() {
-            self.built = match self.items.pop_front() {
+        if !self.built.is_ready {
+            match self.items.pop_front() {
                 Some(Item::Packed(packed)) => self.build_packed(packed, slab, abilities),
                 Some(Item::Message { header, pieces, len }) => self.build_part(header, pieces, len, slab, abilities),
-                None => match self.open.take() {
-                    Some(packed) => self.build_packed(packed, slab, abilities),
-                    None => return None,
-                },
-            };
+                None => {
+                    let packed = self.open.take()?;
+                    self.build_packed(packed, slab, abilities);
+                }
+            }
         }
-        self.built.as_mut()
+        self.built.is_ready.then_some(&mut self.built)
     }
 
-    fn build_packed(&mut self, mut packed: Packed, slab: &Slab, abilities: &Abilities<'_>) -> Option<Built> {
+    fn build_packed(&mut self, mut packed: Packed, slab: &Slab, abilities: &Abilities<'_>) {
         if abilities.find.is_some() && matches!(packed.memory, Memory::Heap(_)) {
             let Some(mut slot) = self.sends.pop() else {
                 self.items.push_front(Item::Packed(packed));
-                return None;
+                return;
             };
             slab.room(&mut slot)[..packed.len].copy_from_slice(&packed.memory.bytes(slab, packed.len)[..packed.len]);
             let before = mem::replace(&mut packed.memory, Memory::Send(slot));
             self.give_back(before);
         }
-        let mut built = Built::new(Some(Kind::Messages), Some(packed.memory), packed.messages);
-        built.add_memory(slab, 0, packed.len);
-        built.user_pieces = packed.held;
-        Some(built)
+        self.built.begin(Some(Kind::Messages), Some(packed.memory), packed.messages, packed.held);
+        self.built.add_memory(slab, 0, packed.len);
     }
 
     /// Builds the packet with the next part of a message, or all of it.
-    fn build_part(&mut self, header: usize, pieces: usize, len: usize, slab: &Slab, abilities: &Abilities<'_>) -> Option<Built> {
+    fn build_part(&mut self, header: usize, pieces: usize, len: usize, slab: &Slab, abilities: &Abilities<'_>) {
         let whole = len + HEAD_LEN + LEN_LEN <= self.packet_len;
         let limit = abilities.iov_limit.min(MAX_PIECES);
         let kind = match (whole, self.cursor.started) {
@@ -307,7 +306,7 @@ impl Sending {
             memory = memory.or_else(|| abilities.find.is_none().then(|| self.heap()));
             if memory.is_none() {
                 self.items.push_front(Item::Message { header, pieces, len });
-                return None;
+                return;
             }
         }
 
@@ -390,7 +389,9 @@ impl Sending {
             }
         }
         let done = self.cursor.bytes == len;
-        let mut built = Built::new(kind, memory, u32::from(done));
+        // A message that is not whole keeps all of its pieces until its last packet has left.
+        let built = &mut self.built;
+        built.begin(kind, memory, u32::from(done), if done { pieces } else { 0 });
         for index in 0..count {
             match entries[index] {
                 Some((start, n, desc)) => built.add(start, n, desc),
@@ -399,25 +400,26 @@ impl Sending {
         }
         debug_assert!(kind.is_some() || built.len != HEAD_LEN && built.len > 0);
         built.copied = copied;
-        // A message that is not whole keeps all of its pieces until its last packet has left.
-        built.user_pieces = if done { pieces } else { 0 };
         if done {
             self.cursor = Cursor::default();
         } else {
             self.items.push_front(Item::Message { header, pieces, len });
         }
-        Some(built)
     }
 
     /// The built packet was posted; gives nothing back until it has left. The tag names it.
     pub(crate) fn posted(&mut self) {
-        let Some(built) = self.built.take() else { return };
+        let built = &mut self.built;
+        if !mem::take(&mut built.is_ready) {
+            return;
+        }
+        let flight = Flight { tag: self.next_tag, memory: built.memory.take(), messages: built.messages, pieces: built.user_pieces };
         self.waiting = self.waiting.saturating_sub(built.waited());
         if self.is_empty() {
             self.waiting = 0;
         }
-        self.flying_pieces += built.user_pieces;
-        self.flights.push_back(Flight { tag: self.next_tag, memory: built.memory, messages: built.messages, pieces: built.user_pieces });
+        self.flying_pieces += flight.pieces;
+        self.flights.push_back(flight);
         self.next_tag = self.next_tag.wrapping_add(1);
     }
 

@@ -38,6 +38,8 @@ pub(crate) struct Rdma {
     pub(crate) lost: RefCell<Vec<Conn>>,
     /// Connections to be flushed again although no completion is to come.
     retry: RefCell<Vec<Conn>>,
+    /// Connections that have receives to be posted, at the latest when the turn ends.
+    pub(crate) unposted: RefCell<Vec<Conn>>,
     known: RefCell<KnownMemory>,
     /// The queues may have something, so that they are looked at before the loop sleeps.
     pub(crate) active: Cell<bool>,
@@ -159,6 +161,7 @@ impl Rdma {
             listeners: RefCell::default(),
             lost: RefCell::default(),
             retry: RefCell::default(),
+            unposted: RefCell::default(),
             known: RefCell::default(),
             active: Cell::new(false),
             batch: Cell::new(None),
@@ -428,6 +431,7 @@ impl Transport for Rdma {
         if up.engine().is_gone() || !self.active.get() {
             return Next::Wait;
         }
+        self.post_unposted(up.engine());
         let retry = self.retry.take();
         if self.dry.take() && retry.is_empty() {
             return Next::Wait;

@@ -234,7 +234,15 @@ impl<T: Transport> Source for Driver<T> {
 
     fn poll(&mut self, _ev: &dyn EventLoop, budget: &mut Budget) -> Polled {
         let engine = self.engine();
-        if engine.is_gone() { Polled::NoDevice } else { engine.transport.poll(&mut self.upcalls(), budget) }
+        if engine.is_gone() {
+            return Polled::NoDevice;
+        }
+        let polled = engine.transport.poll(&mut self.upcalls(), budget);
+        if polled == Polled::Something && !engine.is_gone() {
+            // An answer need not wait for the turn.
+            self.flush(&engine);
+        }
+        polled
     }
 
     fn may_sleep(&mut self, _ev: &dyn EventLoop) -> bool {

@@ -35,6 +35,12 @@ impl Access {
 #[repr(transparent)]
 pub struct Desc(*mut c_void);
 
+impl Default for Desc {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
 // SAFETY: it is a number to this program; only the provider follows it, from any thread.
 unsafe impl Send for Desc {}
 // SAFETY: as above.

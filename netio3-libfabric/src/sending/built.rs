@@ -12,8 +12,10 @@ pub(super) enum Memory {
     Heap(Box<[u8]>),
 }
 
-/// A packet ready to be posted.
+/// A packet to be posted.
+#[derive(Default)]
 pub(crate) struct Built {
+    pub(super) is_ready: bool,
     /// None of further parts of a message, which have no head.
     pub(super) kind: Option<Kind>,
     /// Parts of a message that need none have none.
@@ -29,8 +31,11 @@ pub(crate) struct Built {
 }
 
 impl Built {
-    pub(super) fn new(kind: Option<Kind>, memory: Option<Memory>, messages: u32) -> Self {
-        Self { kind, memory, pieces: [(0, 0, Desc::NONE); MAX_PIECES], count: 0, messages, user_pieces: 0, copied: 0, len: 0 }
+    /// Becomes a packet that has nothing in it yet.
+    pub(super) fn begin(&mut self, kind: Option<Kind>, memory: Option<Memory>, messages: u32, user_pieces: usize) {
+        (self.kind, self.memory, self.messages, self.user_pieces) = (kind, memory, messages, user_pieces);
+        (self.count, self.copied, self.len) = (0, 0, 0);
+        self.is_ready = true;
     }
 
     pub(super) fn add(&mut self, start: usize, len: usize, desc: Desc) {

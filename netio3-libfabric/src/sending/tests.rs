@@ -118,6 +118,8 @@ fn receive(packets: &[Vec<u8>], packet_len: usize, area: u16) -> Vec<Vec<u8>> {
     for packet in packets {
         assert!(packet.len() <= packet_len);
         let slot = arrive(&mut receiving, packet, &slab);
+        // That the one before was handled.
+        receiving.take_owed();
         let head = receiving.arrived(slot, packet.len(), &slab).expect("a good head");
         assert!(matches!((head.credits, head.control), (3, 1) | (0, 0)));
         let mut packet = receiving.take_packet().expect("data");
@@ -148,7 +150,6 @@ fn receive(packets: &[Vec<u8>], packet_len: usize, area: u16) -> Vec<Vec<u8>> {
         }
         receiving.assembly = assembly;
         receiving.handled(packet);
-        receiving.take_owed();
     }
     assert!(!receiving.assembly.is_under_way());
     messages
@@ -312,6 +313,22 @@ fn long_messages_are_put_together_where_they_land() {
     assert!(!in_place(true), "what came between took its place");
     // Out of step with the area's end until another one comes between.
     assert!([false; 9].map(&mut in_place).iter().filter(|landed| **landed).count() >= 5);
+}
+
+#[test]
+fn a_credit_is_owed_when_its_receive_is_posted() {
+    let slab = Arc::new(Slab::unregistered(Layout { packet_len: 600, receives: 6, sends: 0, heads: 0 }));
+    let mut receiving = Receiving::new(slab.cut().receives, 2);
+    for (kind, owed) in [(Kind::Messages, (1, 0)), (Kind::Goodbye, (0, 1))] {
+        let index = arrive(&mut receiving, &Head { kind, credits: 0, control: 0 }.encode(), &slab);
+        receiving.arrived(index, HEAD_LEN, &slab).expect("a good packet");
+        let packet = receiving.take_packet().expect("it waits");
+        receiving.handled(packet);
+        assert_eq!(receiving.take_owed(), (0, 0), "{kind:?}");
+        let slot = receiving.next_free().expect("it is free");
+        receiving.posted(slot);
+        assert_eq!(receiving.take_owed(), owed, "{kind:?}");
+    }
 }
 
 #[test]
