@@ -105,6 +105,12 @@ pub struct SendArgs {
     /// Connections to send over, in turns
     #[arg(long, value_name = "C", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub connections: u32,
+    /// Connections beside them that are open and send nothing
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    pub idle: u32,
+    /// Send from a thread of its own for each connection, while the main one runs the loop
+    #[arg(long, conflicts_with = "idle")]
+    pub threads: bool,
     /// How much of each message goes as its header [default: 8, where the sequence number is]
     #[arg(long, value_name = "BYTES")]
     pub header: Option<usize>,

@@ -7,7 +7,7 @@
 
 use std::io::IoSlice;
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -72,7 +72,7 @@ pub struct Content {
     head_len: usize,
     pieces: usize,
     /// The pieces of all variants' bodies, one variant after the other.
-    slices: Rc<[IoSlice<'static>]>,
+    slices: Arc<[IoSlice<'static>]>,
     pattern: Pattern,
 }
 

@@ -19,6 +19,7 @@ pub struct Measured {
     pub gbytes_per_s: f64,
     pub rtt_us: Option<MeasuredRtt>,
     pub cpu_s: CpuTime,
+    pub slowest: Option<f64>,
 }
 
 /// What is read of the round-trip times.

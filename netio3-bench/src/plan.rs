@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use netio3::EndPointAddress;
 
-use crate::args::{Common, Mode, PingArgs, SendArgs};
+use crate::args::{Backend, Common, Mode, PingArgs, SendArgs};
 use crate::control::{Purpose, Start, VERSION};
 use crate::failure::Failure;
 use crate::pattern::Layout;
@@ -16,8 +16,10 @@ use crate::report::show;
 pub struct Plan {
     /// How messages are handed over.
     pub layout: Layout,
-    /// How many connections.
+    /// How many connections, idle ones included.
     pub connections: u32,
+    /// How many of them send nothing; they are the last ones.
+    pub idle: u32,
     /// How long, if not until a number of messages.
     pub duration: Option<Duration>,
     purpose: Purpose,
@@ -33,9 +35,13 @@ impl Plan {
         if let Some(header) = args.header.filter(|header| *header > args.size) {
             return Err(Failure::NoConnection(format!("a header of {header} bytes does not fit in messages of {}", args.size)));
         }
+        if args.threads && matches!(common.backend(), Backend::Raw | Backend::RawFabric) {
+            return Err(Failure::NoConnection("--threads is for netio3's backends; the baselines send from one thread".into()));
+        }
         Ok(Self {
             layout: Layout { size: args.size, header: args.header, pieces: args.iov as usize },
-            connections: args.connections,
+            connections: args.connections + args.idle,
+            idle: args.idle,
             duration: args.amount.duration,
             purpose: Purpose::Stream,
             mode,
@@ -50,6 +56,7 @@ impl Plan {
         Self {
             layout: Layout { size: args.size, header: None, pieces: 1 },
             connections: 1,
+            idle: 0,
             duration: None,
             purpose: Purpose::RoundTrips,
             mode,
@@ -59,9 +66,22 @@ impl Plan {
         }
     }
 
+    /// How many connections send.
+    pub fn busy(&self) -> u32 {
+        self.connections - self.idle
+    }
+
+    /// Whether a certain connection sends nothing.
+    pub fn is_idle(&self, stream: usize) -> bool {
+        stream as u64 >= u64::from(self.busy())
+    }
+
     /// How many of the messages go over a certain connection, if that is known.
     pub fn count(&self, stream: usize) -> Option<u64> {
-        let connections = u64::from(self.connections);
+        if self.is_idle(stream) {
+            return Some(0);
+        }
+        let connections = u64::from(self.busy());
         self.messages.map(|messages| messages / connections + u64::from((stream as u64) < messages % connections))
     }
 
@@ -138,8 +158,8 @@ mod tests {
 
     #[test]
     fn messages_are_shared_out_and_none_is_lost() {
-        let plan = Plan { messages: Some(10), connections: 4, ..example() };
-        assert_eq!((0..4).map(|stream| plan.count(stream).unwrap()).collect::<Vec<_>>(), [3, 3, 2, 2]);
+        let plan = Plan { messages: Some(10), connections: 6, idle: 2, ..example() };
+        assert_eq!((0..6).map(|stream| plan.count(stream).unwrap()).collect::<Vec<_>>(), [3, 3, 2, 2, 0, 0]);
     }
 
     #[test]
@@ -164,6 +184,7 @@ mod tests {
         Plan {
             layout: Layout { size: 1, header: None, pieces: 1 },
             connections: 1,
+            idle: 0,
             duration: None,
             purpose: Purpose::Stream,
             mode: Mode::Copy,

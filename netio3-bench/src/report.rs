@@ -56,6 +56,8 @@ pub struct Report {
     pub corrupted: u64,
     /// Sends that were refused for want of room, and repeated.
     pub refused_sends: u64,
+    /// Of several connections sending for some time: the messages of the slowest one, of the mean; otherwise `null`.
+    pub slowest: Option<f64>,
     /// Why the run failed; `null` when everything was delivered.
     pub error: Option<String>,
 }
@@ -108,6 +110,7 @@ impl Report {
             reordered: tally.reordered,
             corrupted: tally.corrupted,
             refused_sends: 0,
+            slowest: None,
             error: None,
         }
     }
@@ -141,6 +144,9 @@ impl Report {
         if let Some(RoundTrips { min, p50, p90, p99, p999, max }) = self.rtt_us {
             let _ =
                 writeln!(text, "  round trips: min {min:.1}, p50 {p50:.1}, p90 {p90:.1}, p99 {p99:.1}, p99.9 {p999:.1}, max {max:.1} us");
+        }
+        if let Some(slowest) = self.slowest {
+            let _ = writeln!(text, "  the slowest connection has {slowest:.2} of the mean");
         }
         let CpuTime { user, sys } = self.cpu_s;
         let _ = writeln!(text, "  processor {user:.2} s user, {sys:.2} s system; memory {} at most", bytes(self.max_rss_kib * 1024));

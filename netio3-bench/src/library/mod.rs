@@ -6,6 +6,7 @@ mod ping;
 mod recv;
 mod send;
 mod table;
+mod threads;
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use netio3::{
     Callbacks, ConnectionParametersRecv, EndPointAddress, EpollEventLoop, EventLoop, NetworkBackend, NetworkConfig, NetworkType,
-    RdmaParameters, create_local,
+    RdmaParameters, create, create_local,
 };
 
 use crate::args::{Backend, Common, MAX_SIZE};
@@ -54,9 +55,17 @@ impl Ground {
     }
 
     fn backend(&self, callbacks: impl Callbacks + 'static) -> Result<Box<dyn NetworkBackend>, Failure> {
+        create_local(self.kind, self.config(), Box::new(callbacks), &self.ev).map_err(|error| Failure::NoConnection(chain(&error)))
+    }
+
+    /// A backend that every thread may call.
+    fn synchronized(&self, callbacks: impl Callbacks + Send + 'static) -> Result<Box<dyn NetworkBackend + Send + Sync>, Failure> {
+        create(self.kind, self.config(), Box::new(callbacks), &self.ev).map_err(|error| Failure::NoConnection(chain(&error)))
+    }
+
+    fn config(&self) -> NetworkConfig {
         let rdma = RdmaParameters { provider: self.common.provider.clone(), ..Default::default() };
-        let config = NetworkConfig { max_message_len: MAX_SIZE, rdma, ..Default::default() };
-        create_local(self.kind, config, Box::new(callbacks), &self.ev).map_err(|error| Failure::NoConnection(chain(&error)))
+        NetworkConfig { max_message_len: MAX_SIZE, rdma, ..Default::default() }
     }
 
     /// Notes for the report through what an address is reached, or listened on.

@@ -1,7 +1,7 @@
 //! The messages of one connection, on their way out.
 
 use std::io::IoSlice;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use netio3::bytes::{Bytes, BytesMut};
 use netio3::{BufferError, Buffers, ConnectionParameters, Endpoint, NetioStatus, NetworkBackend, NetworkBuffer, SendError, Unsent};
@@ -17,7 +17,7 @@ pub struct Messages {
     mode: Mode,
     content: Content,
     /// The pieces of all messages, as shared memory.
-    shared: Rc<[Bytes]>,
+    shared: Arc<[Bytes]>,
 }
 
 impl Messages {

@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::library::outgoing::{Filled, Messages, Outgoing};
 use crate::library::recv::{End, Receiver};
 use crate::library::table::Table;
+use crate::library::threads;
 use crate::library::{CONNECT_DEADLINE, FOR_EVER, Ground, STALL_DEADLINE, chain, listen};
 use crate::plan::{Plan, dial};
 use crate::report::Report;
@@ -38,6 +39,9 @@ pub fn send(common: &Common, backend: Backend, args: &SendArgs) -> Result<Report
     };
 
     ground.note(addresses[0], false);
+    if args.threads {
+        return threads::send(&ground, backend, &plan, mode, addresses[0].into());
+    }
     let sender = Sender::new(plan, mode, addresses.clone());
     let (ready, done) = (sender.ready.clone(), sender.done.clone());
     let sender = Rc::new(RefCell::new(sender));
@@ -58,6 +62,9 @@ pub fn send(common: &Common, backend: Backend, args: &SendArgs) -> Result<Report
     }
 }
 
+/// How many connections are being made at once: a listener holds a limited number of those it has not accepted.
+const OPENING: u32 = 256;
+
 /// The sending side.
 struct Sender {
     plan: Plan,
@@ -67,7 +74,11 @@ struct Sender {
     addresses: Vec<SocketAddr>,
     connections: Table<Connection>,
     opened: u32,
+    established: u32,
     welcomed: u32,
+    /// How many of those that send were acknowledged, and the least messages of one.
+    acknowledged: u32,
+    least: u64,
     closed: u32,
     began: Instant,
     ended: Instant,
@@ -112,7 +123,10 @@ impl Sender {
             addresses,
             connections: Table::new(),
             opened: 0,
+            established: 0,
             welcomed: 0,
+            acknowledged: 0,
+            least: u64::MAX,
             closed: 0,
             began: Instant::now(),
             ended: Instant::now(),
@@ -155,8 +169,9 @@ impl Sender {
             }
         }
         // The first connection shows that the address is right.
-        if self.connections.len() == 1 {
-            (1..self.plan.connections).for_each(|_| self.open(backend));
+        self.established += 1;
+        while self.opened < self.plan.connections.min(self.established + OPENING) && !self.done.get() {
+            self.open(backend);
         }
     }
 
@@ -183,8 +198,15 @@ impl Sender {
             (Some(Control::Tally(tally)), Phase::Finished) => {
                 connection.phase = Phase::Acknowledged;
                 self.total.add(&tally);
-                self.ended = Instant::now();
                 let _ = backend.close(from);
+                if !self.plan.is_idle(connection.stream) {
+                    self.acknowledged += 1;
+                    self.least = self.least.min(tally.messages);
+                    self.ended = Instant::now();
+                    if self.acknowledged == self.plan.busy() {
+                        self.go_on_with_all(backend);
+                    }
+                }
             }
             _ => {
                 let _ = backend.abort(from);
@@ -197,7 +219,12 @@ impl Sender {
         self.ready.set(true);
         self.began = Instant::now();
         self.deadline = self.plan.duration.map(|duration| self.began + duration);
-        for (endpoint, connection) in self.connections.iter_mut() {
+        self.go_on_with_all(backend);
+    }
+
+    fn go_on_with_all(&mut self, backend: &dyn NetworkBackend) {
+        let idle_too = self.acknowledged == self.plan.busy();
+        for (endpoint, connection) in self.connections.iter_mut().filter(|(_, it)| idle_too || !self.plan.is_idle(it.stream)) {
             connection.go_on(backend, endpoint, self.plan.layout.size, self.deadline, &mut self.broken);
         }
     }
@@ -207,11 +234,14 @@ impl Sender {
         if self.welcomed < self.plan.connections {
             return;
         }
+        let idle_too = self.acknowledged == self.plan.busy();
         if let Some(connection) = self.connections.get_mut(endpoint) {
             if room {
                 connection.outgoing.unblock();
             }
-            connection.go_on(backend, endpoint, self.plan.layout.size, self.deadline, &mut self.broken);
+            if idle_too || !self.plan.is_idle(connection.stream) {
+                connection.go_on(backend, endpoint, self.plan.layout.size, self.deadline, &mut self.broken);
+            }
         }
     }
 
@@ -236,6 +266,9 @@ impl Sender {
         report.size = self.plan.layout.size;
         report.connections = self.plan.connections;
         report.refused_sends = self.refused_sends;
+        let mean = self.total.messages as f64 / f64::from(self.plan.busy());
+        let told = self.plan.busy() > 1 && self.plan.duration.is_some() && self.acknowledged == self.plan.busy();
+        report.slowest = told.then(|| self.least as f64 / mean);
         report.error = self.broken.as_ref().map(|why| format!("{why}: {} messages were not acknowledged", self.total.lost));
         report
     }

@@ -40,11 +40,6 @@ impl<T> Table<T> {
         }
     }
 
-    /// How many connections there are.
-    pub fn len(&self) -> usize {
-        self.0.iter().flatten().count()
-    }
-
     /// All connections.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Endpoint, &mut T)> {
         self.0.iter_mut().flatten().map(|(endpoint, value)| (*endpoint, value))

@@ -38,10 +38,10 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
         return Err(Failure::NoConnection(format!("nothing that can be measured here has `{part}` in its name")));
     }
     let cpus = two_processors();
-    rows.iter_mut().flat_map(|row| [&mut row.own, &mut row.base]).for_each(|setup| setup.pairing.cpus = cpus);
+    rows.iter_mut().flat_map(|row| row.base.iter_mut().chain([&mut row.own])).for_each(|setup| setup.pairing.cpus = cpus);
     // What several rows need is measured once a round.
     let mut setups: Vec<Setup> = Vec::new();
-    for setup in rows.iter().flat_map(|row| [&row.base, &row.own]) {
+    for setup in rows.iter().flat_map(|row| row.base.iter().chain([&row.own])) {
         if !setups.contains(setup) {
             setups.push(setup.clone());
         }
@@ -60,9 +60,8 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
         }
         let of = |wanted: &Setup| setups.iter().position(|setup| setup == wanted).map(|index| outcomes[index]);
         for (row, ratios) in rows.iter().zip(&mut ratios) {
-            if let (Some(own), Some(base)) = (of(&row.own), of(&row.base)) {
-                ratios.add(row.figure.of(&own), row.figure.of(&base));
-            }
+            let figure = |setup: &Setup| row.figure.of(&of(setup)?);
+            ratios.add(figure(&row.own), row.base.as_ref().map_or(Some(1.0), figure));
         }
     }
     bar.finish_and_clear();

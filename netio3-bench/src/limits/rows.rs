@@ -12,8 +12,8 @@ use crate::report::bytes;
 #[derive(Clone, Debug)]
 pub struct Row {
     pub own: Setup,
-    /// What sets the limit.
-    pub base: Setup,
+    /// What sets the limit, where the figure is no share of anything in itself.
+    pub base: Option<Setup>,
     pub figure: Figure,
     /// The ratio that is asked for, if any: of rates at least, of times at most.
     pub asked: Option<f64>,
@@ -43,6 +43,8 @@ pub enum Figure {
     SenderTime,
     /// The same of the receiver.
     ReceiverTime,
+    /// Messages of the slowest connection, of the mean.
+    Slowest,
 }
 
 impl Figure {
@@ -55,12 +57,13 @@ impl Figure {
             Self::P99 => active.rtt_us.map(|rtt| rtt.p99),
             Self::SenderTime => Some(time(active)),
             Self::ReceiverTime => passive.as_ref().map(time),
+            Self::Slowest => active.slowest,
         }
     }
 
     /// Whether less is better.
     pub fn is_cost(self) -> bool {
-        self != Self::Rate
+        !matches!(self, Self::Rate | Self::Slowest)
     }
 
     /// The unit of its values.
@@ -69,6 +72,7 @@ impl Figure {
             Self::Rate => "/s",
             Self::P50 | Self::P99 => "us",
             Self::SenderTime | Self::ReceiverTime => "s/GB",
+            Self::Slowest => "",
         }
     }
 }
@@ -81,6 +85,7 @@ impl fmt::Display for Figure {
             Self::P99 => ", p99",
             Self::SenderTime => ", processor of the sender",
             Self::ReceiverTime => ", processor of the receiver",
+            Self::Slowest => ", slowest connection of the mean",
         })
     }
 }
@@ -119,7 +124,7 @@ pub fn rows(time: Duration) -> Vec<Row> {
     let in_mode = |backend: Backend, size: usize, mode: Mode| transfer(backend, size, mode.name(), &["--mode", mode.name()]);
     // Without a mode: the one that is faster at this size.
     let raw = |size: usize| transfer(Backend::Raw, size, "the faster way", &[]);
-    let rate = |own: Setup, base: Setup, asked: Option<f64>| Row { own, base, figure: Figure::Rate, asked };
+    let rate = |own: Setup, base: Setup, asked: Option<f64>| Row { own, base: Some(base), figure: Figure::Rate, asked };
     let mut rows = Vec::new();
 
     for (size, asked) in [(64, 0.85), (256, 0.95), (KIB, 0.95), (4 * KIB, 0.95)] {
@@ -135,11 +140,24 @@ pub fn rows(time: Duration) -> Vec<Row> {
     for connections in ["64", "1024"] {
         let title = format!("{connections} connections (of one)");
         let own = transfer(Backend::Tcp, KIB, &title, &["--mode", "zero-copy", "--connections", connections]);
-        rows.push(rate(own, in_mode(Backend::Tcp, KIB, Mode::ZeroCopy), Some(0.90)));
+        rows.push(rate(own.clone(), in_mode(Backend::Tcp, KIB, Mode::ZeroCopy), Some(0.90)));
+        rows.push(Row { own, base: None, figure: Figure::Slowest, asked: Some(0.8) });
+    }
+    let idle = ["--mode", "zero-copy", "--connections", "64", "--idle", "10000"];
+    let beside_idle = transfer(Backend::Tcp, KIB, "64 connections beside 10000 idle ones (of 64 alone)", &idle);
+    let alone = transfer(Backend::Tcp, KIB, "64 connections (of one)", &idle[..4]);
+    rows.push(rate(beside_idle, alone, Some(0.90)));
+    let from_threads = |size: usize, mode: Mode, threads: &str, title: &str| {
+        transfer(Backend::Tcp, size, title, &["--mode", mode.name(), "--threads", "--connections", threads])
+    };
+    for (size, mode, asked) in [(64, Mode::Copy, 0.55), (KIB, Mode::ZeroCopy, 0.90)] {
+        let one = from_threads(size, mode, "1", "from another thread");
+        rows.push(rate(one.clone(), raw(size), Some(asked)));
+        rows.push(rate(from_threads(size, mode, "4", "from four threads (of one)"), one, Some(0.90)));
     }
     for (size, mode, asked) in [(64, Mode::Copy, 1.15), (64 * KIB, Mode::ZeroCopy, 1.05)] {
         for figure in [Figure::SenderTime, Figure::ReceiverTime] {
-            rows.push(Row { own: in_mode(Backend::Tcp, size, mode), base: raw(size), figure, asked: Some(asked) });
+            rows.push(Row { own: in_mode(Backend::Tcp, size, mode), base: Some(raw(size)), figure, asked: Some(asked) });
         }
     }
     for (spin, title) in [(0, "round trip sleeping"), (SPIN, "round trip spinning")] {
@@ -165,7 +183,7 @@ pub fn rows(time: Duration) -> Vec<Row> {
 /// The median and the tail of round trips.
 fn round_trips(own: Backend, base: Backend, size: usize, spin: u64, title: &str, asked: f64) -> [Row; 2] {
     let setup = |backend| Setup { pairing: Pairing::round_trips(backend, size, ROUND_TRIPS), spin, awake: spin == 0, title: title.into() };
-    [Figure::P50, Figure::P99].map(|figure| Row { own: setup(own), base: setup(base), figure, asked: Some(asked) })
+    [Figure::P50, Figure::P99].map(|figure| Row { own: setup(own), base: Some(setup(base)), figure, asked: Some(asked) })
 }
 
 #[cfg(test)]

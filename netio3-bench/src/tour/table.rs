@@ -213,6 +213,7 @@ mod tests {
                 gbytes_per_s: rate,
                 rtt_us: None,
                 cpu_s: CpuTime::default(),
+                slowest: None,
             };
             findings.rows[0].add(Backend::Raw, measured(100.0 * factor));
             findings.rows[0].add(Backend::Tcp, measured(80.0 * factor));

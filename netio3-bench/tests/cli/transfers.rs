@@ -3,7 +3,7 @@
 use crate::util::{backends, fabric, pair, run, start};
 use serde_json::Value;
 
-const FIELDS: [&str; 19] = [
+const FIELDS: [&str; 20] = [
     "role",
     "backend",
     "provider",
@@ -23,6 +23,7 @@ const FIELDS: [&str; 19] = [
     "reordered",
     "corrupted",
     "refused_sends",
+    "slowest",
 ];
 
 /// Sends a number of messages and checks both reports.
@@ -56,6 +57,36 @@ fn all_modes_of_tcp() {
             assert_eq!(sent["mode"], mode);
         }
     }
+}
+
+#[test]
+fn threads_send_through_the_synchronized_backend() {
+    for backend in backends().filter(|backend| !backend.starts_with("raw")) {
+        for mode in ["zero-copy", "copy", "buffered"] {
+            for connections in [1, 4] {
+                transfer(backend, &format!("--mode {mode} --threads"), 64, 20_000, connections);
+            }
+        }
+    }
+}
+
+#[test]
+fn idle_connections_stay_beside_those_that_send() {
+    for backend in backends() {
+        let passive = format!("recv --listen 127.0.0.1:0 --backend {backend} --json");
+        let active = format!("send --backend {backend} --size 100 --messages 1000 --connections 2 --idle 20 --verify --json");
+        let (received, sent) = pair(&passive, &active);
+        for object in [received.delivered(), sent.delivered()] {
+            assert_eq!((&object["messages"], &object["connections"]), (&1_000.into(), &22.into()), "{backend}: {object}");
+        }
+    }
+}
+
+#[test]
+fn the_slowest_connection_is_told() {
+    let (_, sent) = pair("recv --listen 127.0.0.1:0", "send --size 100 --duration 0.2 --connections 3 --json");
+    let slowest = sent.delivered()["slowest"].as_f64().expect("there are several");
+    assert!(slowest > 0.0 && slowest <= 1.0, "{slowest}");
 }
 
 #[test]

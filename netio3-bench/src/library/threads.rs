@@ -1,0 +1,220 @@
+//! `send --threads`: each connection is a thread's, which calls the backend from there; the main one runs the loop.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netio3::{
+    Callbacks, ClosedReason, Completion, ConnectionInfo, EndPointAddress, Endpoint, EventLoop, Message, NetworkBackend, RefusedReason,
+};
+
+use crate::args::{Backend, Mode};
+use crate::control::{Control, Tally};
+use crate::failure::Failure;
+use crate::library::outgoing::{Filled, Messages, Outgoing};
+use crate::library::send::say;
+use crate::library::{CONNECT_DEADLINE, FOR_EVER, Ground, STALL_DEADLINE, chain};
+use crate::plan::Plan;
+use crate::report::Report;
+
+/// Sends from threads.
+pub fn send(ground: &Ground, backend: Backend, plan: &Plan, mode: Mode, address: EndPointAddress) -> Result<Report, Failure> {
+    let wires = Wires::default();
+    let network = ground.synchronized(Notices(wires.clone()))?;
+    let messages = Messages::new(&plan.layout, mode);
+    let threads = plan.connections as usize;
+    let (all, left, remote) = (Barrier::new(threads), AtomicUsize::new(threads), ground.ev.remote());
+    let outcomes = thread::scope(|scope| {
+        let (network, messages, wires, all, left) = (&*network, &messages, &wires, &all, &left);
+        let run = |stream: usize| {
+            let remote = remote.clone();
+            move || {
+                let outcome =
+                    Line::open(network, messages, wires, address).and_then(|line| line.greet(plan, stream)).map_err(Failure::NoConnection);
+                // Whoever has failed does not keep the others waiting.
+                all.wait();
+                let outcome = outcome.and_then(|line| line.run(plan, messages, stream).map_err(Failure::NotDelivered));
+                left.fetch_sub(1, Ordering::AcqRel);
+                remote.wake();
+                outcome
+            }
+        };
+        let threads: Vec<_> = (0..threads).map(|stream| scope.spawn(run(stream))).collect();
+        let ran = ground.ev.run_until(&mut || left.load(Ordering::Acquire) == 0, FOR_EVER);
+        let outcomes: Vec<_> = threads.into_iter().map(|thread| thread.join().expect("a thread ends by itself")).collect();
+        ran.map_err(|error| Failure::NotDelivered(chain(&error))).map(|_| outcomes)
+    })?;
+    let done = outcomes.into_iter().collect::<Result<Vec<Sent>, Failure>>()?;
+    let (Some(began), Some(ended)) = (done.iter().map(|sent| sent.began).min(), done.iter().map(|sent| sent.ended).max()) else {
+        unreachable!("there is one connection at least");
+    };
+    let mut total = Tally::default();
+    done.iter().for_each(|sent| total.add(&sent.tally));
+    let mut report = Report::new("send", backend, &total, ended - began);
+    report.mode = Some(mode);
+    report.size = plan.layout.size;
+    report.connections = plan.connections;
+    report.refused_sends = done.iter().map(|sent| sent.refused).sum();
+    Ok(report)
+}
+
+/// What the loop tells a connection's thread.
+enum Notice {
+    Established,
+    Refused(RefusedReason),
+    Control(Option<Control>),
+    Writable,
+    Closed(ClosedReason),
+}
+
+/// Where the threads of connections listen.
+type Wires = Arc<Mutex<HashMap<Endpoint, Sender<Notice>>>>;
+
+struct Notices(Wires);
+
+impl Notices {
+    fn tell(&self, endpoint: Endpoint, notice: Notice) {
+        let wires = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A thread that has failed does not listen any more.
+        let _ = wires.get(&endpoint).map(|wire| wire.send(notice));
+    }
+}
+
+impl Callbacks for Notices {
+    fn on_connection_established(&mut self, _: &dyn NetworkBackend, connection: &ConnectionInfo) {
+        self.tell(connection.endpoint, Notice::Established);
+    }
+
+    fn on_connection_refused(&mut self, _: &dyn NetworkBackend, endpoint: Endpoint, _: &EndPointAddress, reason: RefusedReason) {
+        self.tell(endpoint, Notice::Refused(reason));
+    }
+
+    fn on_connection_closed(
+        &mut self,
+        _: &dyn NetworkBackend,
+        endpoint: Endpoint,
+        _: &EndPointAddress,
+        _: &[Completion],
+        why: ClosedReason,
+    ) {
+        self.tell(endpoint, Notice::Closed(why));
+    }
+
+    fn on_data(&mut self, _: &dyn NetworkBackend, endpoint: Endpoint, _: &EndPointAddress, message: Message<'_>) {
+        self.tell(endpoint, Notice::Control(Control::decode(&message)));
+    }
+
+    fn on_writable(&mut self, _: &dyn NetworkBackend, endpoint: Endpoint, _: &EndPointAddress) {
+        self.tell(endpoint, Notice::Writable);
+    }
+}
+
+/// A connection as its thread sees it.
+struct Line<'a> {
+    network: &'a (dyn NetworkBackend + Send + Sync),
+    address: EndPointAddress,
+    endpoint: Endpoint,
+    notices: Receiver<Notice>,
+}
+
+/// What a thread has done.
+struct Sent {
+    tally: Tally,
+    refused: u64,
+    began: Instant,
+    ended: Instant,
+}
+
+impl<'a> Line<'a> {
+    fn open(
+        network: &'a (dyn NetworkBackend + Send + Sync),
+        messages: &Messages,
+        wires: &Wires,
+        address: EndPointAddress,
+    ) -> Result<Self, String> {
+        let (wire, notices) = mpsc::channel();
+        // Nothing is told before the wire is there.
+        let mut wires = wires.lock().unwrap_or_else(PoisonError::into_inner);
+        let endpoint = network.connect(&address, &messages.parameters()).map_err(|error| chain(&error))?;
+        wires.insert(endpoint, wire);
+        Ok(Self { network, address, endpoint, notices })
+    }
+
+    /// Says what is going to be sent, and waits until that is welcome.
+    fn greet(self, plan: &Plan, stream: usize) -> Result<Self, String> {
+        let size = plan.layout.size;
+        loop {
+            match self.next(CONNECT_DEADLINE)? {
+                Notice::Established => self.say(&Control::Start(plan.start(stream)), size)?,
+                Notice::Control(Some(Control::Welcome)) => return Ok(self),
+                other => return Err(self.complaint(&other)),
+            }
+        }
+    }
+
+    /// Sends, and waits for the receiver's count.
+    fn run(self, plan: &Plan, messages: &Messages, stream: usize) -> Result<Sent, String> {
+        let began = Instant::now();
+        let deadline = plan.duration.map(|duration| began + duration);
+        let mut outgoing = Outgoing::new(messages, stream as u16, plan.count(stream).unwrap_or(u64::MAX));
+        loop {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                outgoing.stop();
+            }
+            match outgoing.fill(self.network, self.endpoint)? {
+                Filled::Finished => break,
+                Filled::NotYet if outgoing.is_blocked() => self.until_writable()?,
+                Filled::NotYet => {}
+            }
+            if outgoing.is_blocked() {
+                outgoing.unblock();
+            }
+        }
+        self.say(&Control::Done { sent: outgoing.sent() }, plan.layout.size)?;
+        match self.next(STALL_DEADLINE)? {
+            Notice::Control(Some(Control::Tally(tally))) => {
+                let _ = self.network.close(self.endpoint);
+                let ended = Instant::now();
+                // Closed, or as good as that.
+                let _ = self.next(STALL_DEADLINE);
+                Ok(Sent { tally, refused: outgoing.refused(), began, ended })
+            }
+            other => Err(self.complaint(&other)),
+        }
+    }
+
+    /// Sends a message about the run.
+    fn say(&self, control: &Control, size: usize) -> Result<(), String> {
+        while !say(self.network, self.endpoint, control, size) {
+            self.until_writable()?;
+        }
+        Ok(())
+    }
+
+    fn until_writable(&self) -> Result<(), String> {
+        match self.next(STALL_DEADLINE)? {
+            Notice::Writable => Ok(()),
+            other => Err(self.complaint(&other)),
+        }
+    }
+
+    fn next(&self, limit: Duration) -> Result<Notice, String> {
+        self.notices.recv_timeout(limit).map_err(|error| match error {
+            RecvTimeoutError::Timeout => format!("nothing came from {} for {} s", self.address, limit.as_secs()),
+            RecvTimeoutError::Disconnected => unreachable!("the wire is kept"),
+        })
+    }
+
+    fn complaint(&self, notice: &Notice) -> String {
+        let address = self.address;
+        match notice {
+            Notice::Refused(reason) => format!("cannot connect to {address}: {reason}"),
+            Notice::Closed(reason) => format!("{address} hung up: {reason}; is it `netio3-bench recv`?"),
+            Notice::Control(Some(Control::Refused { why })) => format!("{address} refused: {why}"),
+            Notice::Established | Notice::Writable | Notice::Control(_) => format!("{address} answered out of turn"),
+        }
+    }
+}
