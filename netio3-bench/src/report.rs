@@ -56,10 +56,23 @@ pub struct Report {
     pub corrupted: u64,
     /// Sends that were refused for want of room, and repeated.
     pub refused_sends: u64,
+    /// What the backend's statistics say of system calls or posts; `null` where no library is at work.
+    pub calls: Option<Calls>,
     /// Of several connections sending for some time: the messages of the slowest one, of the mean; otherwise `null`.
     pub slowest: Option<f64>,
     /// Why the run failed; `null` when everything was delivered.
     pub error: Option<String>,
+}
+
+/// System calls of TCP, posts and completions of RDMA.
+#[derive(Serialize, Clone, Copy, Debug)]
+pub struct Calls {
+    /// Those that sent something.
+    pub writes: u64,
+    /// Posts that asked for a completion of their own.
+    pub signalled: u64,
+    /// Those that brought something.
+    pub reads: u64,
 }
 
 /// Round-trip times in microseconds.
@@ -110,6 +123,7 @@ impl Report {
             reordered: tally.reordered,
             corrupted: tally.corrupted,
             refused_sends: 0,
+            calls: None,
             slowest: None,
             error: None,
         }
@@ -144,6 +158,15 @@ impl Report {
         if let Some(RoundTrips { min, p50, p90, p99, p999, max }) = self.rtt_us {
             let _ =
                 writeln!(text, "  round trips: min {min:.1}, p50 {p50:.1}, p90 {p90:.1}, p99 {p99:.1}, p99.9 {p999:.1}, max {max:.1} us");
+        }
+        if let Some(Calls { writes, signalled, reads }) = self.calls {
+            let each = self.messages as f64 / (writes + reads).max(1) as f64;
+            let _ = match self.backend {
+                Backend::Rdma => {
+                    writeln!(text, "  {} ({signalled} signalled), {reads} received: {each:.1} messages each", plural(writes, "post"))
+                }
+                _ => writeln!(text, "  {} to send, {reads} to receive: {each:.1} messages each", plural(writes, "system call")),
+            };
         }
         if let Some(slowest) = self.slowest {
             let _ = writeln!(text, "  the slowest connection has {slowest:.2} of the mean");

@@ -99,6 +99,8 @@ counters! {
         copied_messages,
         /// System calls or posts that sent something.
         writes,
+        /// Those of the posts that asked for a completion of their own (RDMA).
+        signalled,
         /// System calls or completions that received something.
         reads,
         /// Heartbeats sent.
@@ -171,6 +173,8 @@ counters! {
         refused_sends,
         /// System calls or posts that sent something.
         writes,
+        /// Those of the posts that asked for a completion of their own (RDMA).
+        signalled,
         /// System calls or completions that received something.
         reads,
         /// Messages that arrived but were not delivered.

@@ -81,6 +81,9 @@ impl Rdma {
                 }
             }
             engine.count_write(connection);
+            if signal {
+                engine.count_signalled(connection);
+            }
             *credits -= 1;
             *unsignalled = if signal { 0 } else { *unsignalled + 1 };
             sending.posted();
@@ -109,6 +112,7 @@ impl Rdma {
             #[allow(unsafe_code)]
             let sent = unsafe { endpoint.send(&iov, &[slab.desc()], context, FI_COMPLETION) }.map(|posted| posted == Posted::Yes);
             if sent == Ok(true) {
+                engine.count_signalled(connection);
                 *unsignalled = 0;
                 sending.posted_control(slot);
             } else {

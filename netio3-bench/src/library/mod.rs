@@ -20,6 +20,7 @@ use netio3::{
 
 use crate::args::{Backend, Common, MAX_SIZE};
 use crate::failure::Failure;
+use crate::report::Calls;
 
 pub use echo::echo;
 pub use ping::ping;
@@ -88,6 +89,12 @@ fn listen(backend: &dyn NetworkBackend, address: &EndPointAddress) -> Result<Soc
     params.connection.stall_timeout = Some(STALL_DEADLINE);
     let bound = backend.open_listen_endpoint(address, &params);
     bound.map(SocketAddr::from).map_err(|error| Failure::NoConnection(chain(&error)))
+}
+
+/// What a backend did for a run.
+fn calls(backend: &dyn NetworkBackend) -> Option<Calls> {
+    let totals = backend.totals().snapshot();
+    Some(Calls { writes: totals.writes, signalled: totals.signalled, reads: totals.reads })
 }
 
 /// An error with its causes, in one line.

@@ -11,7 +11,7 @@ use crate::control::Purpose;
 use crate::failure::Failure;
 use crate::ledger::{Answer, Incoming, Ledger};
 use crate::library::table::Table;
-use crate::library::{FOR_EVER, Ground, listen};
+use crate::library::{FOR_EVER, Ground, calls, listen};
 use crate::plan::{announce, parse_listen};
 use crate::report::Report;
 
@@ -30,7 +30,7 @@ pub fn recv(common: &Common, backend: Backend, args: &RecvArgs) -> Result<Report
     announce(listen(&*network, &address)?);
     ground.run_until(&done, FOR_EVER)?;
     let report = ledger.borrow().report("recv", backend, None);
-    Ok(report)
+    Ok(Report { calls: calls(&*network), ..report })
 }
 
 /// The loopback backend reaches nobody outside the process.

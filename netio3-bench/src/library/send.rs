@@ -16,7 +16,7 @@ use crate::library::outgoing::{Filled, Messages, Outgoing};
 use crate::library::recv::{End, Receiver};
 use crate::library::table::Table;
 use crate::library::threads;
-use crate::library::{CONNECT_DEADLINE, FOR_EVER, Ground, STALL_DEADLINE, chain, listen};
+use crate::library::{CONNECT_DEADLINE, FOR_EVER, Ground, STALL_DEADLINE, calls, chain, listen};
 use crate::plan::{Plan, dial};
 use crate::report::Report;
 
@@ -58,7 +58,7 @@ pub fn send(common: &Common, backend: Backend, args: &SendArgs) -> Result<Report
     let sender = sender.borrow();
     match &sender.no_connection {
         Some(why) => Err(Failure::NoConnection(why.clone())),
-        None => Ok(sender.report(backend)),
+        None => Ok(Report { calls: calls(&*network), ..sender.report(backend) }),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::control::{Control, Tally};
 use crate::failure::Failure;
 use crate::library::outgoing::{Filled, Messages, Outgoing};
 use crate::library::send::say;
-use crate::library::{CONNECT_DEADLINE, FOR_EVER, Ground, STALL_DEADLINE, chain};
+use crate::library::{CONNECT_DEADLINE, FOR_EVER, Ground, STALL_DEADLINE, calls, chain};
 use crate::plan::Plan;
 use crate::report::Report;
 
@@ -57,6 +57,7 @@ pub fn send(ground: &Ground, backend: Backend, plan: &Plan, mode: Mode, address:
     report.mode = Some(mode);
     report.size = plan.layout.size;
     report.connections = plan.connections;
+    report.calls = calls(&*network);
     report.refused_sends = done.iter().map(|sent| sent.refused).sum();
     Ok(report)
 }

@@ -3,7 +3,7 @@
 use crate::util::{backends, fabric, pair, run, start};
 use serde_json::Value;
 
-const FIELDS: [&str; 20] = [
+const FIELDS: [&str; 21] = [
     "role",
     "backend",
     "provider",
@@ -23,6 +23,7 @@ const FIELDS: [&str; 20] = [
     "reordered",
     "corrupted",
     "refused_sends",
+    "calls",
     "slowest",
 ];
 
@@ -79,6 +80,17 @@ fn idle_connections_stay_beside_those_that_send() {
         for object in [received.delivered(), sent.delivered()] {
             assert_eq!((&object["messages"], &object["connections"]), (&1_000.into(), &22.into()), "{backend}: {object}");
         }
+    }
+}
+
+#[test]
+fn small_messages_share_calls_and_completions() {
+    for backend in backends().filter(|backend| !backend.starts_with("raw")) {
+        let (received, sent) = transfer(backend, "", 64, 50_000, 1);
+        let calls = |object: &Value, kind: &str| object["calls"][kind].as_u64().expect("it is told");
+        let (writes, signalled, reads) = (calls(&sent, "writes"), calls(&sent, "signalled"), calls(&received, "reads"));
+        assert!(writes > 0 && writes <= 5_000 && signalled <= writes && reads > 0, "{backend}: {sent} {received}");
+        assert!((backend == "rdma") == (signalled > 0), "{backend}: {sent}");
     }
 }
 

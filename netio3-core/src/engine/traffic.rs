@@ -182,6 +182,13 @@ impl<T: Transport> Engine<T> {
         self.totals.writes.add(1);
     }
 
+    /// Counts a post that asked for a completion of its own.
+    #[inline]
+    pub fn count_signalled(&self, connection: &Connection<T::Link>) {
+        connection.counters.signalled.add(1);
+        self.totals.signalled.add(1);
+    }
+
     // ----- receiving -----
 
     /// Counts a call or completion that brought something.
