@@ -1,6 +1,7 @@
 //! The way of arriving bytes from a socket to the user's callback.
 
 use std::io::{self, IoSliceMut};
+use std::rc::Rc;
 
 use netio3_core::engine::{Assembled, Brought, Connection, Engine, Reception, Release, State, Upcalls};
 use netio3_core::{Budget, ClosedReason, Message, Next};
@@ -97,6 +98,11 @@ impl<N: Net> Tcp<N> {
         };
         engine.count_read(connection);
         engine.heard(connection);
+        let mut latest = self.latest.borrow_mut();
+        if !latest.as_ref().is_some_and(|latest| Rc::ptr_eq(latest, connection)) {
+            *latest = Some(connection.clone());
+        }
+        drop(latest);
         // After a short read the socket is empty, and the next byte will be told; but an end of stream that
         // was told already will not be told again.
         let more = n == wanted || link.read_closed.get();

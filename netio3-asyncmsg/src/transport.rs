@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 
 use netio3_core::engine::{Connection, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, State, Transport, Upcalls};
-use netio3_core::{Budget, ClosedReason, ConnectionParameters, Next, Ready, RefusedReason, WatchId};
+use netio3_core::{Budget, ClosedReason, ConnectionParameters, Next, Polled, Ready, RefusedReason, WatchId};
 
 use crate::frame::{Frame, HEAD_LEN};
 use crate::hello::Hello;
@@ -18,8 +18,10 @@ use crate::refusal;
 use crate::session::{Session, Stage};
 
 /// Framed messages over the byte streams of `N`.
-pub(crate) struct Tcp<N> {
+pub(crate) struct Tcp<N: Net> {
     pub(crate) read_buffer: RefCell<ReadBuffer>,
+    /// The connection that brought something last.
+    pub(crate) latest: RefCell<Option<Conn<N>>>,
     net: PhantomData<N>,
 }
 
@@ -37,12 +39,14 @@ const MAX_SLICES: usize = 256;
 const FEW_SLICES: usize = 8;
 /// Bytes in one gathered write, as soon as they are reached.
 const WRITE_BATCH: usize = 1 << 20;
+/// With more connections it is faster to ask the kernel which of them have something.
+const POLLED_CONNECTIONS: u64 = 4;
 /// Peers accepted in one go, before other descriptors get their turn.
 const ACCEPT_BATCH: usize = 128;
 
 impl<N: Net> Tcp<N> {
     pub(crate) fn new() -> Self {
-        Self { read_buffer: RefCell::new(ReadBuffer::default()), net: PhantomData }
+        Self { read_buffer: RefCell::new(ReadBuffer::default()), latest: RefCell::new(None), net: PhantomData }
     }
 
     /// What this side says of itself.
@@ -284,6 +288,7 @@ impl<N: Net> Transport for Tcp<N> {
 
     fn release(&self, engine: &Engine<Self>, connection: &Conn<N>, how: Release) -> Freed {
         let link = &connection.link;
+        self.latest.borrow_mut().take_if(|latest| Rc::ptr_eq(latest, connection));
         if let Some((socket, watch)) = link.take_socket() {
             socket.unwatch(engine.event_loop(), watch);
             if how == Release::Reset {
@@ -295,6 +300,20 @@ impl<N: Net> Transport for Tcp<N> {
         link.stash.take();
         self.count_memory(engine, connection, 0);
         Freed::AtOnce
+    }
+
+    fn poll(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Polled {
+        let engine = up.engine().clone();
+        if engine.totals.connections.get() > POLLED_CONNECTIONS {
+            return Polled::NoDevice;
+        }
+        let latest = self.latest.borrow().clone();
+        let Some(connection) = latest else { return Polled::NoDevice };
+        let reads = connection.counters.reads.get();
+        if self.read(up, &engine, &connection, budget) == Next::Again {
+            engine.read_again(&connection);
+        }
+        if connection.counters.reads.get() == reads { Polled::Nothing } else { Polled::Something }
     }
 
     fn release_listener(&self, engine: &Engine<Self>, listener: &Listener<Self::Listener>) {

@@ -1,6 +1,7 @@
-//! The conformance suite over TCP: IPv4 and IPv6, single-threaded and synchronized.
+//! The conformance suite over TCP: IPv4 and IPv6, single-threaded and synchronized, and with a loop that spins.
 
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::time::Duration;
 
 use netio3_core::conformance::Harness;
 use netio3_core::{Callbacks, EndPointAddress, EventLoop, NetworkBackend, NetworkConfig};
@@ -9,11 +10,14 @@ use netio3_evloop::EpollEventLoop;
 struct Tcp {
     synchronized: bool,
     ipv6: bool,
+    spin: Duration,
 }
 
 impl Harness for Tcp {
     fn event_loop(&self) -> Box<dyn EventLoop> {
-        Box::new(EpollEventLoop::new().expect("descriptors are left"))
+        let ev = EpollEventLoop::new().expect("descriptors are left");
+        ev.set_spin(self.spin);
+        Box::new(ev)
     }
 
     fn local(&self, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Box<dyn NetworkBackend> {
@@ -45,17 +49,21 @@ impl Harness for Tcp {
 }
 
 mod ipv4 {
-    netio3_core::conformance_suite!(super::Tcp { synchronized: false, ipv6: false });
+    netio3_core::conformance_suite!(super::Tcp { synchronized: false, ipv6: false, spin: std::time::Duration::ZERO });
 }
 
 mod ipv4_synchronized {
-    netio3_core::conformance_suite!(super::Tcp { synchronized: true, ipv6: false });
+    netio3_core::conformance_suite!(super::Tcp { synchronized: true, ipv6: false, spin: std::time::Duration::ZERO });
 }
 
 mod ipv6 {
-    netio3_core::conformance_suite!(super::Tcp { synchronized: false, ipv6: true });
+    netio3_core::conformance_suite!(super::Tcp { synchronized: false, ipv6: true, spin: std::time::Duration::ZERO });
 }
 
 mod ipv6_synchronized {
-    netio3_core::conformance_suite!(super::Tcp { synchronized: true, ipv6: true });
+    netio3_core::conformance_suite!(super::Tcp { synchronized: true, ipv6: true, spin: std::time::Duration::ZERO });
+}
+
+mod spinning {
+    netio3_core::conformance_suite!(super::Tcp { synchronized: false, ipv6: false, spin: std::time::Duration::from_micros(200) });
 }
