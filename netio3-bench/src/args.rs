@@ -171,6 +171,9 @@ pub struct PingArgs {
     /// Messages in flight
     #[arg(long, value_name = "W", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub window: u64,
+    /// Keep a second connection of the same loop busy with messages of so many bytes
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub beside: Option<usize>,
 }
 
 /// Through what messages go.

@@ -18,6 +18,7 @@ pub struct Measured {
     pub msgs_per_s: f64,
     pub gbytes_per_s: f64,
     pub rtt_us: Option<MeasuredRtt>,
+    pub turn_us: Option<f64>,
     pub cpu_s: CpuTime,
     pub slowest: Option<f64>,
 }

@@ -53,10 +53,12 @@ impl Plan {
 
     /// The plan of `ping`.
     pub fn of_ping(common: &Common, args: &PingArgs, mode: Mode) -> Self {
+        let beside = u32::from(args.beside.is_some());
         Self {
             layout: Layout { size: args.size, header: None, pieces: 1 },
-            connections: 1,
-            idle: 0,
+            connections: 1 + beside,
+            // It has a plan of its own.
+            idle: beside,
             duration: None,
             purpose: Purpose::RoundTrips,
             mode,
@@ -74,6 +76,11 @@ impl Plan {
     /// Whether a certain connection sends nothing.
     pub fn is_idle(&self, stream: usize) -> bool {
         stream as u64 >= u64::from(self.busy())
+    }
+
+    /// The plan of the connection beside that of the round trips: as many messages of this size as time allows.
+    pub fn beside(&self, size: usize) -> Self {
+        Self { layout: Layout { size, ..self.layout }, messages: None, idle: 0, ..self.clone() }
     }
 
     /// How many of the messages go over a certain connection, if that is known.
@@ -98,6 +105,16 @@ impl Plan {
             mode: Some(self.mode),
             verify: self.verify,
         }
+    }
+}
+
+/// What the baselines do not do.
+pub fn only_with_netio3(args: &PingArgs) -> Result<(), Failure> {
+    match args.beside {
+        Some(_) => {
+            Err(Failure::NoConnection("--beside is for netio3's backends; the baselines have no loop that connections share".into()))
+        }
+        None => Ok(()),
     }
 }
 

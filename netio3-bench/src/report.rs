@@ -48,6 +48,8 @@ pub struct Report {
     pub gbytes_per_s: f64,
     /// Of `ping`; otherwise `null`.
     pub rtt_us: Option<RoundTrips>,
+    /// Of `ping` beside a busy connection: how long a turn of its loop took in the mean; otherwise `null`.
+    pub turn_us: Option<f64>,
     pub cpu_s: CpuTime,
     pub max_rss_kib: u64,
     pub lost: u64,
@@ -113,6 +115,7 @@ impl Report {
             msgs_per_s: rate(tally.messages),
             gbytes_per_s: rate(tally.bytes) / 1e9,
             rtt_us: None,
+            turn_us: None,
             cpu_s: usage.map_or_else(CpuTime::default, |usage| CpuTime {
                 user: in_seconds(usage.user_time()),
                 sys: in_seconds(usage.system_time()),
@@ -158,6 +161,9 @@ impl Report {
         if let Some(RoundTrips { min, p50, p90, p99, p999, max }) = self.rtt_us {
             let _ =
                 writeln!(text, "  round trips: min {min:.1}, p50 {p50:.1}, p90 {p90:.1}, p99 {p99:.1}, p99.9 {p999:.1}, max {max:.1} us");
+        }
+        if let Some(turn) = self.turn_us {
+            let _ = writeln!(text, "  a turn of the loop takes {turn:.1} us");
         }
         if let Some(Calls { writes, signalled, reads }) = self.calls {
             let each = self.messages as f64 / (writes + reads).max(1) as f64;

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use netio3::{Callbacks, ClosedReason, Completion, ConnectionInfo, EndPointAddress, Endpoint, Message, NetworkBackend, RefusedReason};
+use netio3::{
+    Callbacks, ClosedReason, Completion, ConnectionInfo, EndPointAddress, Endpoint, EventLoop, Message, NetworkBackend, RefusedReason,
+};
 
 use crate::args::{Backend, Common, Mode, PingArgs};
 use crate::check::StreamCheck;
@@ -37,28 +39,58 @@ pub fn ping(common: &Common, backend: Backend, args: &PingArgs) -> Result<Report
     };
 
     ground.note(addresses[0], false);
-    let client = Client::new(plan, common, args, addresses.clone());
-    let (ready, done) = (client.ready.clone(), client.done.clone());
-    let client = Rc::new(RefCell::new(client));
-    let network = ground.backend(ClientCallbacks(client.clone()))?;
-    client.borrow_mut().open(&*network);
-    if !ground.run_until(&ready, CONNECT_DEADLINE)? {
-        let text = format!("what listens on {} does not answer as `netio3-bench echo` does", addresses[0]);
-        return Err(Failure::NoConnection(text));
-    }
+    let start = |stream: usize, plan: Plan, args: &PingArgs| {
+        let client = Rc::new(RefCell::new(Client::new(stream, plan, common, args, addresses.clone())));
+        let network = ground.backend(ClientCallbacks(client.clone()))?;
+        client.borrow_mut().open(&*network);
+        let ready = client.borrow().ready.clone();
+        if !ground.run_until(&ready, CONNECT_DEADLINE)? {
+            let text = format!("what listens on {} does not answer as `netio3-bench echo` does", addresses[0]);
+            return Err(Failure::NoConnection(text));
+        }
+        match client.borrow().no_connection.clone() {
+            Some(why) => Err(Failure::NoConnection(why)),
+            None => Ok((client.clone(), network)),
+        }
+    };
+    let beside = args.beside.map(|size| {
+        let window = (BESIDE_BYTES / size.max(1) as u64).clamp(2, 4_096);
+        start(1, plan.beside(size), &PingArgs { size, count: u64::MAX, window, ..args.clone() })
+    });
+    let beside = beside.transpose()?;
+    let turns = || ground.ev.counters().turns.get();
+    let (before, began) = (turns(), Instant::now());
+    let (client, _network) = start(0, plan, args)?;
+    let done = client.borrow().done.clone();
     ground.run_until(&done, FOR_EVER)?;
+    let turn = began.elapsed().as_secs_f64() * 1e6 / (turns() - before).max(1) as f64;
+    let mut report = client.borrow().report(backend);
+    if let Some((client, network)) = beside {
+        client.borrow_mut().stop(&*network);
+        let done = client.borrow().done.clone();
+        ground.run_until(&done, STALL_DEADLINE)?;
+        report.turn_us = Some(turn);
+        let beside = client.borrow().report(backend);
+        report.error = report.error.or(beside.error);
+        report.messages += beside.messages;
+        report.bytes += beside.bytes;
+        report.lost += beside.lost;
+        report.duplicated += beside.duplicated;
+        report.reordered += beside.reordered;
+        report.corrupted += beside.corrupted;
+    }
     if let Some((_, done)) = &own {
         ground.run_until(done, STALL_DEADLINE)?;
     }
-    let client = client.borrow();
-    match &client.no_connection {
-        Some(why) => Err(Failure::NoConnection(why.clone())),
-        None => Ok(client.report(backend)),
-    }
+    Ok(report)
 }
+
+/// Bytes that are under way on a busy connection.
+const BESIDE_BYTES: u64 = 1 << 20;
 
 /// The side that asks.
 struct Client {
+    stream: usize,
     plan: Plan,
     messages: Messages,
     addresses: Vec<SocketAddr>,
@@ -74,6 +106,7 @@ struct Client {
     began: Instant,
     ended: Instant,
     broken: Option<String>,
+    endpoint: Option<Endpoint>,
     no_connection: Option<String>,
     /// The connection is welcome, or there is no hope.
     ready: Rc<Cell<bool>>,
@@ -82,15 +115,16 @@ struct Client {
 }
 
 impl Client {
-    fn new(plan: Plan, common: &Common, args: &PingArgs, addresses: Vec<SocketAddr>) -> Self {
+    fn new(stream: usize, plan: Plan, common: &Common, args: &PingArgs, addresses: Vec<SocketAddr>) -> Self {
         let messages = Messages::new(&plan.layout, Mode::ZeroCopy);
         let now = Instant::now();
         Self {
-            outgoing: Outgoing::new(&messages, 0, args.count),
+            outgoing: Outgoing::new(&messages, stream as u16, args.count),
             messages,
+            stream,
             plan,
             addresses,
-            check: StreamCheck::new(args.size, 0, common.verify),
+            check: StreamCheck::new(args.size, stream as u16, common.verify),
             times: RttHistogram::new(),
             sent_at: vec![now; args.window.min(args.count) as usize],
             answered: 0,
@@ -99,6 +133,7 @@ impl Client {
             began: now,
             ended: now,
             broken: None,
+            endpoint: None,
             no_connection: None,
             ready: Rc::default(),
             done: Rc::default(),
@@ -106,8 +141,17 @@ impl Client {
     }
 
     fn open(&mut self, backend: &dyn NetworkBackend) {
-        if let Err(error) = backend.connect(&self.addresses[0].into(), &self.messages.parameters()) {
-            self.give_up(chain(&error));
+        match backend.connect(&self.addresses[0].into(), &self.messages.parameters()) {
+            Ok(endpoint) => self.endpoint = Some(endpoint),
+            Err(error) => self.give_up(chain(&error)),
+        }
+    }
+
+    /// Asks nothing more.
+    fn stop(&mut self, backend: &dyn NetworkBackend) {
+        self.count = self.outgoing.sent();
+        if let Some(endpoint) = self.endpoint.filter(|_| self.answered == self.count) {
+            self.go_on(backend, endpoint);
         }
     }
 
@@ -213,7 +257,7 @@ struct ClientCallbacks(Rc<RefCell<Client>>);
 impl Callbacks for ClientCallbacks {
     fn on_connection_established(&mut self, backend: &dyn NetworkBackend, connection: &ConnectionInfo) {
         let mut client = self.0.borrow_mut();
-        if !say(backend, connection.endpoint, &Control::Start(client.plan.start(0)), client.plan.layout.size) {
+        if !say(backend, connection.endpoint, &Control::Start(client.plan.start(client.stream)), client.plan.layout.size) {
             client.give_up("the connection takes no message".into());
         }
     }

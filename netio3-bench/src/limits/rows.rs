@@ -45,6 +45,8 @@ pub enum Figure {
     ReceiverTime,
     /// Messages of the slowest connection, of the mean.
     Slowest,
+    /// What 99 of 100 round trips stay below, in turns of the loop.
+    Turns,
 }
 
 impl Figure {
@@ -58,6 +60,7 @@ impl Figure {
             Self::SenderTime => Some(time(active)),
             Self::ReceiverTime => passive.as_ref().map(time),
             Self::Slowest => active.slowest,
+            Self::Turns => active.rtt_us.zip(active.turn_us).map(|(rtt, turn)| rtt.p99 / turn),
         }
     }
 
@@ -73,6 +76,7 @@ impl Figure {
             Self::P50 | Self::P99 => "us",
             Self::SenderTime | Self::ReceiverTime => "s/GB",
             Self::Slowest => "",
+            Self::Turns => "turns",
         }
     }
 }
@@ -86,6 +90,7 @@ impl fmt::Display for Figure {
             Self::SenderTime => ", processor of the sender",
             Self::ReceiverTime => ", processor of the receiver",
             Self::Slowest => ", slowest connection of the mean",
+            Self::Turns => ", p99",
         })
     }
 }
@@ -166,6 +171,11 @@ pub fn rows(time: Duration) -> Vec<Row> {
             rows.extend(round_trips(Backend::Tcp, Backend::Raw, size, spin, title, asked));
         }
     }
+    // Each takes a few turns of both loops.
+    let mut beside = Pairing::round_trips(Backend::Tcp, 64, ROUND_TRIPS / 5);
+    beside.args.extend(["--beside", "65536"].map(str::to_owned));
+    let own = Setup { pairing: beside, spin: 0, awake: false, title: "round trip beside bulk of the same loop".into() };
+    rows.push(Row { own, base: None, figure: Figure::Turns, asked: Some(3.0) });
 
     for size in [64, KIB, 16 * KIB, 64 * KIB, KIB * KIB] {
         for mode in [Mode::ZeroCopy, Mode::Copy, Mode::Buffered] {

@@ -11,13 +11,14 @@ use crate::check::StreamCheck;
 use crate::control::{Control, Tally};
 use crate::failure::Failure;
 use crate::pattern::Content;
-use crate::plan::{Plan, dial};
+use crate::plan::{Plan, dial, only_with_netio3};
 use crate::raw::frame::{Inbox, head};
 use crate::raw::socket::{ANSWER_DEADLINE, Spinning, connect_any, explain, receive_first, receive_one, send_one, wait};
 use crate::report::{Report, RttHistogram};
 
 /// Measures round trips.
 pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
+    only_with_netio3(args)?;
     let (socket, address) = connect_any(&dial(args.connect.as_deref())?)?;
     let plan = Plan::of_ping(common, args, Mode::Copy);
     let mut inbox = Inbox::new();

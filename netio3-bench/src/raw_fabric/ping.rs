@@ -6,13 +6,14 @@ use crate::args::{Backend, Common, Mode, PingArgs};
 use crate::check::StreamCheck;
 use crate::control::{Control, Tally};
 use crate::failure::Failure;
-use crate::plan::{Plan, dial};
+use crate::plan::{Plan, dial, only_with_netio3};
 use crate::raw_fabric::client::Client;
 use crate::raw_fabric::net::STALL_DEADLINE;
 use crate::report::{Report, RttHistogram};
 
 /// Measures round trips.
 pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
+    only_with_netio3(args)?;
     let plan = Plan::of_ping(common, args, Mode::ZeroCopy);
     let mut client = Client::new(common, &dial(args.connect.as_deref())?, &plan, Mode::ZeroCopy, "echo")?;
     let mut run = Run {

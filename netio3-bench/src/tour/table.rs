@@ -212,6 +212,7 @@ mod tests {
                 msgs_per_s: rate,
                 gbytes_per_s: rate,
                 rtt_us: None,
+                turn_us: None,
                 cpu_s: CpuTime::default(),
                 slowest: None,
             };

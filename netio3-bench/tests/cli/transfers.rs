@@ -95,6 +95,24 @@ fn small_messages_share_calls_and_completions() {
 }
 
 #[test]
+fn round_trips_are_measured_beside_a_busy_connection() {
+    for backend in backends() {
+        let passive = format!("echo --listen 127.0.0.1:0 --backend {backend} --json");
+        let active = format!("ping --backend {backend} --size 64 --count 300 --beside 64KiB --verify --json");
+        if backend.starts_with("raw") {
+            let refused = run(&format!("{active} --connect 127.0.0.1:9"));
+            refused.failed(2, "--beside is for netio3's backends");
+            continue;
+        }
+        let (echoed, pinged) = pair(&passive, &active);
+        let (echoed, pinged) = (echoed.delivered(), pinged.delivered());
+        assert_eq!(echoed["messages"], pinged["messages"], "{backend}: {pinged}");
+        assert!(pinged["messages"].as_u64() > Some(300), "{backend}: nothing went beside: {pinged}");
+        assert!(pinged["turn_us"].as_f64() > Some(0.0), "{backend}: {pinged}");
+    }
+}
+
+#[test]
 fn the_slowest_connection_is_told() {
     let (_, sent) = pair("recv --listen 127.0.0.1:0", "send --size 100 --duration 0.2 --connections 3 --json");
     let slowest = sent.delivered()["slowest"].as_f64().expect("there are several");
