@@ -1,0 +1,71 @@
+//! The libraries, one file each with the same two functions.
+
+mod netio3;
+mod tokio;
+mod zeromq;
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::Outcome;
+use crate::job::{Job, Measured};
+
+/// What carries the messages.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Library {
+    Netio3,
+    Zeromq,
+    Tokio,
+}
+
+/// The time without any progress after which the other side counts as gone.
+const STALL_LIMIT: Duration = Duration::from_secs(10);
+
+impl Library {
+    /// All of them; the first is the one that the others are compared with.
+    pub const ALL: [Self; 3] = [Self::Netio3, Self::Zeromq, Self::Tokio];
+
+    /// The name on the command line and in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Netio3 => "netio3",
+            Self::Zeromq => "zeromq",
+            Self::Tokio => "tokio",
+        }
+    }
+
+    /// How it is used, in a line.
+    pub fn usage(self) -> &'static str {
+        match self {
+            Self::Netio3 => "one thread; copied below 1 KiB, zero-copy from there on",
+            Self::Zeromq => "libzmq 4.3.5, two threads on its processor; PUSH/PULL, PAIR; 100,000 messages or 16 MiB may wait",
+            Self::Tokio => "one thread; LengthDelimitedCodec, fed and written 128 KiB at a time",
+        }
+    }
+
+    /// Announces an address, and receives or sends back until the other side has gone. ZeroMQ does not tell that; its
+    /// server ends after [`STALL_LIMIT`], or with the process.
+    ///
+    /// # Errors
+    /// What arrived is not what should have.
+    pub fn serve(self, job: &Job) -> Outcome {
+        match self {
+            Self::Netio3 => netio3::serve(job),
+            Self::Zeromq => zeromq::serve(job),
+            Self::Tokio => tokio::serve(job),
+        }
+    }
+
+    /// Connects to the address and measures.
+    ///
+    /// # Errors
+    /// The connection broke, or not everything arrived.
+    pub fn drive(self, job: &Job, address: &str) -> Outcome<Measured> {
+        match self {
+            Self::Netio3 => netio3::drive(job, address),
+            Self::Zeromq => zeromq::drive(job, address),
+            Self::Tokio => tokio::drive(job, address),
+        }
+    }
+}
