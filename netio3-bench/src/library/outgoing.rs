@@ -9,6 +9,7 @@ use netio3::{BufferError, Buffers, ConnectionParameters, Endpoint, NetioStatus, 
 use crate::args::Mode;
 use crate::library::STALL_DEADLINE;
 use crate::pattern::{Content, Layout};
+use crate::plan::Plan;
 
 /// What the connections of a process have in common.
 #[derive(Clone)]
@@ -18,23 +19,26 @@ pub struct Messages {
     content: Content,
     /// The pieces of all messages, as shared memory.
     shared: Arc<[Bytes]>,
+    /// Bytes that may wait for the kernel on each connection.
+    queue_bytes: usize,
 }
 
 impl Messages {
-    /// Messages of this layout, sent with this family of calls.
-    pub fn new(layout: &Layout, mode: Mode) -> Self {
-        let content = Content::new(layout);
+    /// Messages of a plan, sent with this family of calls.
+    pub fn new(plan: &Plan, mode: Mode) -> Self {
+        let content = Content::new(&plan.layout);
         let shared = content.shared_pieces().into();
-        Self { layout: *layout, mode, content, shared }
+        let queue_bytes = (ALL_QUEUES_BYTES / plan.busy().max(1) as usize).clamp(QUEUE_BYTES / 16, QUEUE_BYTES);
+        Self { layout: plan.layout, mode, content, shared, queue_bytes }
     }
 
     /// The parameters of a connection for them.
     pub fn parameters(&self) -> ConnectionParameters {
         let size = self.layout.size.max(1);
         let defaults = ConnectionParameters::default();
-        let buffers = Buffers { size, count: (QUEUE_BYTES / size).clamp(4, 4_096) };
+        let buffers = Buffers { size, count: (self.queue_bytes / size).clamp(4, 4_096) };
         ConnectionParameters {
-            queue_bytes: QUEUE_BYTES.max(4 * size),
+            queue_bytes: self.queue_bytes.max(4 * size),
             max_header_len: self.layout.header_len().max(defaults.max_header_len),
             buffers: (self.mode == Mode::Buffered).then_some(buffers),
             stall_timeout: Some(STALL_DEADLINE),
@@ -45,6 +49,8 @@ impl Messages {
 
 /// Bytes that may wait for the kernel: a few writes' worth, so that they stay in the processor's cache.
 const QUEUE_BYTES: usize = 1 << 20;
+/// The same of all connections together, so that the first ones do not take all the room there is.
+const ALL_QUEUES_BYTES: usize = 64 << 20;
 
 /// The messages of one connection.
 pub struct Outgoing {
@@ -78,7 +84,6 @@ pub enum Filled {
 
 /// Messages and bytes given to a connection before others have their turn.
 const TURN_MESSAGES: u64 = 8_192;
-const TURN_BYTES: u64 = 1 << 20;
 
 impl Outgoing {
     /// The first `limit` messages on a certain connection.
@@ -118,7 +123,7 @@ impl Outgoing {
     /// # Errors
     /// The connection takes no such messages, or is gone.
     pub fn fill(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<Filled, String> {
-        let turn = TURN_MESSAGES.min(TURN_BYTES / self.messages.layout.size.max(1) as u64).max(1);
+        let turn = TURN_MESSAGES.min(self.messages.queue_bytes as u64 / self.messages.layout.size.max(1) as u64).max(1);
         let end = self.limit.min(self.next + turn);
         while self.next < end && !self.blocked {
             self.send_next(backend, to)?;
@@ -144,7 +149,7 @@ impl Outgoing {
     #[inline(always)]
     fn offer_next(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
         let Self { messages, next, head, .. } = self;
-        let Messages { layout, mode, content, shared } = messages;
+        let Messages { layout, mode, content, shared, .. } = messages;
         if *mode == Mode::Buffered {
             return self.offer_buffer(backend, to);
         }

@@ -116,7 +116,7 @@ struct Client {
 
 impl Client {
     fn new(stream: usize, plan: Plan, common: &Common, args: &PingArgs, addresses: Vec<SocketAddr>) -> Self {
-        let messages = Messages::new(&plan.layout, Mode::ZeroCopy);
+        let messages = Messages::new(&plan, Mode::ZeroCopy);
         let now = Instant::now();
         Self {
             outgoing: Outgoing::new(&messages, stream as u16, args.count),

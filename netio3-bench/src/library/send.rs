@@ -117,7 +117,7 @@ enum Phase {
 impl Sender {
     fn new(plan: Plan, mode: Mode, addresses: Vec<SocketAddr>) -> Self {
         Self {
-            messages: Messages::new(&plan.layout, mode),
+            messages: Messages::new(&plan, mode),
             plan,
             mode,
             addresses,
