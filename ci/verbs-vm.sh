@@ -69,7 +69,9 @@ run() {
         run "soft-RoCE, libfabric 2, transfer" -t 300 -p "$wheel" -- "$newer $transfer"
         siw=$NETIO3_VM_CACHE/siw-$(ci/vm/kernel.sh).ko
         [ -e "$siw" ] || ci/vm/siw.sh "$siw"
-        run "soft-iWARP, conformance" -t "$suite_limit" -k "$siw" -- "${suite/RXE/SIW}"
+        # Its kernel module watches a connection's socket only after it has sent, or handled, the answer, and does not
+        # look what came in between (siw_accept, siw_proc_mpareply): about one connection in a thousand hangs.
+        run "soft-iWARP, conformance" -t "$suite_limit" -k "$siw" -- "NETIO3_TRIES=3 ${suite/RXE/SIW}"
         run "soft-iWARP, transfer" -t 300 -k "$siw" -- "${transfer/RXE/SIW}"
         # Two machines, joined by frames in datagrams. The first one receives.
         ports=$((20000 + $$ % 20000))
