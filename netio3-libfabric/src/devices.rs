@@ -133,7 +133,8 @@ impl Devices {
     /// # Errors
     /// As of [`Devices::info`].
     pub(crate) fn place(&self, address: SocketAddr) -> io::Result<Info> {
-        if address.ip().is_unspecified() && address.port() == 0 {
+        let may_be_verbs = self.params.provider.as_ref().is_none_or(|provider| provider == "verbs");
+        if may_be_verbs && address.ip().is_unspecified() && address.port() == 0 {
             // Without a port the provider `verbs` understands one device alone, and turns away who comes to another. It
             // binds the port meanwhile, so that one in use does not do.
             for port in UNLIKELY_PORTS {

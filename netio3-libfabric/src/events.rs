@@ -1,6 +1,7 @@
 //! What the queues and the helper thread tell, and the way of packets to the user.
 
 use std::io;
+use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -169,7 +170,7 @@ impl Rdma {
                     let connection = self.closing.borrow_mut().remove(&id);
                     let mut retired = Vec::new();
                     body.dissolve(&mut retired);
-                    if let Some(connection) = connection {
+                    if let Some((connection, _)) = connection {
                         connection.link.leftover.borrow_mut().append(&mut retired);
                         engine.freed(&connection);
                     }
@@ -219,7 +220,11 @@ impl Rdma {
                 Ok(Some(event)) => self.event(up, net, event),
                 Ok(None) => return found,
                 Err(error) => {
-                    self.unreadable(up, &error);
+                    if ptr::eq(events, &*net.events) {
+                        self.unreadable(up, &error);
+                    } else {
+                        tracing::error!(%error, "cannot read the event queue of a listener");
+                    }
                     return found;
                 }
             }
@@ -547,6 +552,7 @@ impl Drop for Rdma {
         // The helper thread ends when it finds nobody to work for. Endpoints that it is still closing use memory of
         // the user's, who may free it from now on.
         let closing = self.closing.get_mut();
+        closing.values().for_each(|(_, endpoint)| helper::end(endpoint));
         while !closing.is_empty() {
             match self.done.recv_timeout(helper::CLOSE_PATIENCE) {
                 Ok(Done::Closed { id, body }) => {

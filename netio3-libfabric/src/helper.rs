@@ -4,6 +4,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::wire::{CONTROL_RECEIVES, Hello};
 pub(crate) enum Job {
     Connect {
         id: u64,
+        over: Arc<AtomicBool>,
         address: EndPointAddress,
         source: Option<IpAddr>,
         hello: Hello,
@@ -91,7 +93,9 @@ pub(crate) fn start(devices: Arc<Devices>, remote: Arc<dyn Remote>) -> io::Resul
 fn work(devices: &Devices, jobs: &Receiver<Job>, tell: &Sender<Done>, remote: &dyn Remote) {
     while let Ok(job) = jobs.recv() {
         let done = match job {
-            Job::Connect { id, address, source, hello, layout } => {
+            // Its deadline may have passed while others were closed.
+            Job::Connect { over, .. } if over.load(Ordering::Acquire) => continue,
+            Job::Connect { id, address, source, hello, layout, .. } => {
                 Done::Opened { id, result: connect(devices, id, address, source, &hello, layout).map(Box::new) }
             }
             Job::Accept { id, net, info, hello, layout } => {

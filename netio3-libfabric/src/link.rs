@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 
@@ -30,6 +31,8 @@ pub(crate) struct Link {
     pub(crate) early: RefCell<Option<Vec<u8>>>,
     /// Receives that completed before the helper thread told of the endpoint: slot and length.
     pub(crate) early_receives: RefCell<Vec<Completion>>,
+    /// The connection is over, so that the helper thread need not make it any more.
+    pub(crate) over: Arc<AtomicBool>,
     /// The peer is gone; what came before is still to be handled.
     pub(crate) gone: Cell<bool>,
     /// In the list of those whose end is to be handled.
@@ -113,6 +116,7 @@ impl Link {
             goodbye: Goodbye::default(),
             early: RefCell::new(None),
             early_receives: RefCell::default(),
+            over: Arc::default(),
             gone: Cell::new(false),
             listed_lost: Cell::new(false),
             listed_unposted: Cell::new(false),

@@ -16,7 +16,7 @@ use crate::devices::{Device, Devices, Known, Net, Queue};
 use crate::events::BATCH;
 use crate::fabric::{Completion, Desc, EventQueue};
 use crate::helper::{self, Done, Job};
-use crate::link::{Link, Listening, Stage};
+use crate::link::{Link, Listening, SharedEndpoint, Stage};
 use crate::opener::{Dialing, FabricOpener};
 use crate::slab::Layout;
 use crate::wire::{CONTROL_RECEIVES, Hello, Kind, PACKET_EXTRA, VERSIONS};
@@ -31,7 +31,7 @@ pub(crate) struct Rdma {
     next_token: Cell<usize>,
     pub(crate) ids: RefCell<Ids>,
     /// Endpoints that the helper thread closes, with their connections, unless nobody waits for that.
-    pub(crate) closing: RefCell<HashMap<u64, Conn>>,
+    pub(crate) closing: RefCell<HashMap<u64, (Conn, SharedEndpoint)>>,
     /// Listeners by the name that their events carry.
     pub(crate) listeners: RefCell<HashMap<u64, usize>>,
     /// Connections whose peer is gone, to be handled once the queues are empty.
@@ -265,8 +265,10 @@ impl Transport for Rdma {
     fn adopt(&self, engine: &Engine<Self>, token: usize, dialing: Dialing, _params: &ConnectionParameters) -> io::Result<Link> {
         let id = self.ids.borrow_mut().add(token);
         let hello = self.hello(engine);
-        self.ask(Job::Connect { id, address: dialing.address, source: dialing.source, hello, layout: self.layout() });
-        Ok(Link::new(id, Stage::Making, None))
+        let link = Link::new(id, Stage::Making, None);
+        let over = link.over.clone();
+        self.ask(Job::Connect { id, over, address: dialing.address, source: dialing.source, hello, layout: self.layout() });
+        Ok(link)
     }
 
     fn adopt_listener(&self, engine: &Engine<Self>, token: usize, listening: Listening) -> io::Result<Listening> {
@@ -373,6 +375,7 @@ impl Transport for Rdma {
         let link = &connection.link;
         self.ids.borrow_mut().remove(link.id);
         let was_open = link.stage.replace(Stage::Closed) == Stage::Open;
+        link.over.store(true, Ordering::Release);
         engine.count_assembly(connection, 0);
         let Some(mut body) = link.body.take() else { return Freed::AtOnce };
         let unhandled = body.receiving.count_unhandled(&body.slab, engine.config.max_message_len);
@@ -384,13 +387,15 @@ impl Transport for Rdma {
             body.dissolve(&mut link.leftover.borrow_mut());
             return Freed::AtOnce;
         }
-        self.ask(Job::Close { id: link.id, body: Box::new(body) });
-        if !was_open {
-            // Nothing of the user's was posted. Over iWARP the kernel waits for a silent peer, for up to 10 s.
-            return Freed::AtOnce;
+        if was_open {
+            self.closing.borrow_mut().insert(link.id, (connection.clone(), body.endpoint.clone()));
+        } else {
+            body.sending.abandon();
+            body.sending.retire(&mut link.leftover.borrow_mut());
         }
-        self.closing.borrow_mut().insert(link.id, connection.clone());
-        Freed::Later
+        self.ask(Job::Close { id: link.id, body: Box::new(body) });
+        // Nothing of the user's was posted before it was open. Over iWARP closing may take 10 s then.
+        if was_open { Freed::Later } else { Freed::AtOnce }
     }
 
     fn release_listener(&self, engine: &Engine<Self>, listener: &Listener<Listening>) {
