@@ -40,17 +40,22 @@ impl Rdma {
         let pumps = self.pumps.get().wrapping_add(1);
         self.pumps.set(pumps);
         if pumps % PUMPS_PER_EVENTS == 0 {
-            self.watched.borrow().iter().for_each(Watched::set_due);
+            self.events_due.set(true);
         }
         let mut batch = self.batch.take().unwrap_or_else(|| Box::new([Completion::default(); BATCH]));
         let mut found = Found::Nothing;
         loop {
-            found = found.max(self.read_all(up, &mut batch, budget));
+            if self.events_due.take() {
+                found = found.max(self.read_all_events(up));
+            }
+            if !up.engine().is_gone() {
+                found = found.max(self.read_all_completions(up, &mut batch, budget));
+            }
             if up.engine().is_gone() {
                 return Next::Wait;
             }
             // An event queue may know why a connection is lost: it is read first.
-            if found == Found::More || self.lost.borrow().is_empty() || !self.any_due() {
+            if found == Found::More || self.lost.borrow().is_empty() || !self.events_due.get() {
                 break;
             }
         }
@@ -59,40 +64,52 @@ impl Rdma {
         if found == Found::More {
             return Next::Again;
         }
-        self.handle_lost(up);
+        if !self.lost.borrow().is_empty() {
+            self.handle_lost(up);
+        }
         Next::Wait
     }
 
-    /// Reads every completion queue, and the event queues that are due.
-    fn read_all(&self, up: &mut Upcalls<'_, Self>, batch: &mut [Completion; BATCH], budget: &mut Budget) -> Found {
+    /// Reads every event queue.
+    #[cold]
+    fn read_all_events(&self, up: &mut Upcalls<'_, Self>) -> Found {
         let mut found = Found::Nothing;
         for index in 0.. {
             // Asked for anew whenever something was handled: what is watched may change meanwhile.
-            let due = match self.watched.borrow().get(index) {
-                // One that the loop may sleep on has nothing.
-                Some(Watched::Events { net, events, due, .. }) => Some(due.take().then(|| (net.clone(), events.clone()))),
-                Some(Watched::Completions { .. }) => None,
+            let (net, events) = match self.watched.borrow().get(index) {
+                Some(Watched::Events { net, events, .. }) => (net.clone(), events.clone()),
+                Some(Watched::Completions { .. }) => continue,
                 None => break,
             };
-            let here = match &due {
-                Some(None) => Found::Nothing,
-                Some(Some((net, events))) => self.read_events(up, net, events),
-                None => self.read_completions(up, index, batch, budget),
-            };
+            let here = self.read_events(up, &net, &events);
             if up.engine().is_gone() {
                 break;
             }
-            if let (Found::More, Some(Watched::Events { due, .. })) = (here, self.watched.borrow().get(index)) {
-                due.set(true);
+            if here == Found::More {
+                self.events_due.set(true);
             }
             found = found.max(here);
         }
         found
     }
 
-    /// Whether an event queue is to be read in any case.
-    fn any_due(&self) -> bool {
-        self.watched.borrow().iter().any(|watched| matches!(watched, Watched::Events { due, .. } if due.get()))
+    /// Reads every completion queue.
+    fn read_all_completions(&self, up: &mut Upcalls<'_, Self>, batch: &mut [Completion; BATCH], budget: &mut Budget) -> Found {
+        let mut found = Found::Nothing;
+        for index in 0.. {
+            let read = match self.watched.borrow().get(index) {
+                Some(Watched::Completions { queue, .. }) => queue.completions.read(batch),
+                Some(Watched::Events { .. }) => continue,
+                None => break,
+            };
+            if !matches!(read, Ok(0)) {
+                found = found.max(self.completions(up, index, read, batch, budget));
+                if up.engine().is_gone() {
+                    break;
+                }
+            }
+        }
+        found
     }
 
     /// Whether the descriptors will wake the loop for everything.
@@ -102,9 +119,9 @@ impl Rdma {
         }
         let watched = self.watched.borrow();
         let tell = watched.iter().all(|watched| match watched {
-            Watched::Events { net, events, due, .. } => {
+            Watched::Events { net, events, .. } => {
                 let sleeps = sleeps(&net.fabric, &**events);
-                due.set(due.get() || !sleeps);
+                self.events_due.set(self.events_due.get() || !sleeps);
                 sleeps
             }
             Watched::Completions { queue, .. } => sleeps(&queue.device.net.fabric, &*queue.completions),
@@ -121,9 +138,7 @@ impl Rdma {
                 std::array::from_fn(|index| PollFd::from_borrowed_fd(some[index.min(some.len() - 1)].fd(), PollFlags::IN));
             readable |= poll(&mut polled[..some.len()], Some(&Timespec::default())).is_ok_and(|count| count > 0);
         }
-        if readable {
-            watched.iter().for_each(Watched::set_due);
-        }
+        self.events_due.set(self.events_due.get() || readable);
         readable
     }
 
@@ -420,34 +435,34 @@ impl Rdma {
 
     // ----- the completion queue -----
 
-    /// Reads what the completion queue of this place has, within the budget.
-    fn read_completions(&self, up: &mut Upcalls<'_, Self>, index: usize, batch: &mut [Completion; BATCH], budget: &mut Budget) -> Found {
-        let mut found = Found::Nothing;
+    /// Handles what was read of the completion queue of this place, and reads on within the budget.
+    fn completions(
+        &self,
+        up: &mut Upcalls<'_, Self>,
+        index: usize,
+        mut read: Result<usize, CqError>,
+        batch: &mut [Completion; BATCH],
+        budget: &mut Budget,
+    ) -> Found {
         loop {
-            let read = match self.watched.borrow().get(index) {
-                Some(Watched::Completions { queue, .. }) => queue.completions.read(batch),
-                _ => return found,
-            };
             match read {
-                Ok(0) => return found,
                 Ok(count) => {
-                    found = Found::Something;
                     for completion in &batch[..count] {
                         self.completed(up, completion, budget);
                         if up.engine().is_gone() {
-                            return found;
+                            return Found::Something;
                         }
                     }
-                    if count == BATCH && budget.is_spent() {
-                        return Found::More;
-                    }
                     if count < BATCH {
-                        return found;
+                        return Found::Something;
+                    }
+                    if budget.is_spent() {
+                        return Found::More;
                     }
                 }
                 Err(CqError::Queue(error)) => {
                     tracing::error!(%error, "cannot read a completion queue");
-                    return found;
+                    return Found::Nothing;
                 }
                 Err(CqError::Operation(error)) => {
                     let (id, ..) = of_context(error.context);
@@ -458,6 +473,10 @@ impl Rdma {
                     }
                 }
             }
+            read = match self.watched.borrow().get(index) {
+                Some(Watched::Completions { queue, .. }) => queue.completions.read(batch),
+                _ => return Found::Something,
+            };
         }
     }
 
@@ -522,8 +541,9 @@ impl Rdma {
         }
         if first && link.stage.get() == Stage::Open {
             let _ = self.handle_packets(up, &connection, budget);
+        } else {
+            self.tell_credits(&engine, &connection);
         }
-        self.tell_credits(&engine, &connection);
     }
 
     /// Has credits told that are due, if nothing else takes them along.

@@ -224,6 +224,9 @@ fn open(device: &Arc<Device>, id: u64, info: &Info, layout: Layout) -> Result<Bo
 /// Posts the free receives.
 pub(crate) fn post_receives(id: u64, body: &mut Body) -> Result<(), FabricError> {
     let Body { endpoint, receiving, slab, .. } = body;
+    if !receiving.has_free() {
+        return Ok(());
+    }
     let endpoint = endpoint.lock();
     let Some(endpoint) = &*endpoint else { return Ok(()) };
     while let Some(slot) = receiving.next_free() {

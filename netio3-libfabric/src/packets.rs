@@ -21,13 +21,16 @@ impl Rdma {
         while link.stage.get() == Stage::Open {
             let packet = link.body.borrow_mut().as_mut().and_then(|body| body.receiving.take_packet());
             let Some(mut packet) = packet else { break };
-            let held = self.handle_packet(up, &engine, connection, &mut packet, budget);
+            let handled = match packet.cursor.kind {
+                None | Some(Kind::First(_)) => self.handle_part(up, &engine, connection, &mut packet, budget),
+                Some(_) => self.handle_messages(up, &engine, connection, &mut packet, budget),
+            };
             if engine.is_gone() || connection.is_over() {
                 return Next::Wait;
             }
             let mut body = link.body.borrow_mut();
             let Some(open) = &mut *body else { return Next::Wait };
-            if let Some(next) = held {
+            if let Err(next) = handled {
                 open.receiving.put_back(packet);
                 if next == Next::Again {
                     drop(body);
@@ -82,104 +85,110 @@ impl Rdma {
         }
     }
 
-    /// Handles a packet; gives what to wait for when it was not handled to its end.
-    fn handle_packet(
+    /// Handles a packet of whole messages, or one that says something of the connection; gives what to wait for when
+    /// it was not handled to its end.
+    fn handle_messages(
         &self,
         up: &mut Upcalls<'_, Self>,
         engine: &Rc<Engine<Self>>,
         connection: &Conn,
         packet: &mut Packet,
         budget: &mut Budget,
-    ) -> Option<Next> {
+    ) -> Result<(), Next> {
         let link = &connection.link;
-        // Kept apart while callbacks run: the body may be borrowed by what they call.
-        let take = |body: &mut Body| {
-            let memory = packet.slot.as_ref().map_or(&body.slab, |slot| body.receiving.memory_of(slot, &body.slab)).clone();
-            (memory, std::mem::take(&mut body.receiving.assembly))
-        };
-        let (slab, mut assembly) = link.body.borrow_mut().as_mut().map(take)?;
-        let bytes = packet.slot.as_ref().map(|slot| slab.filled(slot, packet.cursor.len)).unwrap_or_default();
+        // Kept while callbacks run, in which the connection may end.
+        let Some(slab) = link.body.borrow().as_ref().map(|body| memory_of(packet, body)) else { return Err(Next::Wait) };
+        let bytes = bytes_of(packet, &slab);
         let max_len = engine.config.max_message_len;
         let mut brought = Brought::default();
-        let mut held = None;
         let mut mode = engine.reception(connection);
-        loop {
-            match mode {
-                Reception::Deliver | Reception::Discard => {}
-                Reception::Hold => {
-                    held = Some(Next::Wait);
-                    break;
-                }
-                Reception::Stop => break,
-            }
-            if budget.is_spent() {
-                held = Some(Next::Again);
+        let mut handled = Ok(());
+        while !engine.is_gone() {
+            handled = may_be_handled(mode, budget);
+            if handled.is_err() {
                 break;
             }
-            let found = match packet.cursor.next(bytes, max_len) {
-                Ok(Found::Message(_)) if assembly.is_under_way() => Err(Broken::Part),
-                Ok(Found::First(len, part)) => {
-                    let place = packet.slot.as_ref().and_then(|slot| self.landing(connection, slot, len));
-                    assembly.begin(len, part, &mut packet.slot, place.as_ref()).map(|complete| (Found::End, complete))
-                }
-                Ok(Found::Part(part)) => assembly.go_on(part, &mut packet.slot).map(|complete| (Found::End, complete)),
-                found => found.map(|found| (found, false)),
-            };
-            match found {
-                Ok((_, true)) => {
-                    let len = assembly.expected();
-                    if assembly.wants_area() {
-                        self.ask_for_area(engine, connection, len, slab.layout().packet_len);
-                    }
-                    budget.spend(1, len);
-                    if brought.take(mode, len) {
-                        let goes_on = match assembly.landed() {
-                            Some(message) => up.data(connection, Message::borrowed(message, &connection.meter)),
-                            None => {
-                                let mut message = Assembled { memory: assembly.memory(), len, meter: &connection.meter };
-                                up.data(connection, Message::whole(&mut message))
-                            }
-                        };
-                        if !goes_on {
-                            mode = engine.reception(connection);
-                        }
-                    }
-                    assembly.end();
-                }
-                Ok((Found::Message(message), _)) => {
+            match packet.cursor.next(bytes, max_len) {
+                Ok(Found::Message(message)) => {
                     budget.spend(1, message.len());
                     if brought.take(mode, message.len()) && !up.data(connection, Message::borrowed(message, &connection.meter)) {
                         mode = engine.reception(connection);
                     }
                 }
-                Ok((Found::Goodbye, _)) => {
+                Ok(Found::Goodbye) => {
                     link.goodbye.heard.set(true);
                     engine.start_closing(connection, ClosedReason::PeerClosed);
                     engine.flush_later(connection);
                 }
-                Ok((Found::Farewell, _)) => {
+                Ok(Found::Farewell) => {
                     link.goodbye.farewell_heard.set(true);
                     engine.flush_later(connection);
                 }
-                Ok((Found::End | Found::First(..) | Found::Part(_), _)) => break,
+                Ok(Found::End | Found::First(..) | Found::Part(_)) => break,
                 Err(broken) => {
                     self.broken(engine, connection, broken);
                     break;
                 }
             }
-            if engine.is_gone() {
-                break;
-            }
         }
         engine.count_brought(connection, brought);
+        handled
+    }
+
+    /// Handles a packet with a part of a message; gives what to wait for when it was not handled.
+    fn handle_part(
+        &self,
+        up: &mut Upcalls<'_, Self>,
+        engine: &Rc<Engine<Self>>,
+        connection: &Conn,
+        packet: &mut Packet,
+        budget: &mut Budget,
+    ) -> Result<(), Next> {
+        let mode = engine.reception(connection);
+        may_be_handled(mode, budget)?;
+        // Kept apart while callbacks run: the body may be borrowed by what they call.
+        let take = |body: &mut Body| (memory_of(packet, body), std::mem::take(&mut body.receiving.assembly));
+        let Some((slab, mut assembly)) = connection.link.body.borrow_mut().as_mut().map(take) else { return Err(Next::Wait) };
+        let complete = match packet.cursor.next(bytes_of(packet, &slab), engine.config.max_message_len) {
+            Ok(Found::First(len, part)) => {
+                let place = packet.slot.as_ref().and_then(|slot| self.landing(connection, slot, len));
+                assembly.begin(len, part, &mut packet.slot, place.as_ref())
+            }
+            Ok(Found::Part(part)) => assembly.go_on(part, &mut packet.slot),
+            Ok(Found::End | Found::Message(_) | Found::Goodbye | Found::Farewell) => Ok(false),
+            Err(broken) => Err(broken),
+        };
+        match complete {
+            Ok(true) => {
+                let len = assembly.expected();
+                if assembly.wants_area() {
+                    self.ask_for_area(engine, connection, len, slab.layout().packet_len);
+                }
+                budget.spend(1, len);
+                let mut brought = Brought::default();
+                if brought.take(mode, len) {
+                    match assembly.landed() {
+                        Some(message) => up.data(connection, Message::borrowed(message, &connection.meter)),
+                        None => {
+                            let mut message = Assembled { memory: assembly.memory(), len, meter: &connection.meter };
+                            up.data(connection, Message::whole(&mut message))
+                        }
+                    };
+                }
+                assembly.end();
+                engine.count_brought(connection, brought);
+            }
+            Ok(false) => {}
+            Err(broken) => self.broken(engine, connection, broken),
+        }
         let memory = assembly.held();
-        if let Some(body) = &mut *link.body.borrow_mut() {
+        if let Some(body) = &mut *connection.link.body.borrow_mut() {
             body.receiving.assembly = assembly;
         }
         if !connection.is_over() && !engine.count_assembly(connection, memory) {
             engine.finish(connection, ClosedReason::Limit, Release::Reset);
         }
-        held
+        Ok(())
     }
 
     /// Where a long message may be put together that begins in this slot.
@@ -209,4 +218,22 @@ impl Rdma {
         tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, ?broken, "the peer broke the protocol");
         self.end(engine, connection, RefusedReason::Protocol, ClosedReason::Protocol);
     }
+}
+
+/// Whether what has come may be handled; if not, what to wait for.
+fn may_be_handled(mode: Reception, budget: &Budget) -> Result<(), Next> {
+    match mode {
+        Reception::Hold | Reception::Stop => Err(Next::Wait),
+        Reception::Deliver | Reception::Discard if budget.is_spent() => Err(Next::Again),
+        Reception::Deliver | Reception::Discard => Ok(()),
+    }
+}
+
+/// The memory that a packet lies in.
+fn memory_of(packet: &Packet, body: &Body) -> Arc<Slab> {
+    packet.slot.as_ref().map_or(&body.slab, |slot| body.receiving.memory_of(slot, &body.slab)).clone()
+}
+
+fn bytes_of<'a>(packet: &Packet, slab: &'a Slab) -> &'a [u8] {
+    packet.slot.as_ref().map(|slot| slab.filled(slot, packet.cursor.len)).unwrap_or_default()
 }

@@ -169,9 +169,15 @@ impl Receiving {
         area.holds(parts(len, slot.capacity()), self.receives).then_some(&area.slab)
     }
 
+    /// Whether a slot is to be posted.
+    #[inline]
+    pub(crate) fn has_free(&self) -> bool {
+        self.in_use < self.receives
+    }
+
     /// A slot to be posted.
     pub(crate) fn next_free(&mut self) -> Option<Slot> {
-        if self.in_use == self.receives {
+        if !self.has_free() {
             return None;
         }
         let slot = match self.areas.last_mut() {

@@ -26,12 +26,13 @@ pub(crate) struct Rdma {
     pub(crate) devices: Arc<Devices>,
     pub(crate) jobs: Sender<Job>,
     pub(crate) done: Receiver<Done>,
-    /// What is open, in the order of the numbers in the watch tokens.
+    /// What is open.
     pub(crate) watched: RefCell<Vec<Watched>>,
-    next_token: Cell<usize>,
     pub(crate) ids: RefCell<Ids>,
     /// Endpoints that the helper thread closes, with their connections, unless nobody waits for that.
     pub(crate) closing: RefCell<HashMap<u64, (Conn, SharedEndpoint)>>,
+    /// The event queues are to be read: one's descriptor says so, or one must not be slept on.
+    pub(crate) events_due: Cell<bool>,
     /// Listeners by the name that their events carry.
     pub(crate) listeners: RefCell<HashMap<u64, usize>>,
     /// Connections whose peer is gone, to be handled once the queues are empty.
@@ -55,18 +56,8 @@ pub(crate) type Conn = Rc<Connection<Link>>;
 
 /// A queue whose descriptor is watched.
 pub(crate) enum Watched {
-    /// It is read when its descriptor says so, or when it must not be slept on.
-    Events {
-        net: Arc<Net>,
-        events: Arc<EventQueue>,
-        watch: WatchId,
-        token: usize,
-        due: Cell<bool>,
-    },
-    Completions {
-        queue: Arc<Queue>,
-        watch: WatchId,
-    },
+    Events { net: Arc<Net>, events: Arc<EventQueue>, watch: WatchId },
+    Completions { queue: Arc<Queue>, watch: WatchId },
 }
 
 /// The connections by the numbers in their names. A name is made of a number and how often that was given before.
@@ -96,13 +87,6 @@ impl Watched {
         match self {
             Self::Events { events, .. } => events.fd(),
             Self::Completions { queue, .. } => queue.completions.fd(),
-        }
-    }
-
-    /// Has it read in any case.
-    pub(crate) fn set_due(&self) {
-        if let Self::Events { due, .. } = self {
-            due.set(true);
         }
     }
 
@@ -155,9 +139,9 @@ impl Rdma {
             jobs,
             done,
             watched: RefCell::default(),
-            next_token: Cell::new(1),
             ids: RefCell::default(),
             closing: RefCell::default(),
+            events_due: Cell::new(false),
             listeners: RefCell::default(),
             lost: RefCell::default(),
             retry: RefCell::default(),
@@ -208,7 +192,7 @@ impl Rdma {
         let is_this = |watched: &Watched| matches!(watched, Watched::Completions { queue: present, .. } if Arc::ptr_eq(present, queue));
         let mut watched = self.watched.borrow_mut();
         if !watched.iter().any(is_this) {
-            let watch = engine.event_loop().watch(engine.source(), queue.completions.fd(), OWN, Interest::Readable)?;
+            let watch = engine.event_loop().watch(engine.source(), queue.completions.fd(), COMPLETIONS, Interest::Readable)?;
             watched.push(Watched::Completions { queue: queue.clone(), watch });
         }
         self.look_soon(engine);
@@ -217,10 +201,9 @@ impl Rdma {
 
     /// Watches an event queue.
     fn watch_events(&self, engine: &Engine<Self>, net: &Arc<Net>, events: &Arc<EventQueue>) -> io::Result<()> {
-        let token = OWN | self.next_token.replace(self.next_token.get() + 1);
-        let watch = engine.event_loop().watch(engine.source(), events.fd(), token, Interest::Readable)?;
-        let watched = Watched::Events { net: net.clone(), events: events.clone(), watch, token, due: Cell::new(true) };
-        self.watched.borrow_mut().push(watched);
+        let watch = engine.event_loop().watch(engine.source(), events.fd(), EVENTS, Interest::Readable)?;
+        self.watched.borrow_mut().push(Watched::Events { net: net.clone(), events: events.clone(), watch });
+        self.events_due.set(true);
         self.look_soon(engine);
         Ok(())
     }
@@ -250,6 +233,9 @@ impl Rdma {
     }
 }
 
+/// What the loop is told to say of the queues' descriptors.
+const COMPLETIONS: usize = OWN;
+const EVENTS: usize = OWN | 1;
 /// Slots for the beginnings of packets, for each connection.
 const HEADS: u16 = 64;
 /// How often the queues are looked at, in vain, for each time that a spinning loop asks for it: what a loop does between
@@ -422,11 +408,7 @@ impl Transport for Rdma {
     }
 
     fn own_ready(&self, up: &mut Upcalls<'_, Self>, ready: usize, budget: &mut Budget) -> Next {
-        for watched in &*self.watched.borrow() {
-            if let Watched::Events { token, due, .. } = watched {
-                due.set(due.get() || *token == ready);
-            }
-        }
+        self.events_due.set(self.events_due.get() || ready == EVENTS);
         self.active.set(true);
         self.pump(up, budget)
     }
@@ -477,7 +459,7 @@ impl Rdma {
         if !connection.is_over() && !connection.link.listed_lost.replace(true) {
             connection.link.gone.set(true);
             self.lost.borrow_mut().push(connection.clone());
-            self.watched.borrow().iter().for_each(Watched::set_due);
+            self.events_due.set(true);
             self.look_soon(engine);
         }
     }

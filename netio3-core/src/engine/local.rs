@@ -158,10 +158,9 @@ impl<T: Transport> LocalBackend<T> {
         }
         match connection.params.flush_at.checked_sub(unsent) {
             None | Some(0) => engine.flush(connection),
-            Some(rest) => {
-                engine.flush_later(connection);
-                engine.grant(connection, rest);
-            }
+            // After one message there may be no other; after two there are many.
+            Some(rest) if connection.listed.unflushed.get() => engine.grant(connection, rest),
+            Some(_) => engine.flush_later(connection),
         }
         NetioStatus::Ok
     }

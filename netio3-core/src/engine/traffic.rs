@@ -150,8 +150,11 @@ impl<T: Transport> Engine<T> {
 
     /// Sends what a connection has queued, as far as it goes without waiting.
     pub(super) fn flush(&self, connection: &Rc<Connection<T::Link>>) {
-        self.count_queue(connection);
         self.transport.flush(self, connection);
+        // What is to be sent should not wait for being counted, and is if it left.
+        if connection.counted.get() != connection.ledger.borrow().accepted() {
+            self.count_queue(connection);
+        }
     }
 
     /// Makes sure that what was listed is found.
