@@ -60,6 +60,9 @@ pub struct Common {
     /// Print one JSON object as the last line
     #[arg(long, global = true)]
     pub json: bool,
+    /// Stop when everything is connected, until SIGCONT comes; `limits` says so
+    #[arg(long, global = true, hide = true)]
+    pub held: bool,
 }
 
 impl Common {

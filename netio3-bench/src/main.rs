@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod args;
+mod begin;
 mod check;
 mod control;
 #[cfg(feature = "rdma")]
@@ -78,6 +79,9 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     info::usable(backend).map_err(Failure::NoConnection)?;
     pin(common)?;
     allow_descriptors();
+    if common.held {
+        begin::hold();
+    }
     let report = match (command, backend) {
         (Command::Recv(args), Backend::Raw) => raw::recv(common, args)?,
         (Command::Send(args), Backend::Raw) => raw::send(common, args)?,

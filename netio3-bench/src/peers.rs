@@ -4,6 +4,9 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 use serde::Deserialize;
 
 use crate::args::{Backend, Common};
@@ -55,30 +58,79 @@ impl Pairing {
         Self { backend, size, roles: ["echo", "ping"], args: vec!["--count".to_owned(), count.to_string()], cpus: None }
     }
 
-    /// Runs both; gives what the active side measured, and the passive one if it was a process of its own. Fails when
-    /// a message was not delivered.
-    pub fn run(&self, common: &Common) -> Result<(Measured, Option<Measured>), Failure> {
+    /// Whether round trips are measured.
+    pub fn is_of_round_trips(&self) -> bool {
+        self.roles[1] == "ping"
+    }
+
+    /// Runs both to their ends.
+    pub fn run(&self, common: &Common) -> Result<Outcome, Failure> {
+        self.start(common)?.finish()
+    }
+
+    /// Starts both.
+    pub fn start(&self, common: &Common) -> Result<Running<'_>, Failure> {
         let Self { backend, size, roles: [passive, active], .. } = self;
-        let here = |role: &str, why: String| Failure::NotDelivered(format!("{role} over {backend} with messages of {size} bytes: {why}"));
         let pinned = |index: usize| self.cpus.iter().flat_map(move |cpus| ["--cpu".to_owned(), cpus[index].to_string()]);
         let mut peer = None;
         let mut args: Vec<String> = self.args.iter().cloned().chain(["--size".to_owned(), size.to_string()]).chain(pinned(1)).collect();
         // Loopback brings its own peer.
         if *backend != Backend::Loopback {
             let listen: Vec<String> = ["--listen", "127.0.0.1:0"].map(str::to_owned).into_iter().chain(pinned(0)).collect();
-            let mut process = Process::start(common, *backend, passive, &listen).map_err(|why| here(passive, why))?;
-            let address = process.address().map_err(|why| here(passive, why))?;
+            let mut process = Process::start(common, *backend, passive, &listen).map_err(|why| self.failed(passive, &why))?;
+            let address = process.address().map_err(|why| self.failed(passive, &why))?;
             args.extend(["--connect".to_owned(), address]);
             peer = Some(process);
         }
-        let measured = Process::start(common, *backend, active, &args).and_then(Process::report).map_err(|why| here(active, why))?;
-        let counted = peer.map(Process::report).transpose().map_err(|why| here(passive, why))?;
+        let active = Process::start(common, *backend, active, &args).map_err(|why| self.failed(active, &why))?;
+        Ok(Running { pairing: self, passive: peer, active })
+    }
+
+    fn failed(&self, role: &str, why: &str) -> Failure {
+        Failure::NotDelivered(format!("{role} over {} with messages of {} bytes: {why}", self.backend, self.size))
+    }
+}
+
+/// What the two processes of a measurement told: the active one, and the passive one if there was one.
+pub type Outcome = (Measured, Option<Measured>);
+
+/// The processes of a measurement; ended when dropped.
+pub struct Running<'a> {
+    pairing: &'a Pairing,
+    passive: Option<Process>,
+    active: Process,
+}
+
+impl Running<'_> {
+    /// Waits for the ends of both. Fails when a message was not delivered.
+    pub fn finish(self) -> Result<Outcome, Failure> {
+        let Pairing { roles: [passive, active], .. } = self.pairing;
+        let measured = self.active.report().map_err(|why| self.pairing.failed(active, &why))?;
+        let counted = self.passive.map(Process::report).transpose().map_err(|why| self.pairing.failed(passive, &why))?;
         match counted {
             Some(counted) if counted.messages != measured.messages => {
                 let why = format!("{} messages were sent and {} received", measured.messages, counted.messages);
-                Err(here(passive, why))
+                Err(self.pairing.failed(passive, &why))
             }
             _ => Ok((measured, counted)),
+        }
+    }
+
+    /// Waits until the active one, which was started with `--held`, is about to begin, or has failed.
+    pub fn until_held(&mut self) -> Result<(), Failure> {
+        self.active.until_stopped().map_err(|why| self.pairing.failed(self.pairing.roles[1], &why))
+    }
+
+    /// Whether the active one has ended.
+    pub fn is_over(&mut self) -> bool {
+        !matches!(self.active.child.try_wait(), Ok(None))
+    }
+
+    /// Stops both where they are, or lets them go on.
+    pub fn signal(&self, signal: Signal) {
+        for process in [Some(&self.active), self.passive.as_ref()].into_iter().flatten() {
+            // One that has ended does not mind.
+            let _ = kill(process.pid(), signal);
         }
     }
 }
@@ -98,8 +150,8 @@ impl Process {
         let mut command = Command::new(program);
         command.arg(role).args(["--backend", backend.name(), "--json"]).args(args);
         command.args(["--spin", &common.spin.to_string()]);
-        if common.verify {
-            command.arg("--verify");
+        for (flag, is_set) in [("--verify", common.verify), ("--held", common.held)] {
+            command.args(is_set.then_some(flag));
         }
         if let Some(provider) = &common.provider {
             command.args(["--provider", provider]);
@@ -118,6 +170,26 @@ impl Process {
             Some(address) => Ok(address.to_owned()),
             None => Err(self.complaint()),
         }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Waits until it has stopped itself, or ended.
+    fn until_stopped(&mut self) -> Result<(), String> {
+        let began = Instant::now();
+        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
+        while waitid(Id::Pid(self.pid()), flags).map_err(|error| error.to_string())? == WaitStatus::StillAlive {
+            if self.child.try_wait().map_err(|error| error.to_string())?.is_some() {
+                return Err(self.complaint());
+            }
+            if began.elapsed() > LIMIT {
+                return Err(format!("it was not ready within {} s", LIMIT.as_secs()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Waits for the end; the report is the last line.

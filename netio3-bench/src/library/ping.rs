@@ -10,6 +10,7 @@ use netio3::{
 };
 
 use crate::args::{Backend, Common, Mode, PingArgs};
+use crate::begin::begin;
 use crate::check::StreamCheck;
 use crate::control::{Control, Tally};
 use crate::failure::Failure;
@@ -210,7 +211,7 @@ impl Client {
         match control {
             Some(Control::Welcome) if !self.ready.get() => {
                 self.ready.set(true);
-                self.began = Instant::now();
+                self.began = begin();
                 self.go_on(backend, from);
             }
             Some(Control::Refused { why }) => self.give_up(format!("{address} refused: {why}")),

@@ -10,6 +10,7 @@ use netio3::{
 };
 
 use crate::args::{Backend, Common, Mode, SendArgs};
+use crate::begin::begin;
 use crate::control::{Control, Tally};
 use crate::failure::Failure;
 use crate::library::outgoing::{Filled, Messages, Outgoing};
@@ -217,7 +218,7 @@ impl Sender {
 
     fn begin(&mut self, backend: &dyn NetworkBackend) {
         self.ready.set(true);
-        self.began = Instant::now();
+        self.began = begin();
         self.deadline = self.plan.duration.map(|duration| self.began + duration);
         self.go_on_with_all(backend);
     }

@@ -12,6 +12,7 @@ use netio3::{
 };
 
 use crate::args::{Backend, Mode};
+use crate::begin::begin;
 use crate::control::{Control, Tally};
 use crate::failure::Failure;
 use crate::library::outgoing::{Filled, Messages, Outgoing};
@@ -158,7 +159,7 @@ impl<'a> Line<'a> {
 
     /// Sends, and waits for the receiver's count.
     fn run(self, plan: &Plan, messages: &Messages, stream: usize) -> Result<Sent, String> {
-        let began = Instant::now();
+        let began = begin();
         let deadline = plan.duration.map(|duration| began + duration);
         let mut outgoing = Outgoing::new(messages, stream as u16, plan.count(stream).unwrap_or(u64::MAX));
         loop {

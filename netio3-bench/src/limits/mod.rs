@@ -1,13 +1,14 @@
 //! The limits: what netio3 reaches of what bare sockets and bare libfabric calls reach, quantity by quantity.
 //!
-//! Both are measured between two processes, each pinned to a processor of its own, in turns: every round measures
-//! everything once, and ratios are taken within a round, since a machine's speed drifts by more than the two differ.
+//! Both are measured between two processes, each pinned to a processor of its own, at the same time, in turns of some
+//! milliseconds: a machine's speed drifts by more than the two differ. Ratios are taken within a round.
 
 mod awake;
 mod rows;
 mod table;
+mod turns;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sched::sched_getaffinity;
 use nix::unistd::Pid;
@@ -20,11 +21,13 @@ use crate::info::choose;
 use crate::limits::awake::Awake;
 use crate::limits::rows::{Row, Setup, rows};
 use crate::limits::table::{Findings, Ratios};
-use crate::peers::Measured;
+use crate::limits::turns::in_turns;
+use crate::peers::Outcome;
 use crate::report::progress;
 
-/// What the two processes of a measurement told: the active one, and the passive one.
-pub type Outcome = (Measured, Option<Measured>);
+/// How long a side runs at a time: round trips for longer, since one in each such slice is in vain.
+const SLICE: Duration = Duration::from_millis(10);
+const SLICE_OF_ROUND_TRIPS: Duration = Duration::from_millis(40);
 
 /// Measures, and prints the table. Fails when something could not be measured, not when it is short.
 pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
@@ -32,7 +35,7 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
     let (backends, left_out) = backends(common)?;
     let matches = |row: &Row| args.only.as_ref().is_none_or(|part| row.name().contains(part.as_str()));
     let mut rows: Vec<Row> =
-        rows(args.time).into_iter().filter(|row| backends.contains(&row.own.pairing.backend) && matches(row)).collect();
+        rows(2 * args.time).into_iter().filter(|row| backends.contains(&row.own.pairing.backend) && matches(row)).collect();
     if rows.is_empty() {
         let part = args.only.as_deref().unwrap_or_default();
         return Err(Failure::NoConnection(format!("nothing that can be measured here has `{part}` in its name")));
@@ -40,28 +43,35 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
     let cpus = two_processors();
     rows.iter_mut().flat_map(|row| row.base.iter_mut().chain([&mut row.own])).for_each(|setup| setup.pairing.cpus = cpus);
     // What several rows need is measured once a round.
-    let mut setups: Vec<Setup> = Vec::new();
-    for setup in rows.iter().flat_map(|row| row.base.iter().chain([&row.own])) {
-        if !setups.contains(setup) {
-            setups.push(setup.clone());
+    let mut pairs: Vec<(Option<Setup>, Setup)> = Vec::new();
+    for pair in rows.iter().map(|row| (row.base.clone(), row.own.clone())) {
+        if !pairs.contains(&pair) {
+            pairs.push(pair);
         }
     }
-    let bar = progress(args.rounds as usize * setups.len());
+    let bar = progress(args.rounds as usize * pairs.len());
     let mut ratios: Vec<Ratios> = rows.iter().map(|_| Ratios::default()).collect();
     let mut measured_without_sleep = true;
     for _ in 0..args.rounds {
-        let mut outcomes: Vec<Outcome> = Vec::new();
-        for setup in &setups {
-            bar.set_message(setup.to_string());
-            let awake = setup.awake.then(|| Awake::on(cpus));
+        let mut outcomes: Vec<(Option<Outcome>, Outcome)> = Vec::new();
+        for (base, own) in &pairs {
+            bar.set_message(own.to_string());
+            let awake = own.awake.then(|| Awake::on(cpus));
             measured_without_sleep &= awake.as_ref().is_none_or(Awake::is_complete);
-            outcomes.push(setup.pairing.run(&Common { spin: setup.spin, ..common.clone() })?);
+            outcomes.push(match base {
+                Some(base) => {
+                    let slice = if own.pairing.is_of_round_trips() { SLICE_OF_ROUND_TRIPS } else { SLICE };
+                    let [base, own] = in_turns([base, own], common, slice)?;
+                    (Some(base), own)
+                }
+                None => (None, own.pairing.run(&Common { spin: own.spin, ..common.clone() })?),
+            });
             bar.inc(1);
         }
-        let of = |wanted: &Setup| setups.iter().position(|setup| setup == wanted).map(|index| outcomes[index]);
         for (row, ratios) in rows.iter().zip(&mut ratios) {
-            let figure = |setup: &Setup| row.figure.of(&of(setup)?);
-            ratios.add(figure(&row.own), row.base.as_ref().map_or(Some(1.0), figure));
+            let index = pairs.iter().position(|(base, own)| (base, own) == (&row.base, &row.own));
+            let (base, own) = &outcomes[index.expect("every row has its pair")];
+            ratios.add(row.figure.of(own), base.as_ref().map_or(Some(1.0), |base| row.figure.of(base)));
         }
     }
     bar.finish_and_clear();

@@ -64,7 +64,13 @@ impl Inbox {
     /// Those of the socket. `UnexpectedEof` when the stream ends within a message.
     pub fn read(&mut self, socket: &mut impl Read) -> io::Result<usize> {
         self.make_room();
-        let n = socket.read(&mut self.buffer[self.end..])?;
+        // Interrupted by what stops a process and lets it go on.
+        let n = loop {
+            match socket.read(&mut self.buffer[self.end..]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
         self.end += n;
         if n == 0 && self.start < self.end {
             return Err(io::ErrorKind::UnexpectedEof.into());

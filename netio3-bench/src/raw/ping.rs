@@ -7,6 +7,7 @@ use std::time::Instant;
 use nix::poll::PollFlags;
 
 use crate::args::{Backend, Common, Mode, PingArgs};
+use crate::begin::begin;
 use crate::check::StreamCheck;
 use crate::control::{Control, Tally};
 use crate::failure::Failure;
@@ -41,7 +42,7 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
         count: args.count,
         size: args.size,
     };
-    let began = Instant::now();
+    let began = begin();
     let result = if run.sent_at.len() == 1 {
         run.one_at_a_time(common, &socket, &mut inbox)
     } else {

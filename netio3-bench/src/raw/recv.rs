@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token};
 
@@ -12,7 +13,7 @@ use crate::failure::Failure;
 use crate::ledger::{Answer, Incoming, Ledger};
 use crate::plan::{announce, parse_listen};
 use crate::raw::frame::{Inbox, frame};
-use crate::raw::socket::{START_DEADLINE, Spinning, explain, listen, prepare, receive_first};
+use crate::raw::socket::{START_DEADLINE, Spinning, explain, listen, poll_all, prepare, receive_first};
 use crate::report::Report;
 
 /// Receives; with `--forever` prints a report whenever the last of the senders has gone.
@@ -126,7 +127,7 @@ fn receive_many(common: &Common, args: &RecvArgs, ledger: &mut Ledger, listener:
     let mut shared = Inbox::new();
     let mut again: Vec<usize> = Vec::new();
     while args.forever || ledger.ended < args.senders {
-        poll.poll(&mut events, (!again.is_empty()).then_some(std::time::Duration::ZERO))?;
+        poll_all(&mut poll, &mut events, (!again.is_empty()).then_some(Duration::ZERO))?;
         let mut ready = std::mem::take(&mut again);
         for event in &events {
             if event.token() == LISTENER {
@@ -187,7 +188,6 @@ impl Member {
                 Ok(0) => return Ok(Turn::Over),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Empty),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             }
             while let Some(message) = inbox.next()? {

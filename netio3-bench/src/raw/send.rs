@@ -8,13 +8,14 @@ use std::time::Instant;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::args::{Backend, Common, Mode, SendArgs};
+use crate::begin::begin;
 use crate::control::{Control, Tally};
 use crate::failure::Failure;
 use crate::pattern::Content;
 use crate::plan::{Plan, dial};
 use crate::raw::frame::Inbox;
 use crate::raw::outbox::{COPY_UP_TO, Outbox, Written};
-use crate::raw::socket::{ANSWER_DEADLINE, STALL_DEADLINE, connect, connect_any, explain, receive_first, receive_one, send_one};
+use crate::raw::socket::{ANSWER_DEADLINE, STALL_DEADLINE, connect, connect_any, explain, poll_all, receive_first, receive_one, send_one};
 use crate::report::Report;
 
 /// Sends, and prints the report.
@@ -46,7 +47,7 @@ pub fn send(common: &Common, args: &SendArgs) -> Result<Report, Failure> {
         Outbox::new(content.of_stream(stream as u16), limit, mode == Mode::ZeroCopy)
     };
     let mut outboxes: Vec<Outbox> = (0..connections.len()).map(outbox).collect();
-    let began = Instant::now();
+    let began = begin();
     let deadline = args.amount.duration.map(|duration| began + duration);
     let (sockets, inboxes): (Vec<TcpStream>, Vec<Inbox>) = connections.into_iter().unzip();
     let result = match (&sockets[..], &mut outboxes[..]) {
@@ -120,7 +121,7 @@ fn send_in_turns(sockets: &[TcpStream], outboxes: &mut [Outbox], deadline: Optio
     let mut left = sockets.len();
     while left > 0 {
         if queue.is_empty() {
-            poll.poll(&mut events, Some(STALL_DEADLINE))?;
+            poll_all(&mut poll, &mut events, Some(STALL_DEADLINE))?;
             if events.is_empty() {
                 return Err(io::ErrorKind::TimedOut.into());
             }

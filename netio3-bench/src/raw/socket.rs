@@ -147,6 +147,16 @@ pub fn wait(socket: &TcpStream, events: PollFlags) -> io::Result<()> {
     }
 }
 
+/// Sleeps until one of many is ready, or for so long.
+pub fn poll_all(poll: &mut mio::Poll, events: &mut mio::Events, timeout: Option<Duration>) -> io::Result<()> {
+    loop {
+        match poll.poll(events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// What an error in the middle of a run means.
 pub fn explain(error: &io::Error) -> String {
     match error.kind() {

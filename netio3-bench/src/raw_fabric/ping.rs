@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::args::{Backend, Common, Mode, PingArgs};
+use crate::begin::begin;
 use crate::check::StreamCheck;
 use crate::control::{Control, Tally};
 use crate::failure::Failure;
@@ -24,7 +25,7 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
         count: args.count,
         size: args.size,
     };
-    let began = Instant::now();
+    let began = begin();
     let (tally, error) = match run.converse(&mut client) {
         Ok(tally) => (Some(tally), None),
         Err(error) => (None, Some(error)),

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::args::{Backend, Common, Mode, SendArgs};
+use crate::begin::begin;
 use crate::control::{Control, Tally};
 use crate::failure::Failure;
 use crate::plan::{Plan, dial};
@@ -18,7 +19,7 @@ pub fn send(common: &Common, args: &SendArgs) -> Result<Report, Failure> {
     let plan = Plan::new(common, args, mode)?;
     let mut client = Client::new(common, &addresses, &plan, mode, "recv")?;
     let mut tallies = vec![None; client.links.len()];
-    let began = Instant::now();
+    let began = begin();
     let deadline = args.amount.duration.map(|duration| began + duration);
     let error = transfer(&mut client, args.size, deadline, &mut tallies).err();
     let seconds = began.elapsed();

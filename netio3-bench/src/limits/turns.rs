@@ -1,0 +1,83 @@
+//! Two measurements at the same time, in turns.
+//!
+//! A machine that others share is now fast and now slow, for seconds at a time: what is measured one after the other
+//! differs by more than the two sides do. So the processes of both are started, and then run those of one side or
+//! those of the other, for some milliseconds each, the others being stopped.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::args::Common;
+use crate::failure::Failure;
+use crate::limits::rows::Setup;
+use crate::peers::{Outcome, Running};
+
+/// The time after which a measurement counts as stuck.
+const LIMIT: Duration = Duration::from_secs(120);
+
+struct Side<'a> {
+    running: Running<'a>,
+    /// For how long it ran, and for how long it was there.
+    ran: Duration,
+    lived: Duration,
+    is_over: bool,
+}
+
+impl<'a> Side<'a> {
+    /// Starts both processes; they are stopped when everything is connected.
+    fn start(setup: &'a Setup, common: &Common) -> Result<Self, Failure> {
+        let mut running = setup.pairing.start(&Common { spin: setup.spin, held: true, ..common.clone() })?;
+        running.until_held()?;
+        running.signal(Signal::SIGSTOP);
+        Ok(Self { running, ran: Duration::ZERO, lived: Duration::ZERO, is_over: false })
+    }
+
+    /// Lets it run for a while.
+    fn run(&mut self, slice: Duration) -> Duration {
+        let began = Instant::now();
+        self.running.signal(Signal::SIGCONT);
+        sleep(slice);
+        self.is_over = self.running.is_over();
+        if !self.is_over {
+            self.running.signal(Signal::SIGSTOP);
+        }
+        began.elapsed()
+    }
+
+    fn finish(self) -> Result<Outcome, Failure> {
+        let (mut active, passive) = self.running.finish()?;
+        // It does not know of the time in which it was stopped.
+        let share = self.ran.as_secs_f64() / self.lived.as_secs_f64();
+        active.msgs_per_s /= share;
+        Ok((active, passive))
+    }
+}
+
+/// Measures both, in slices of time. Rates are those of the time in which a side ran.
+pub fn in_turns(setups: [&Setup; 2], common: &Common, slice: Duration) -> Result<[Outcome; 2], Failure> {
+    let [first, second] = setups.map(|setup| Side::start(setup, common));
+    let mut sides = [first?, second?];
+    let began = Instant::now();
+    while sides.iter().any(|side| !side.is_over) {
+        if began.elapsed() > LIMIT {
+            let [one, other] = setups;
+            return Err(Failure::NotDelivered(format!("{one} beside {other}: they did not end within {} s", LIMIT.as_secs())));
+        }
+        for index in 0..sides.len() {
+            // With the other one over, this one is stopped as often as before.
+            let took = if sides[index].is_over {
+                sleep(slice);
+                slice
+            } else {
+                let took = sides[index].run(slice);
+                sides[index].ran += took;
+                took
+            };
+            sides.iter_mut().enumerate().filter(|(other, side)| *other == index || !side.is_over).for_each(|(_, side)| side.lived += took);
+        }
+    }
+    let [first, second] = sides.map(Side::finish);
+    Ok([first?, second?])
+}
