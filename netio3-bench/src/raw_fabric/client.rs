@@ -51,12 +51,13 @@ impl Client {
         let mut client = Self { links, net, batch: Batch::new(), touched, controls };
         let content = Content::new(&plan.layout);
         let bodies = client.net.register(&info, &content).map_err(failed)?;
-        let gather = mode == Mode::ZeroCopy && plan.layout.pieces < info.iov_limit().min(Outbox::MAX_PIECES);
+        let gathers = plan.layout.pieces < info.iov_limit().min(Outbox::MAX_PIECES);
+        let mode = if mode == Mode::ZeroCopy && !gathers { Mode::Copy } else { mode };
         for index in 0..plan.connections as usize {
-            let mut link = client.net.link(&info, index, |allowed| Outbox::depth(gather, allowed)).map_err(failed)?;
+            let mut link = client.net.link(&info, index, |allowed| Outbox::depth(mode, allowed)).map_err(failed)?;
             let limit = plan.count(index).unwrap_or(u64::MAX);
             let content = content.of_stream(index as u16);
-            let outbox = Outbox::new(&link, bodies.as_ref(), content, plan.layout.size, limit, gather).map_err(failed)?;
+            let outbox = Outbox::new(&link, bodies.as_ref(), content, plan.layout.size, limit, mode).map_err(failed)?;
             link.outbox = Some(outbox);
             link.endpoint.connect(address, greeting()).map_err(|error| failed(error.to_string()))?;
             client.links.push(link);

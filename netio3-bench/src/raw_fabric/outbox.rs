@@ -5,10 +5,11 @@ use std::sync::Arc;
 use netio3_libfabric::fabric::{Desc, Endpoint, MemoryRegion};
 use nix::libc::iovec;
 
+use crate::args::Mode;
 use crate::pattern::Content;
 use crate::raw_fabric::link::Link;
 use crate::raw_fabric::memory::Block;
-use crate::raw_fabric::packet::{HEAD_LEN, Head, Kind, LEN_LEN, RECEIVE_LEN, part_len};
+use crate::raw_fabric::packet::{HEAD_LEN, Head, Kind, LEN_LEN, RECEIVE_LEN, part_len, parts};
 use crate::raw_fabric::receives::Receives;
 use crate::raw_fabric::sends::Sends;
 
@@ -16,7 +17,7 @@ use crate::raw_fabric::sends::Sends;
 /// the provider `tcp`: copying wins up to 16 KiB, the two tie at 24 KiB, and sending from the place wins from 32 KiB on.
 pub const COPY_UP_TO: usize = 16 << 10;
 
-/// Packets of copies: so many are on their way at once.
+/// Packets of copies, or of filled buffers: so many are on their way at once.
 const BUFFERS: usize = 8;
 
 /// Bytes of a packet of copied messages: with the provider's own head a little less than 64 KiB, which is one segment
@@ -54,6 +55,13 @@ enum Way {
         /// What the next buffer holds and was not taken: bytes and messages.
         filled: Option<(usize, u64)>,
     },
+    /// As `Gathered`, from a buffer that is filled for each message.
+    Filled {
+        buffers: Block,
+        count: u64,
+        /// The message in the buffer that was filled last.
+        filled: Option<u64>,
+    },
 }
 
 impl Outbox {
@@ -61,8 +69,8 @@ impl Outbox {
     pub const MAX_PIECES: usize = 8;
 
     /// How many sends may be on their way, given what the provider allows.
-    pub fn depth(gather: bool, allowed: usize) -> usize {
-        if gather { allowed } else { allowed.min(BUFFERS) }
+    pub fn depth(mode: Mode, allowed: usize) -> usize {
+        if mode == Mode::ZeroCopy { allowed } else { allowed.min(BUFFERS) }
     }
 
     /// All messages up to a number of them.
@@ -72,16 +80,22 @@ impl Outbox {
         content: Content,
         size: usize,
         limit: u64,
-        gather: bool,
+        mode: Mode,
     ) -> Result<Self, String> {
         let Link { domain, endpoint, sends, .. } = link;
         let (inject_size, depth) = (endpoint.inject_size(), sends.depth() as usize);
-        let way = if gather {
-            // Short messages are put together here to be injected.
-            let slot_len = (HEAD_LEN + content.head_len()).max(inject_size).next_multiple_of(64);
-            Way::Gathered { heads: Block::new(domain, depth * slot_len)?, slot_len, bodies: bodies.cloned() }
-        } else {
-            Way::Copied { buffers: Block::new(domain, depth * RECEIVE_LEN)?, filled: None }
+        let way = match mode {
+            Mode::ZeroCopy => {
+                // Short messages are put together here to be injected.
+                let slot_len = (HEAD_LEN + content.head_len()).max(inject_size).next_multiple_of(64);
+                Way::Gathered { heads: Block::new(domain, depth * slot_len)?, slot_len, bodies: bodies.cloned() }
+            }
+            Mode::Copy => Way::Copied { buffers: Block::new(domain, depth * RECEIVE_LEN)?, filled: None },
+            Mode::Buffered => {
+                // As many as can be on their way, and the one being filled.
+                let count = depth.div_ceil(parts(size)) + 1;
+                Way::Filled { buffers: Block::new(domain, count * (HEAD_LEN + size))?, count: count as u64, filled: None }
+            }
         };
         let inject_up_to = inject_size.min(INJECT_UP_TO);
         Ok(Self { content, size, next: 0, limit, offset: 0, part_len: part_len(size), inject_up_to, way })
@@ -122,6 +136,7 @@ impl Outbox {
                 }
                 Way::Gathered { .. } => self.send_part(endpoint, sends, receives, place)?,
                 Way::Copied { .. } => self.send_copied(endpoint, sends, receives, place)?,
+                Way::Filled { .. } => self.send_filled(endpoint, sends, receives)?,
             };
             if !sent {
                 break;
@@ -213,6 +228,46 @@ impl Outbox {
             }
             self.offset += len;
             if self.offset == HEAD_LEN + self.size {
+                self.offset = 0;
+                self.next += 1;
+            }
+        }
+        Ok(sent)
+    }
+
+    /// A message from a buffer, or its next part.
+    #[allow(unsafe_code)]
+    fn send_filled(&mut self, endpoint: &Endpoint, sends: &mut Sends, receives: &mut Receives) -> Result<bool, String> {
+        let head = self.head(receives);
+        let Way::Filled { buffers, count, filled } = &mut self.way else { unreachable!("the caller saw it") };
+        let whole = HEAD_LEN + self.size;
+        let start = buffers.at((self.next % *count) as usize * whole);
+        if self.offset == 0 {
+            // SAFETY: the buffer lies within the block. No send of it is on its way, since there is one more than can be.
+            let buffer = unsafe { std::slice::from_raw_parts_mut(start, whole) };
+            let (own, mut rest) = buffer.split_at_mut(HEAD_LEN + self.content.head_len());
+            own[..HEAD_LEN].copy_from_slice(&head.encode());
+            if *filled != Some(self.next) {
+                self.content.write_head(self.next, &mut own[HEAD_LEN..]);
+                for piece in self.content.pieces(self.next) {
+                    let (this, more) = rest.split_at_mut(piece.len());
+                    this.copy_from_slice(piece);
+                    rest = more;
+                }
+                *filled = Some(self.next);
+            }
+        }
+        let part = iovec { iov_base: start.wrapping_add(self.offset).cast(), iov_len: self.part_len.min(whole - self.offset) };
+        let (desc, none) = ([buffers.desc()], [Desc::NONE]);
+        let descs: &[Desc] = if desc == none { &[] } else { &desc };
+        // SAFETY: the buffer is written again when this send is over; the registration goes after the endpoint.
+        let sent = unsafe { sends.post(endpoint, &[part], descs, false)? };
+        if sent {
+            if self.offset == 0 {
+                receives.grant(head.credits);
+            }
+            self.offset += part.iov_len;
+            if self.offset == whole {
                 self.offset = 0;
                 self.next += 1;
             }
