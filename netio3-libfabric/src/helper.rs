@@ -1,15 +1,17 @@
 //! The thread that makes the calls which may block: opening devices, resolving addresses, connecting, accepting,
-//! refusing and closing. There is one for each backend; the loop leaves jobs and is woken for what came of them.
+//! refusing and closing. There is one for each backend; the loop leaves jobs and is woken for what came of them. It ends
+//! when there was nothing to do for a while: in a process of several threads the kernel takes longer for every call.
 
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
 use netio3_core::{EndPointAddress, MemoryRegion, Remote};
+use parking_lot::Mutex;
 
 use crate::devices::{Device, Devices, LEAST_RECEIVES, Net, Queue, Registered};
 use crate::fabric::{Direction, Endpoint, FabricError, Info, PassiveEndpoint, Posted};
@@ -82,19 +84,91 @@ pub(crate) fn of_context(context: usize) -> (u64, bool, u16) {
     ((context >> 17) as u64, context >> 16 & 1 == 1, context as u16)
 }
 
-/// Starts the thread. It ends when the sender of jobs is dropped.
-pub(crate) fn start(devices: Arc<Devices>, remote: Arc<dyn Remote>) -> io::Result<(Sender<Job>, Receiver<Done>)> {
-    let (jobs, to_do) = channel();
-    let (tell, done) = channel();
-    thread::Builder::new().name("netio3-fabric".into()).spawn(move || work(&devices, &to_do, &tell, &*remote))?;
-    Ok((jobs, done))
+/// How long the thread waits for the next job before it ends.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// The way to the thread, which ends with this at the latest.
+pub(crate) struct Helper {
+    jobs: Sender<Job>,
+    work: Arc<Work>,
 }
 
-fn work(devices: &Devices, jobs: &Receiver<Job>, tell: &Sender<Done>, remote: &dyn Remote) {
-    while let Ok(job) = jobs.recv() {
+/// What the thread works with.
+struct Work {
+    devices: Arc<Devices>,
+    remote: Arc<dyn Remote>,
+    /// Held by the thread.
+    jobs: Mutex<Receiver<Job>>,
+    tell: Sender<Done>,
+    /// Jobs are left with this held, and the thread ends with it held when there is none: none is forgotten.
+    is_running: Mutex<bool>,
+}
+
+impl Helper {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// There can be no further thread.
+    pub(crate) fn start(devices: Arc<Devices>, remote: Arc<dyn Remote>) -> io::Result<(Self, Receiver<Done>)> {
+        let (jobs, to_do) = channel();
+        let (tell, done) = channel();
+        let work = Work { devices, remote, jobs: Mutex::new(to_do), tell, is_running: Mutex::new(false) };
+        let helper = Self { jobs, work: Arc::new(work) };
+        helper.run(&mut helper.work.is_running.lock())?;
+        Ok((helper, done))
+    }
+
+    /// Leaves a job to the thread. Where that cannot be started now, it does the job when it is started for another one.
+    pub(crate) fn ask(&self, job: Job) {
+        let mut is_running = self.work.is_running.lock();
+        // It is there for as long as this sender is.
+        let _ = self.jobs.send(job);
+        if let Err(error) = self.run(&mut is_running) {
+            tracing::error!(%error, "cannot start the thread that connects and closes, which has to wait");
+        }
+    }
+
+    /// Starts the thread unless it runs.
+    fn run(&self, is_running: &mut bool) -> io::Result<()> {
+        if !*is_running {
+            let work = self.work.clone();
+            thread::Builder::new().name("netio3-fabric".into()).spawn(move || work.run())?;
+            *is_running = true;
+        }
+        Ok(())
+    }
+}
+
+impl Work {
+    /// Does jobs until there are none for a while, or nobody is left to ask.
+    fn run(&self) {
+        let jobs = self.jobs.lock();
+        loop {
+            match jobs.recv_timeout(LINGER) {
+                Ok(job) => self.work(job),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    let mut is_running = self.is_running.lock();
+                    match jobs.try_recv() {
+                        Ok(job) => {
+                            drop(is_running);
+                            self.work(job);
+                        }
+                        Err(_) => {
+                            *is_running = false;
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn work(&self, job: Job) {
+        let devices = &*self.devices;
         let done = match job {
             // Its deadline may have passed while others were closed.
-            Job::Connect { over, .. } if over.load(Ordering::Acquire) => continue,
+            Job::Connect { over, .. } if over.load(Ordering::Acquire) => return,
             Job::Connect { id, address, source, hello, layout, .. } => {
                 Done::Opened { id, result: connect(devices, id, address, source, &hello, layout).map(Box::new) }
             }
@@ -105,20 +179,20 @@ fn work(devices: &Devices, jobs: &Receiver<Job>, tell: &Sender<Done>, remote: &d
                 if let Err(error) = passive.reject(info, &hello.encode()) {
                     tracing::debug!(%error, "cannot refuse a peer");
                 }
-                continue;
+                return;
             }
             Job::Register { id, device, region } => match Registered::new(&device, region) {
                 Ok(registered) => Done::Registered { id, registered },
                 Err(error) => {
                     tracing::warn!(%error, "the buffers of a connection cannot be registered and are copied");
-                    continue;
+                    return;
                 }
             },
             Job::Area { id, device, layout, len } => match device.slab(layout) {
                 Ok((slab, _)) => Done::Area { id, slab, len },
                 Err(error) => {
                     tracing::warn!(%error, "there is no memory for long messages to land in; they are put together by copying");
-                    continue;
+                    return;
                 }
             },
             Job::Close { id, mut body } => {
@@ -127,8 +201,8 @@ fn work(devices: &Devices, jobs: &Receiver<Job>, tell: &Sender<Done>, remote: &d
             }
         };
         // The loop may be gone; what it does not take is dropped here.
-        if tell.send(done).is_ok() {
-            remote.wake();
+        if self.tell.send(done).is_ok() {
+            self.remote.wake();
         }
     }
 }

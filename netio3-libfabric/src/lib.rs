@@ -29,6 +29,7 @@ use netio3_core::{Callbacks, CreateError, EventLoop, NetworkBackend, NetworkConf
 
 use crate::devices::Devices;
 use crate::fabric::{Hints, Info, Library};
+use crate::helper::Helper;
 use crate::opener::FabricOpener;
 use crate::transport::Rdma;
 
@@ -100,7 +101,7 @@ fn parts(config: &NetworkConfig, ev: &dyn EventLoop) -> Result<(Rdma, FabricOpen
         check_provider(&library, provider)?;
     }
     let devices = Arc::new(Devices::new(library, config.rdma.clone()));
-    let started = helper::start(devices.clone(), ev.remote());
-    let (jobs, done) = started.map_err(|error| CreateError::Io { backend: NAME, source: Arc::new(error) })?;
-    Ok((Rdma::new(devices.clone(), jobs, done), FabricOpener::new(devices)))
+    let started = Helper::start(devices.clone(), ev.remote());
+    let (helper, done) = started.map_err(|error| CreateError::Io { backend: NAME, source: Arc::new(error) })?;
+    Ok((Rdma::new(devices.clone(), helper, done), FabricOpener::new(devices)))
 }

@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::Receiver;
 
 use netio3_core::engine::{Connection, Engine, Freed, Listener, OWN, Outgoing, Release, Retired, State, Transport, Upcalls};
 use netio3_core::{Budget, ClosedReason, ConnectionParameters, Interest, Next, Polled, Ready, RefusedReason, WatchId};
@@ -15,7 +15,7 @@ use netio3_core::{Budget, ClosedReason, ConnectionParameters, Interest, Next, Po
 use crate::devices::{Device, Devices, Known, Net, Queue};
 use crate::events::BATCH;
 use crate::fabric::{Completion, Desc, EventQueue};
-use crate::helper::{self, Done, Job};
+use crate::helper::{self, Done, Helper, Job};
 use crate::link::{Link, Listening, SharedEndpoint, Stage};
 use crate::opener::{Dialing, FabricOpener};
 use crate::slab::Layout;
@@ -24,7 +24,7 @@ use crate::wire::{CONTROL_RECEIVES, Hello, Kind, PACKET_EXTRA, VERSIONS};
 /// Messages over libfabric's message endpoints.
 pub(crate) struct Rdma {
     pub(crate) devices: Arc<Devices>,
-    pub(crate) jobs: Sender<Job>,
+    helper: Helper,
     pub(crate) done: Receiver<Done>,
     /// What is open.
     pub(crate) watched: RefCell<Vec<Watched>>,
@@ -133,10 +133,10 @@ impl Ids {
 }
 
 impl Rdma {
-    pub(crate) fn new(devices: Arc<Devices>, jobs: Sender<Job>, done: Receiver<Done>) -> Self {
+    pub(crate) fn new(devices: Arc<Devices>, helper: Helper, done: Receiver<Done>) -> Self {
         Self {
             devices,
-            jobs,
+            helper,
             done,
             watched: RefCell::default(),
             ids: RefCell::default(),
@@ -179,8 +179,7 @@ impl Rdma {
 
     /// Leaves a job to the helper thread.
     pub(crate) fn ask(&self, job: Job) {
-        // It is there for as long as this sender is.
-        let _ = self.jobs.send(job);
+        self.helper.ask(job);
     }
 
     /// Watches the event queue of a fabric and a completion queue, if they are not watched.
