@@ -193,7 +193,9 @@ pub fn rows(time: Duration) -> Vec<Row> {
 
 /// The median and the tail of round trips.
 fn round_trips(own: Backend, base: Backend, size: usize, spin: u64, title: &str, asked: f64) -> [Row; 2] {
-    let setup = |backend| Setup { pairing: Pairing::round_trips(backend, size, ROUND_TRIPS), spin, awake: spin == 0, title: title.into() };
+    // Spinning ones take a fraction of the time.
+    let count = if spin > 0 { 4 * ROUND_TRIPS } else { ROUND_TRIPS };
+    let setup = |backend| Setup { pairing: Pairing::round_trips(backend, size, count), spin, awake: spin == 0, title: title.into() };
     [Figure::P50, Figure::P99].map(|figure| Row { own: setup(own), base: Some(setup(base)), figure, asked: Some(asked) })
 }
 
