@@ -177,6 +177,9 @@ pub struct PingArgs {
     /// Keep a second connection of the same loop busy with messages of so many bytes
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     pub beside: Option<usize>,
+    /// Open a connection for each round trip, and close it, all of which counts as its time
+    #[arg(long, conflicts_with_all = ["beside", "window"])]
+    pub reconnect: bool,
 }
 
 /// Through what messages go.

@@ -52,11 +52,17 @@ impl Plan {
     }
 
     /// The plan of `ping`.
-    pub fn of_ping(common: &Common, args: &PingArgs, mode: Mode) -> Self {
+    ///
+    /// # Errors
+    /// There cannot be so many connections.
+    pub fn of_ping(common: &Common, args: &PingArgs, mode: Mode) -> Result<Self, Failure> {
         let beside = u32::from(args.beside.is_some());
-        Self {
+        if args.reconnect && args.count > u64::from(u16::MAX) {
+            return Err(Failure::NoConnection(format!("--reconnect makes {} connections at most, one for each of --count", u16::MAX)));
+        }
+        Ok(Self {
             layout: Layout { size: args.size, header: None, pieces: 1 },
-            connections: 1 + beside,
+            connections: if args.reconnect { args.count as u32 } else { 1 + beside },
             // It has a plan of its own.
             idle: beside,
             duration: None,
@@ -65,7 +71,7 @@ impl Plan {
             messages: Some(args.count),
             verify: common.verify,
             session: session(),
-        }
+        })
     }
 
     /// How many connections send.
@@ -109,13 +115,13 @@ impl Plan {
 }
 
 /// What the baselines do not do.
-pub fn only_with_netio3(args: &PingArgs) -> Result<(), Failure> {
-    match args.beside {
-        Some(_) => {
-            Err(Failure::NoConnection("--beside is for netio3's backends; the baselines have no loop that connections share".into()))
-        }
-        None => Ok(()),
-    }
+pub fn only_with_netio3(backend: Backend, args: &PingArgs) -> Result<(), Failure> {
+    let why = match (args.beside, args.reconnect) {
+        (Some(_), _) => "--beside is for netio3's backends; the baselines have no loop that connections share",
+        (None, true) if backend == Backend::RawFabric => "--reconnect is for netio3's backends and bare sockets",
+        (None, _) => return Ok(()),
+    };
+    Err(Failure::NoConnection(why.into()))
 }
 
 /// A number that no other sender has.

@@ -24,7 +24,7 @@ use crate::report::{Report, RttHistogram};
 
 /// Measures round trips.
 pub fn ping(common: &Common, backend: Backend, args: &PingArgs) -> Result<Report, Failure> {
-    let plan = Plan::of_ping(common, args, Mode::ZeroCopy);
+    let plan = Plan::of_ping(common, args, Mode::ZeroCopy)?;
     let ground = Ground::new(common, backend)?;
     // The other side, where it has to live in this process.
     let mut own = None;
@@ -102,6 +102,11 @@ struct Client {
     sent_at: Vec<Instant>,
     answered: u64,
     count: u64,
+    /// There is a connection for each round trip.
+    reconnects: bool,
+    opened: Instant,
+    /// What went over the connections before this one.
+    earlier: Tally,
     /// What the other side received, once it said so.
     tally: Option<Tally>,
     began: Instant,
@@ -120,7 +125,7 @@ impl Client {
         let messages = Messages::new(&plan, Mode::ZeroCopy);
         let now = Instant::now();
         Self {
-            outgoing: Outgoing::new(&messages, stream as u16, args.count),
+            outgoing: Outgoing::new(&messages, stream as u16, if args.reconnect { 1 } else { args.count }),
             messages,
             stream,
             plan,
@@ -129,7 +134,10 @@ impl Client {
             times: RttHistogram::new(),
             sent_at: vec![now; args.window.min(args.count) as usize],
             answered: 0,
-            count: args.count,
+            count: if args.reconnect { 1 } else { args.count },
+            reconnects: args.reconnect,
+            opened: now,
+            earlier: Tally::default(),
             tally: None,
             began: now,
             ended: now,
@@ -142,6 +150,7 @@ impl Client {
     }
 
     fn open(&mut self, backend: &dyn NetworkBackend) {
+        self.opened = Instant::now();
         match backend.connect(&self.addresses[0].into(), &self.messages.parameters()) {
             Ok(endpoint) => self.endpoint = Some(endpoint),
             Err(error) => self.give_up(chain(&error)),
@@ -157,7 +166,12 @@ impl Client {
     }
 
     fn give_up(&mut self, why: String) {
-        self.no_connection.get_or_insert(why);
+        if self.earlier.messages > 0 {
+            self.ended = Instant::now();
+            self.broken.get_or_insert(why);
+        } else {
+            self.no_connection.get_or_insert(why);
+        }
         self.ready.set(true);
         self.done.set(true);
     }
@@ -184,7 +198,9 @@ impl Client {
         }
         self.check.observe(message);
         let window = self.sent_at.len() as u64;
-        self.times.record(self.sent_at[(self.answered % window) as usize].elapsed());
+        if !self.reconnects {
+            self.times.record(self.sent_at[(self.answered % window) as usize].elapsed());
+        }
         self.answered += 1;
         self.go_on(backend, from);
     }
@@ -211,7 +227,9 @@ impl Client {
         match control {
             Some(Control::Welcome) if !self.ready.get() => {
                 self.ready.set(true);
-                self.began = begin();
+                if self.earlier.messages == 0 {
+                    self.began = begin();
+                }
                 self.go_on(backend, from);
             }
             Some(Control::Refused { why }) => self.give_up(format!("{address} refused: {why}")),
@@ -224,18 +242,36 @@ impl Client {
         }
     }
 
-    fn on_closed(&mut self, address: &EndPointAddress, reason: ClosedReason) {
+    fn on_closed(&mut self, backend: &dyn NetworkBackend, address: &EndPointAddress, reason: ClosedReason) {
         if !self.ready.get() {
             return self.give_up(format!("{address} hung up: {reason}; is it `netio3-bench echo`?"));
         }
         if self.tally.is_none() {
             self.ended = Instant::now();
             self.broken.get_or_insert(reason.to_string());
+        } else if self.reconnects {
+            self.times.record(self.opened.elapsed());
+            if self.stream + 1 < self.plan.connections as usize {
+                return self.reopen(backend);
+            }
         }
         self.done.set(true);
     }
 
-    fn report(&self, backend: Backend) -> Report {
+    /// Goes on with the next connection.
+    fn reopen(&mut self, backend: &dyn NetworkBackend) {
+        self.earlier = self.total();
+        self.stream += 1;
+        let stream = self.stream as u16;
+        self.outgoing = Outgoing::new(&self.messages, stream, self.count);
+        self.check = StreamCheck::new(self.check.size(), stream, self.plan.start(self.stream).verify);
+        (self.answered, self.tally) = (0, None);
+        self.ready.set(false);
+        self.open(backend);
+    }
+
+    /// What went over all connections.
+    fn total(&self) -> Tally {
         let mut total = self.check.tally(Some(self.count));
         if let Some(tally) = &self.tally {
             total.lost = total.lost.max(tally.lost);
@@ -243,12 +279,20 @@ impl Client {
             total.reordered += tally.reordered;
             total.corrupted += tally.corrupted;
         }
+        total.add(&self.earlier);
+        total
+    }
+
+    fn report(&self, backend: Backend) -> Report {
+        let total = self.total();
         let mut report = Report::new("ping", backend, &total, self.ended.saturating_duration_since(self.began));
         report.mode = Some(Mode::ZeroCopy);
         report.size = self.plan.layout.size;
+        report.connections = if self.reconnects { self.plan.connections } else { 1 };
         report.refused_sends = self.outgoing.refused();
         report.rtt_us = self.times.summary();
-        report.error = self.broken.as_ref().map(|why| format!("{why}: {} messages were not answered", total.lost));
+        let missing = if self.reconnects { u64::from(self.plan.connections) - total.messages } else { total.lost };
+        report.error = self.broken.as_ref().map(|why| format!("{why}: {missing} messages were not answered"));
         report
     }
 }
@@ -269,13 +313,13 @@ impl Callbacks for ClientCallbacks {
 
     fn on_connection_closed(
         &mut self,
-        _: &dyn NetworkBackend,
+        backend: &dyn NetworkBackend,
         _: Endpoint,
         address: &EndPointAddress,
         _: &[Completion],
         reason: ClosedReason,
     ) {
-        self.0.borrow_mut().on_closed(address, reason);
+        self.0.borrow_mut().on_closed(backend, address, reason);
     }
 
     fn on_data(&mut self, backend: &dyn NetworkBackend, from: Endpoint, address: &EndPointAddress, message: Message<'_>) {

@@ -114,6 +114,8 @@ impl fmt::Display for Setup {
 
 /// Round trips of each measurement.
 const ROUND_TRIPS: u64 = 5_000;
+/// Connections of the measurement of these.
+const CONNECTIONS: u64 = 2_000;
 /// Longer than any round trip and any time it is stopped, so that a spinning side never sleeps.
 const SPIN: u64 = 10_000_000;
 const KIB: usize = 1 << 10;
@@ -170,6 +172,12 @@ pub fn rows(time: Duration) -> Vec<Row> {
             rows.extend(round_trips(Backend::Tcp, Backend::Raw, size, spin, title, asked));
         }
     }
+    let connections = |backend: Backend| {
+        let mut pairing = Pairing::round_trips(backend, 64, CONNECTIONS);
+        pairing.args.push("--reconnect".into());
+        Setup { pairing, spin: 0, awake: false, title: "connections opened, used once and closed".into() }
+    };
+    rows.push(rate(connections(Backend::Tcp), connections(Backend::Raw), None));
     // Each takes a few turns of both loops.
     let mut beside = Pairing::round_trips(Backend::Tcp, 64, ROUND_TRIPS / 5);
     beside.args.extend(["--beside", "65536"].map(str::to_owned));

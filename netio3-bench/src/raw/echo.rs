@@ -17,35 +17,38 @@ pub fn echo(common: &Common, args: &EchoArgs) -> Result<Report, Failure> {
     let listener = listen(parse_listen(&args.listen)?.socket_addr())?;
     let failed = |cause: io::Error| Failure::NotDelivered(explain(&cause));
     announce(listener.local_addr().map_err(failed)?);
+    let book = || Ledger::new(Purpose::RoundTrips, common.verify);
+    let (mut ledger, mut inbox) = (book(), Inbox::new());
     loop {
         let (socket, _) = listener.accept().map_err(failed)?;
         if args.forever {
-            let common = common.clone();
+            let (common, mut ledger) = (common.clone(), book());
             std::thread::spawn(move || {
-                if let Some(report) = serve(&common, socket) {
+                if let Some(report) = serve(&common, socket, &mut ledger, &mut Inbox::new()) {
                     report.print(common.json);
                 }
             });
-        } else if let Some(report) = serve(common, socket) {
+        } else if let Some(report) = serve(common, socket, &mut ledger, &mut inbox)
+            && (ledger.ended > 0 || report.error.is_some())
+        {
             return Ok(report);
         }
     }
 }
 
-/// Serves one client; `None` when it was none of ours.
-fn serve(common: &Common, socket: TcpStream) -> Option<Report> {
-    let mut ledger = Ledger::new(Purpose::RoundTrips, common.verify);
+/// Serves one connection; `None` when it was none of ours.
+fn serve(common: &Common, socket: TcpStream, ledger: &mut Ledger, inbox: &mut Inbox) -> Option<Report> {
     let mut incoming = Incoming::default();
-    let error = converse(common, socket, &mut ledger, &mut incoming).err();
+    inbox.begin_with(&[]);
+    let error = converse(common, socket, ledger, &mut incoming, inbox).err();
     incoming.start()?;
-    incoming.close(&mut ledger);
+    incoming.close(ledger);
     Some(ledger.report("echo", Backend::Raw, error.as_ref().map(explain)))
 }
 
-fn converse(common: &Common, socket: TcpStream, ledger: &mut Ledger, incoming: &mut Incoming) -> io::Result<()> {
+fn converse(common: &Common, socket: TcpStream, ledger: &mut Ledger, incoming: &mut Incoming, inbox: &mut Inbox) -> io::Result<()> {
     prepare(&socket)?;
-    let mut inbox = Inbox::new();
-    let first = receive_first(&socket, &mut inbox, START_DEADLINE)?;
+    let first = receive_first(&socket, inbox, START_DEADLINE)?;
     let mut socket = Spinning::new(socket, common.spin())?;
     let mut answer = incoming.control(ledger, &first);
     loop {

@@ -19,9 +19,12 @@ use crate::report::{Report, RttHistogram};
 
 /// Measures round trips.
 pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
-    only_with_netio3(args)?;
+    only_with_netio3(Backend::Raw, args)?;
+    let plan = Plan::of_ping(common, args, Mode::Copy)?;
+    if args.reconnect {
+        return reconnect(common, args, &plan);
+    }
     let (socket, address) = connect_any(&dial(args.connect.as_deref())?)?;
-    let plan = Plan::of_ping(common, args, Mode::Copy);
     let mut inbox = Inbox::new();
     let silent = |_| Failure::NoConnection(format!("what listens on {address} does not answer as `netio3-bench echo --backend raw` does"));
     send_one(&socket, &Control::Start(plan.start(0)).encode(args.size)).map_err(silent)?;
@@ -31,17 +34,7 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
         _ => return Err(silent(io::ErrorKind::InvalidData.into())),
     }
 
-    let mut run = Run {
-        content: Content::new(&plan.layout),
-        check: StreamCheck::new(args.size, 0, common.verify),
-        times: RttHistogram::new(),
-        sent_at: vec![Instant::now(); args.window.min(args.count) as usize],
-        requests: Vec::new(),
-        next: 0,
-        answered: 0,
-        count: args.count,
-        size: args.size,
-    };
+    let mut run = Run::new(common, args, &plan);
     let began = begin();
     let result = if run.sent_at.len() == 1 {
         run.one_at_a_time(common, &socket, &mut inbox)
@@ -71,6 +64,49 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
     Ok(report)
 }
 
+/// A connection for each round trip.
+fn reconnect(common: &Common, args: &PingArgs, plan: &Plan) -> Result<Report, Failure> {
+    let addresses = dial(args.connect.as_deref())?;
+    let (mut run, mut inbox) = (Run::new(common, args, plan), Inbox::new());
+    let (mut total, mut times, mut error) = (Tally::default(), RttHistogram::new(), None);
+    let content = run.content.clone();
+    let began = begin();
+    for stream in 0..plan.connections as u16 {
+        run.content = content.of_stream(stream);
+        run.check = StreamCheck::new(args.size, stream, common.verify);
+        (run.next, run.answered, run.count) = (0, 0, 1);
+        let opened = Instant::now();
+        let (socket, _) = match connect_any(&addresses) {
+            Ok(connected) => connected,
+            Err(failure) if stream == 0 => return Err(failure),
+            Err(failure) => {
+                error = Some(failure.to_string());
+                break;
+            }
+        };
+        inbox.begin_with(&[]);
+        match run.once(&socket, &mut inbox, &Control::Start(plan.start(stream.into()))) {
+            Ok(Tally { duplicated, reordered, corrupted, .. }) => {
+                total.add(&Tally { duplicated, reordered, corrupted, ..Tally::default() })
+            }
+            Err(cause) => {
+                error = Some(format!("{}: {} round trips were not made", explain(&cause), args.count - u64::from(stream)));
+                break;
+            }
+        }
+        drop(socket);
+        times.record(opened.elapsed());
+        total.add(&run.check.tally(Some(1)));
+    }
+    let mut report = Report::new("ping", Backend::Raw, &total, began.elapsed());
+    report.mode = Some(Mode::Copy);
+    report.size = args.size;
+    report.connections = plan.connections;
+    report.rtt_us = times.summary();
+    report.error = error;
+    Ok(report)
+}
+
 /// Bytes of requests written at once.
 const BATCH_LEN: usize = 64 << 10;
 
@@ -89,6 +125,42 @@ struct Run {
 }
 
 impl Run {
+    fn new(common: &Common, args: &PingArgs, plan: &Plan) -> Self {
+        Self {
+            content: Content::new(&plan.layout),
+            check: StreamCheck::new(args.size, 0, common.verify),
+            times: RttHistogram::new(),
+            sent_at: vec![Instant::now(); args.window.min(args.count) as usize],
+            requests: Vec::new(),
+            next: 0,
+            answered: 0,
+            count: args.count,
+            size: args.size,
+        }
+    }
+
+    /// All that a connection is for, when that is one round trip: gives what the other side received.
+    fn once(&mut self, mut socket: &TcpStream, inbox: &mut Inbox, start: &Control) -> io::Result<Tally> {
+        send_one(socket, &start.encode(self.size))?;
+        if Control::decode(&receive_one(&mut socket, inbox)?) != Some(Control::Welcome) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.requests.clear();
+        self.request();
+        socket.write_all(&self.requests)?;
+        while self.answered < self.next {
+            if inbox.read(&mut socket)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.collect(inbox)?;
+        }
+        send_one(socket, &Control::Done { sent: 1 }.encode(self.size))?;
+        match Control::decode(&receive_one(&mut socket, inbox)?) {
+            Some(Control::Tally(tally)) => Ok(tally),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
     /// Appends the next message to `requests`.
     fn request(&mut self) {
         let window = self.sent_at.len() as u64;

@@ -14,8 +14,8 @@ use crate::report::{Report, RttHistogram};
 
 /// Measures round trips.
 pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
-    only_with_netio3(args)?;
-    let plan = Plan::of_ping(common, args, Mode::ZeroCopy);
+    only_with_netio3(Backend::RawFabric, args)?;
+    let plan = Plan::of_ping(common, args, Mode::ZeroCopy)?;
     let mut client = Client::new(common, &dial(args.connect.as_deref())?, &plan, Mode::ZeroCopy, "echo")?;
     let mut run = Run {
         check: StreamCheck::new(args.size, 0, common.verify),

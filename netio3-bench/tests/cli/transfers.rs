@@ -113,6 +113,25 @@ fn round_trips_are_measured_beside_a_busy_connection() {
 }
 
 #[test]
+fn every_round_trip_may_have_a_connection_of_its_own() {
+    for backend in backends() {
+        let passive = format!("echo --listen 127.0.0.1:0 --backend {backend} --json");
+        let active = format!("ping --backend {backend} --size 64 --reconnect --verify --json --count");
+        if backend == "raw-fabric" {
+            run(&format!("{active} 5 --connect 127.0.0.1:9")).failed(2, "--reconnect is for netio3's backends and bare sockets");
+            continue;
+        }
+        let (echoed, pinged) = pair(&passive, &format!("{active} 40"));
+        for told in [echoed.delivered(), pinged.delivered()] {
+            assert_eq!((told["messages"].as_u64(), told["connections"].as_u64()), (Some(40), Some(40)), "{backend}: {told}");
+        }
+        assert!(pinged.delivered()["rtt_us"]["min"].as_f64() > Some(0.0), "{backend}");
+    }
+    run("ping --size 64 --reconnect --count 65536 --connect 127.0.0.1:9").failed(2, "65535 connections at most");
+    run("ping --size 64 --reconnect --count 3 --connect 127.0.0.1:9").failed(2, "cannot connect to 127.0.0.1:9");
+}
+
+#[test]
 fn the_slowest_connection_is_told() {
     let (_, sent) = pair("recv --listen 127.0.0.1:0", "send --size 100 --duration 0.2 --connections 3 --json");
     let slowest = sent.delivered()["slowest"].as_f64().expect("there are several");
