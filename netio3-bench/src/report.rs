@@ -48,7 +48,8 @@ pub struct Report {
     pub gbytes_per_s: f64,
     /// Of `ping`; otherwise `null`.
     pub rtt_us: Option<RoundTrips>,
-    /// Of `ping` beside a busy connection: how long a turn of its loop took in the mean; otherwise `null`.
+    /// Of `ping` beside a busy connection: how long a turn of its loop takes at full load, which is the time for
+    /// as much bulk as the budget of a turn allows; otherwise `null`.
     pub turn_us: Option<f64>,
     pub cpu_s: CpuTime,
     pub max_rss_kib: u64,
@@ -163,7 +164,7 @@ impl Report {
                 writeln!(text, "  round trips: min {min:.1}, p50 {p50:.1}, p90 {p90:.1}, p99 {p99:.1}, p99.9 {p999:.1}, max {max:.1} us");
         }
         if let Some(turn) = self.turn_us {
-            let _ = writeln!(text, "  a turn of the loop takes {turn:.1} us");
+            let _ = writeln!(text, "  a turn of the loop takes {turn:.1} us at full load");
         }
         if let Some(Calls { writes, signalled, reads }) = self.calls {
             let each = self.messages as f64 / (writes + reads).max(1) as f64;

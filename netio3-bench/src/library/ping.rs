@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use netio3::{
-    Callbacks, ClosedReason, Completion, ConnectionInfo, EndPointAddress, Endpoint, EventLoop, Message, NetworkBackend, RefusedReason,
+    Budget, Callbacks, ClosedReason, Completion, ConnectionInfo, EndPointAddress, Endpoint, Message, NetworkBackend, RefusedReason,
 };
 
 use crate::args::{Backend, Common, Mode, PingArgs};
@@ -59,12 +59,13 @@ pub fn ping(common: &Common, backend: Backend, args: &PingArgs) -> Result<Report
         start(1, plan.beside(size), &PingArgs { size, count: u64::MAX, window, ..args.clone() })
     });
     let beside = beside.transpose()?;
-    let turns = || ground.ev.counters().turns.get();
-    let (before, began) = (turns(), Instant::now());
+    let bulk = || beside.as_ref().map_or(0, |(client, _)| client.borrow().answered * client.borrow().plan.layout.size as u64);
+    let (before, began) = (bulk(), Instant::now());
     let (client, _network) = start(0, plan, args)?;
     let done = client.borrow().done.clone();
     ground.run_until(&done, FOR_EVER)?;
-    let turn = began.elapsed().as_secs_f64() * 1e6 / (turns() - before).max(1) as f64;
+    // A turn in which nothing but bulk is read ends with its budget.
+    let turn = began.elapsed().as_secs_f64() * 1e6 * Budget::DEFAULT.bytes as f64 / (bulk() - before).max(1) as f64;
     let mut report = client.borrow().report(backend);
     if let Some((client, network)) = beside {
         client.borrow_mut().stop(&*network);
