@@ -93,25 +93,6 @@ impl Rdma {
         found
     }
 
-    /// Reads every completion queue.
-    fn read_all_completions(&self, up: &mut Upcalls<'_, Self>, batch: &mut [Completion; BATCH], budget: &mut Budget) -> Found {
-        let mut found = Found::Nothing;
-        for index in 0.. {
-            let read = match self.watched.borrow().get(index) {
-                Some(Watched::Completions { queue, .. }) => queue.completions.read(batch),
-                Some(Watched::Events { .. }) => continue,
-                None => break,
-            };
-            if !matches!(read, Ok(0)) {
-                found = found.max(self.completions(up, index, read, batch, budget));
-                if up.engine().is_gone() {
-                    break;
-                }
-            }
-        }
-        found
-    }
-
     /// Whether the descriptors will wake the loop for everything.
     pub(crate) fn descriptors_tell(&self) -> bool {
         if !self.lost.borrow().is_empty() {
@@ -121,7 +102,9 @@ impl Rdma {
         let tell = watched.iter().all(|watched| match watched {
             Watched::Events { net, events, .. } => {
                 let sleeps = sleeps(&net.fabric, &**events);
-                self.events_due.set(self.events_due.get() || !sleeps);
+                if !sleeps {
+                    self.events_due.set(true);
+                }
                 sleeps
             }
             Watched::Completions { queue, .. } => sleeps(&queue.device.net.fabric, &*queue.completions),
@@ -138,7 +121,9 @@ impl Rdma {
                 std::array::from_fn(|index| PollFd::from_borrowed_fd(some[index.min(some.len() - 1)].fd(), PollFlags::IN));
             readable |= poll(&mut polled[..some.len()], Some(&Timespec::default())).is_ok_and(|count| count > 0);
         }
-        self.events_due.set(self.events_due.get() || readable);
+        if readable {
+            self.events_due.set(true);
+        }
         readable
     }
 
@@ -435,36 +420,40 @@ impl Rdma {
 
     // ----- the completion queue -----
 
-    /// Handles what was read of the completion queue of this place, and reads on within the budget.
-    fn completions(
-        &self,
-        up: &mut Upcalls<'_, Self>,
-        index: usize,
-        mut read: Result<usize, CqError>,
-        batch: &mut [Completion; BATCH],
-        budget: &mut Budget,
-    ) -> Found {
+    /// Reads every completion queue, within the budget.
+    fn read_all_completions(&self, up: &mut Upcalls<'_, Self>, batch: &mut [Completion; BATCH], budget: &mut Budget) -> Found {
+        let mut found = Found::Nothing;
+        let mut index = 0;
         loop {
+            // Asked for anew whenever something was handled: what is watched may change meanwhile.
+            let read = match self.watched.borrow().get(index) {
+                Some(Watched::Completions { queue, .. }) => queue.completions.read(batch),
+                Some(Watched::Events { .. }) => Ok(0),
+                None => return found,
+            };
             match read {
+                Ok(0) => index += 1,
                 Ok(count) => {
+                    found = found.max(Found::Something);
                     for completion in &batch[..count] {
                         self.completed(up, completion, budget);
                         if up.engine().is_gone() {
-                            return Found::Something;
+                            return found;
                         }
                     }
                     if count < BATCH {
-                        return Found::Something;
-                    }
-                    if budget.is_spent() {
-                        return Found::More;
+                        index += 1;
+                    } else if budget.is_spent() {
+                        found = Found::More;
+                        index += 1;
                     }
                 }
                 Err(CqError::Queue(error)) => {
                     tracing::error!(%error, "cannot read a completion queue");
-                    return Found::Nothing;
+                    index += 1;
                 }
                 Err(CqError::Operation(error)) => {
+                    found = found.max(Found::Something);
                     let (id, ..) = of_context(error.context);
                     let engine = up.engine().clone();
                     if let Some(connection) = self.connection(&engine, id) {
@@ -473,10 +462,6 @@ impl Rdma {
                     }
                 }
             }
-            read = match self.watched.borrow().get(index) {
-                Some(Watched::Completions { queue, .. }) => queue.completions.read(batch),
-                _ => return Found::Something,
-            };
         }
     }
 

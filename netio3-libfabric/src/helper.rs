@@ -143,25 +143,22 @@ impl Work {
     /// Does jobs until there are none for a while, or nobody is left to ask.
     fn run(&self) {
         let jobs = self.jobs.lock();
-        loop {
-            match jobs.recv_timeout(LINGER) {
-                Ok(job) => self.work(job),
-                Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => {
-                    let mut is_running = self.is_running.lock();
-                    match jobs.try_recv() {
-                        Ok(job) => {
-                            drop(is_running);
-                            self.work(job);
-                        }
-                        Err(_) => {
-                            *is_running = false;
-                            return;
-                        }
-                    }
-                }
-            }
+        while let Some(job) = self.next(&jobs) {
+            self.work(job);
         }
+    }
+
+    /// Waits for the next job; `None` ends the thread.
+    fn next(&self, jobs: &Receiver<Job>) -> Option<Job> {
+        match jobs.recv_timeout(LINGER) {
+            Ok(job) => return Some(job),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let mut is_running = self.is_running.lock();
+        let job = jobs.try_recv().ok();
+        *is_running = job.is_some();
+        job
     }
 
     fn work(&self, job: Job) {

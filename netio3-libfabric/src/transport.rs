@@ -407,7 +407,9 @@ impl Transport for Rdma {
     }
 
     fn own_ready(&self, up: &mut Upcalls<'_, Self>, ready: usize, budget: &mut Budget) -> Next {
-        self.events_due.set(self.events_due.get() || ready == EVENTS);
+        if ready == EVENTS {
+            self.events_due.set(true);
+        }
         self.active.set(true);
         self.pump(up, budget)
     }
