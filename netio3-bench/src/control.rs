@@ -108,6 +108,13 @@ impl Tally {
         self.corrupted += other.corrupted;
     }
 
+    /// Adds what went wrong with messages that the other side received.
+    pub fn add_faults(&mut self, other: &Self) {
+        self.duplicated += other.duplicated;
+        self.reordered += other.reordered;
+        self.corrupted += other.corrupted;
+    }
+
     /// Whether everything came once, in order and unharmed.
     #[cfg(test)]
     pub fn is_clean(&self) -> bool {

@@ -25,7 +25,8 @@ pub struct Plan {
     purpose: Purpose,
     mode: Mode,
     messages: Option<u64>,
-    verify: bool,
+    /// Whether every byte is checked.
+    pub verify: bool,
     session: u64,
 }
 

@@ -124,9 +124,10 @@ struct Client {
 impl Client {
     fn new(stream: usize, plan: Plan, common: &Common, args: &PingArgs, addresses: Vec<SocketAddr>) -> Self {
         let messages = Messages::new(&plan, Mode::ZeroCopy);
+        let count = if args.reconnect { 1 } else { args.count };
         let now = Instant::now();
         Self {
-            outgoing: Outgoing::new(&messages, stream as u16, if args.reconnect { 1 } else { args.count }),
+            outgoing: Outgoing::new(&messages, stream as u16, count),
             messages,
             stream,
             plan,
@@ -135,7 +136,7 @@ impl Client {
             times: RttHistogram::new(),
             sent_at: vec![now; args.window.min(args.count) as usize],
             answered: 0,
-            count: if args.reconnect { 1 } else { args.count },
+            count,
             reconnects: args.reconnect,
             opened: now,
             earlier: Tally::default(),
@@ -265,7 +266,7 @@ impl Client {
         self.stream += 1;
         let stream = self.stream as u16;
         self.outgoing = Outgoing::new(&self.messages, stream, self.count);
-        self.check = StreamCheck::new(self.check.size(), stream, self.plan.start(self.stream).verify);
+        self.check = StreamCheck::new(self.check.size(), stream, self.plan.verify);
         (self.answered, self.tally) = (0, None);
         self.ready.set(false);
         self.open(backend);
@@ -276,9 +277,7 @@ impl Client {
         let mut total = self.check.tally(Some(self.count));
         if let Some(tally) = &self.tally {
             total.lost = total.lost.max(tally.lost);
-            total.duplicated += tally.duplicated;
-            total.reordered += tally.reordered;
-            total.corrupted += tally.corrupted;
+            total.add_faults(tally);
         }
         total.add(&self.earlier);
         total

@@ -19,10 +19,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 struct Side<'a> {
     running: Running<'a>,
-    /// For how long it ran, and for how long it was there.
+    /// For how long it ran, and for how long it was there, once it is over.
     ran: Duration,
-    lived: Duration,
-    is_over: bool,
+    lived: Option<Duration>,
 }
 
 impl<'a> Side<'a> {
@@ -31,25 +30,26 @@ impl<'a> Side<'a> {
         let mut running = setup.pairing.start(&Common { spin: setup.spin, held: true, ..common.clone() })?;
         running.until_held()?;
         running.signal(Signal::SIGSTOP);
-        Ok(Self { running, ran: Duration::ZERO, lived: Duration::ZERO, is_over: false })
+        Ok(Self { running, ran: Duration::ZERO, lived: None })
     }
 
-    /// Lets it run for a while.
-    fn run(&mut self, slice: Duration) -> Duration {
-        let began = Instant::now();
+    /// Lets it run for a while; `began`: when both did.
+    fn run(&mut self, slice: Duration, began: Instant) {
+        let went_on = Instant::now();
         self.running.signal(Signal::SIGCONT);
         sleep(slice);
-        self.is_over = self.running.is_over();
-        if !self.is_over {
+        if self.running.is_over() {
+            self.lived = Some(began.elapsed());
+        } else {
             self.running.signal(Signal::SIGSTOP);
         }
-        began.elapsed()
+        self.ran += went_on.elapsed();
     }
 
     fn finish(self) -> Result<Outcome, Failure> {
         let (mut active, passive) = self.running.finish()?;
         // It does not know of the time in which it was stopped.
-        let share = self.ran.as_secs_f64() / self.lived.as_secs_f64();
+        let share = self.ran.as_secs_f64() / self.lived.unwrap_or(self.ran).as_secs_f64();
         active.msgs_per_s /= share;
         Ok((active, passive))
     }
@@ -60,22 +60,17 @@ pub fn in_turns(setups: [&Setup; 2], common: &Common, slice: Duration) -> Result
     let [first, second] = setups.map(|setup| Side::start(setup, common));
     let mut sides = [first?, second?];
     let began = Instant::now();
-    while sides.iter().any(|side| !side.is_over) {
+    while sides.iter().any(|side| side.lived.is_none()) {
         if began.elapsed() > LIMIT {
             let [one, other] = setups;
             return Err(Failure::NotDelivered(format!("{one} beside {other}: they did not end within {} s", LIMIT.as_secs())));
         }
-        for index in 0..sides.len() {
-            // With the other one over, this one is stopped as often as before.
-            let took = if sides[index].is_over {
-                sleep(slice);
-                slice
-            } else {
-                let took = sides[index].run(slice);
-                sides[index].ran += took;
-                took
-            };
-            sides.iter_mut().enumerate().filter(|(other, side)| *other == index || !side.is_over).for_each(|(_, side)| side.lived += took);
+        for side in &mut sides {
+            // With this one over, the other one is stopped as often as before.
+            match side.lived {
+                Some(_) => sleep(slice),
+                None => side.run(slice, began),
+            }
         }
     }
     let [first, second] = sides.map(Side::finish);

@@ -1,6 +1,6 @@
 //! `ping` over bare sockets.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Instant;
 
@@ -51,10 +51,8 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
         Err(error) => (None, Some(error)),
     };
     let mut total = run.check.tally(Some(args.count));
-    if let Some(Control::Tally(Tally { duplicated, reordered, corrupted, .. })) = reply {
-        total.duplicated += duplicated;
-        total.reordered += reordered;
-        total.corrupted += corrupted;
+    if let Some(Control::Tally(tally)) = reply {
+        total.add_faults(&tally);
     }
     let mut report = Report::new("ping", Backend::Raw, &total, began.elapsed());
     report.mode = Some(Mode::Copy);
@@ -86,9 +84,7 @@ fn reconnect(common: &Common, args: &PingArgs, plan: &Plan) -> Result<Report, Fa
         };
         inbox.begin_with(&[]);
         match run.once(&socket, &mut inbox, &Control::Start(plan.start(stream.into()))) {
-            Ok(Tally { duplicated, reordered, corrupted, .. }) => {
-                total.add(&Tally { duplicated, reordered, corrupted, ..Tally::default() })
-            }
+            Ok(tally) => total.add_faults(&tally),
             Err(cause) => {
                 error = Some(format!("{}: {} round trips were not made", explain(&cause), args.count - u64::from(stream)));
                 break;
@@ -145,15 +141,7 @@ impl Run {
         if Control::decode(&receive_one(&mut socket, inbox)?) != Some(Control::Welcome) {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        self.requests.clear();
-        self.request();
-        socket.write_all(&self.requests)?;
-        while self.answered < self.next {
-            if inbox.read(&mut socket)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            self.collect(inbox)?;
-        }
+        self.round_trip(&mut socket, inbox)?;
         send_one(socket, &Control::Done { sent: 1 }.encode(self.size))?;
         match Control::decode(&receive_one(&mut socket, inbox)?) {
             Some(Control::Tally(tally)) => Ok(tally),
@@ -187,19 +175,25 @@ impl Run {
         Ok(())
     }
 
+    /// Sends the next message, and waits for its answer.
+    fn round_trip(&mut self, socket: &mut (impl Read + Write), inbox: &mut Inbox) -> io::Result<()> {
+        self.requests.clear();
+        self.request();
+        socket.write_all(&self.requests)?;
+        while self.answered < self.next {
+            if inbox.read(socket)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.collect(inbox)?;
+        }
+        Ok(())
+    }
+
     /// A blocking socket, or one that is polled for a while.
     fn one_at_a_time(&mut self, common: &Common, socket: &TcpStream, inbox: &mut Inbox) -> io::Result<()> {
         let mut socket = Spinning::new(socket.try_clone()?, common.spin())?;
         while self.answered < self.count {
-            self.requests.clear();
-            self.request();
-            socket.write_all(&self.requests)?;
-            while self.answered < self.next {
-                if inbox.read(&mut socket)? == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                self.collect(inbox)?;
-            }
+            self.round_trip(&mut socket, inbox)?;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ pub struct Block {
     // Before the memory, so that it goes first.
     region: Option<MemoryRegion>,
     pages: Pages,
+    desc: [Desc; 1],
 }
 
 struct Pages {
@@ -38,13 +39,20 @@ impl Block {
         } else {
             None
         };
-        Ok(Self { region, pages })
+        let desc = [region.as_ref().map_or(Desc::NONE, MemoryRegion::desc)];
+        Ok(Self { region, pages, desc })
     }
 
     /// What operations are given to use the memory.
     #[inline]
     pub fn desc(&self) -> Desc {
-        self.region.as_ref().map_or(Desc::NONE, MemoryRegion::desc)
+        self.desc[0]
+    }
+
+    /// The same for an operation that uses nothing else; empty where it is not registered.
+    #[inline]
+    pub fn descs(&self) -> &[Desc] {
+        if self.region.is_some() { &self.desc } else { &[] }
     }
 
     /// A place in it.

@@ -226,13 +226,18 @@ impl Outbox {
             if self.offset == 0 {
                 receives.grant(head.credits);
             }
-            self.offset += len;
-            if self.offset == HEAD_LEN + self.size {
-                self.offset = 0;
-                self.next += 1;
-            }
+            self.part_sent(len);
         }
         Ok(sent)
+    }
+
+    /// So much of a message was posted.
+    fn part_sent(&mut self, len: usize) {
+        self.offset += len;
+        if self.offset == HEAD_LEN + self.size {
+            self.offset = 0;
+            self.next += 1;
+        }
     }
 
     /// A message from a buffer, or its next part.
@@ -258,19 +263,13 @@ impl Outbox {
             }
         }
         let part = iovec { iov_base: start.wrapping_add(self.offset).cast(), iov_len: self.part_len.min(whole - self.offset) };
-        let (desc, none) = ([buffers.desc()], [Desc::NONE]);
-        let descs: &[Desc] = if desc == none { &[] } else { &desc };
         // SAFETY: the buffer is written again when this send is over; the registration goes after the endpoint.
-        let sent = unsafe { sends.post(endpoint, &[part], descs, false)? };
+        let sent = unsafe { sends.post(endpoint, &[part], buffers.descs(), false)? };
         if sent {
             if self.offset == 0 {
                 receives.grant(head.credits);
             }
-            self.offset += part.iov_len;
-            if self.offset == whole {
-                self.offset = 0;
-                self.next += 1;
-            }
+            self.part_sent(part.iov_len);
         }
         Ok(sent)
     }
@@ -309,10 +308,8 @@ impl Outbox {
             let head = if long { head } else { Head { kind: Kind::Batch, total: messages as u32, ..head } };
             buffer[..HEAD_LEN].copy_from_slice(&head.encode());
         }
-        let (desc, none) = ([buffers.desc()], [Desc::NONE]);
-        let descs: &[Desc] = if desc == none { &[] } else { &desc };
         // SAFETY: the buffer is used again after this send is over.
-        let sent = unsafe { sends.post(endpoint, &[iovec { iov_base: start.cast(), iov_len: len }], descs, false)? };
+        let sent = unsafe { sends.post(endpoint, &[iovec { iov_base: start.cast(), iov_len: len }], buffers.descs(), false)? };
         *filled = if sent { None } else { Some((len, messages)) };
         if sent {
             if first {
@@ -320,11 +317,7 @@ impl Outbox {
             }
             self.next += messages;
             if long {
-                self.offset += len;
-                if self.offset == HEAD_LEN + self.size {
-                    self.offset = 0;
-                    self.next += 1;
-                }
+                self.part_sent(len);
             }
         }
         Ok(sent)

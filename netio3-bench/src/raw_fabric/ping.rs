@@ -32,10 +32,8 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
     };
     let seconds = began.elapsed();
     let mut total = run.check.tally(Some(args.count));
-    if let Some(Tally { duplicated, reordered, corrupted, .. }) = tally {
-        total.duplicated += duplicated;
-        total.reordered += reordered;
-        total.corrupted += corrupted;
+    if let Some(tally) = tally {
+        total.add_faults(&tally);
     }
     let mut report = Report::new("ping", Backend::RawFabric, &total, seconds);
     report.mode = Some(Mode::ZeroCopy);
