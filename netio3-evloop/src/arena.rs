@@ -48,6 +48,10 @@ impl<T> Arena<T> {
         Some(self.entries.remove(key.index()).1)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     pub(crate) fn into_values(self) -> impl Iterator<Item = T> {
         self.entries.into_iter().map(|(_, (_, value))| value)
     }

@@ -142,6 +142,11 @@ impl Registry {
         was_watched
     }
 
+    /// Whether there may be a watch.
+    pub(crate) fn has_watches(&self) -> bool {
+        !self.tokens.is_empty()
+    }
+
     /// Notes what the kernel reported for a watch.
     pub(crate) fn fetched(&mut self, key: Key, ready: Ready) {
         // Otherwise the watch ended after the kernel's report.

@@ -147,11 +147,14 @@ impl Inner {
     }
 
     /// Looks once at all devices that can be polled and, where there are some, less often at the kernel: that takes
-    /// longer. Tells whether there was something.
+    /// longer. If they are all there is to wait for, the kernel has nothing to say. Tells whether there was something.
     fn poll_sources(&self) -> io::Result<bool> {
         self.armed.set(false);
         let found = Cell::new(Polled::NoDevice);
         self.each_hooked(|source| found.set(found.get().max(self.within_budget(|budget| source.poll(self, budget)))));
+        if found.get() != Polled::NoDevice && !self.registry.borrow().has_watches() {
+            return Ok(found.get() == Polled::Something);
+        }
         let polls = self.polls.get() + 1;
         let enough = match found.get() {
             Polled::NoDevice => 0,

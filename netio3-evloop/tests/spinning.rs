@@ -59,6 +59,32 @@ fn timers_descriptors_and_other_threads_are_noticed_while_spinning() {
     assert_eq!(event_loop.counters().snapshot().wakeups, 0);
 }
 
+/// Without descriptors the kernel is not asked while devices are polled.
+#[test]
+fn beside_devices_and_no_descriptors_everything_else_is_noticed() {
+    let event_loop = event_loop();
+    event_loop.set_spin(LONG);
+    event_loop.add_source(Box::new(Probe { poll: Box::new(|_, _| Polled::Nothing), ..Probe::default() }));
+    let fired = Count::default();
+    let count = fired.clone();
+    event_loop.add_timer(ms(2), move |_| count.add());
+    run_until(&event_loop, || fired.get() == 1);
+
+    let remote = event_loop.remote();
+    let stopper = thread::spawn(move || {
+        thread::sleep(ms(2));
+        remote.stop();
+    });
+    event_loop.run().unwrap();
+    stopper.join().unwrap();
+
+    let (a, mut b) = pair();
+    let bytes = count_bytes(&event_loop, a);
+    b.write_all(b"x").unwrap();
+    run_until(&event_loop, || bytes.get() == 1);
+    assert_eq!(event_loop.counters().snapshot().wakeups, 0);
+}
+
 #[test]
 fn after_spinning_it_sleeps() {
     let event_loop = event_loop();

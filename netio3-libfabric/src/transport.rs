@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Once};
 
 use netio3_core::engine::{Connection, Engine, Freed, Listener, OWN, Outgoing, Release, Retired, State, Transport, Upcalls};
 use netio3_core::{Budget, ClosedReason, ConnectionParameters, Interest, Next, Polled, Ready, RefusedReason, WatchId};
@@ -28,6 +28,8 @@ pub(crate) struct Rdma {
     pub(crate) done: Receiver<Done>,
     /// What is open.
     pub(crate) watched: RefCell<Vec<Watched>>,
+    /// The loop is told of a queue's descriptor.
+    told: Cell<bool>,
     pub(crate) ids: RefCell<Ids>,
     /// Endpoints that the helper thread closes, with their connections, unless nobody waits for that.
     pub(crate) closing: RefCell<HashMap<u64, (Conn, SharedEndpoint)>>,
@@ -54,10 +56,10 @@ pub(crate) struct Rdma {
 
 pub(crate) type Conn = Rc<Connection<Link>>;
 
-/// A queue whose descriptor is watched.
+/// A queue that is read. Its descriptor is watched, except while the loop spins.
 pub(crate) enum Watched {
-    Events { net: Arc<Net>, events: Arc<EventQueue>, watch: WatchId },
-    Completions { queue: Arc<Queue>, watch: WatchId },
+    Events { net: Arc<Net>, events: Arc<EventQueue>, watch: Option<WatchId> },
+    Completions { queue: Arc<Queue>, watch: Option<WatchId> },
 }
 
 /// The connections by the numbers in their names. A name is made of a number and how often that was given before.
@@ -90,10 +92,21 @@ impl Watched {
         }
     }
 
-    fn unwatch(self, engine: &Engine<Rdma>) {
-        match self {
-            Self::Events { events, watch, .. } => engine.event_loop().unwatch(watch, events.fd()),
-            Self::Completions { queue, watch } => engine.event_loop().unwatch(watch, queue.completions.fd()),
+    fn watch(&mut self, engine: &Engine<Rdma>) -> io::Result<()> {
+        let (token, fd, watch) = match self {
+            Self::Events { events, watch, .. } => (EVENTS, events.fd(), watch),
+            Self::Completions { queue, watch } => (COMPLETIONS, queue.completions.fd(), watch),
+        };
+        if watch.is_none() {
+            *watch = Some(engine.event_loop().watch(engine.source(), fd, token, Interest::Readable)?);
+        }
+        Ok(())
+    }
+
+    fn unwatch(&mut self, engine: &Engine<Rdma>) {
+        let (Self::Events { watch, .. } | Self::Completions { watch, .. }) = self;
+        if let Some(watch) = watch.take() {
+            engine.event_loop().unwatch(watch, self.fd());
         }
     }
 }
@@ -139,6 +152,7 @@ impl Rdma {
             helper,
             done,
             watched: RefCell::default(),
+            told: Cell::new(false),
             ids: RefCell::default(),
             closing: RefCell::default(),
             events_due: Cell::new(false),
@@ -189,10 +203,8 @@ impl Rdma {
             self.watch_events(engine, net, &net.events)?;
         }
         let is_this = |watched: &Watched| matches!(watched, Watched::Completions { queue: present, .. } if Arc::ptr_eq(present, queue));
-        let mut watched = self.watched.borrow_mut();
-        if !watched.iter().any(is_this) {
-            let watch = engine.event_loop().watch(engine.source(), queue.completions.fd(), COMPLETIONS, Interest::Readable)?;
-            watched.push(Watched::Completions { queue: queue.clone(), watch });
+        if !self.watched.borrow().iter().any(is_this) {
+            self.add(engine, Watched::Completions { queue: queue.clone(), watch: None })?;
         }
         self.look_soon(engine);
         Ok(())
@@ -200,11 +212,35 @@ impl Rdma {
 
     /// Watches an event queue.
     fn watch_events(&self, engine: &Engine<Self>, net: &Arc<Net>, events: &Arc<EventQueue>) -> io::Result<()> {
-        let watch = engine.event_loop().watch(engine.source(), events.fd(), EVENTS, Interest::Readable)?;
-        self.watched.borrow_mut().push(Watched::Events { net: net.clone(), events: events.clone(), watch });
+        self.add(engine, Watched::Events { net: net.clone(), events: events.clone(), watch: None })?;
         self.events_due.set(true);
         self.look_soon(engine);
         Ok(())
+    }
+
+    fn add(&self, engine: &Engine<Self>, mut watched: Watched) -> io::Result<()> {
+        watched.watch(engine)?;
+        self.told.set(true);
+        self.watched.borrow_mut().push(watched);
+        Ok(())
+    }
+
+    /// Has the loop told of every queue again; tells whether it is.
+    fn watch_all(&self, engine: &Engine<Self>) -> bool {
+        static WARNED: Once = Once::new();
+        self.told.set(true);
+        let outcome = self.watched.borrow_mut().iter_mut().try_for_each(|watched| watched.watch(engine));
+        if let Err(error) = &outcome {
+            WARNED.call_once(|| tracing::warn!(%error, "cannot watch the queues of a device: the loop goes on without sleeping"));
+        }
+        outcome.is_ok()
+    }
+
+    /// Spares the kernel to tell the loop of queues that are polled: that takes about a microsecond of whoever sends.
+    fn unwatch_all(&self, engine: &Engine<Self>) {
+        if self.told.take() {
+            self.watched.borrow_mut().iter_mut().for_each(|watched| watched.unwatch(engine));
+        }
     }
 
     /// Has the queues looked at although no descriptor asks for it.
@@ -403,7 +439,8 @@ impl Transport for Rdma {
     }
 
     fn tear_down(&self, engine: &Engine<Self>) {
-        self.watched.take().into_iter().for_each(|watched| watched.unwatch(engine));
+        self.unwatch_all(engine);
+        self.watched.take();
     }
 
     fn own_ready(&self, up: &mut Upcalls<'_, Self>, ready: usize, budget: &mut Budget) -> Next {
@@ -441,14 +478,15 @@ impl Transport for Rdma {
         for _ in 0..PUMPS_PER_POLL {
             self.pump(up, budget);
             if !self.dry.get() {
+                self.unwatch_all(up.engine());
                 return Polled::Something;
             }
         }
         Polled::Nothing
     }
 
-    fn may_sleep(&self) -> bool {
-        let may_sleep = !self.active.get() || (self.retry.borrow().is_empty() && self.descriptors_tell());
+    fn may_sleep(&self, engine: &Engine<Self>) -> bool {
+        let may_sleep = !self.active.get() || (self.retry.borrow().is_empty() && self.watch_all(engine) && self.descriptors_tell());
         self.active.set(!may_sleep);
         may_sleep
     }

@@ -247,7 +247,7 @@ impl<T: Transport> Source for Driver<T> {
 
     fn may_sleep(&mut self, _ev: &dyn EventLoop) -> bool {
         let engine = self.view.engine();
-        engine.is_gone() || engine.transport.may_sleep()
+        engine.is_gone() || engine.transport.may_sleep(engine)
     }
 }
 

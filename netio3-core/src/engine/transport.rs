@@ -148,7 +148,8 @@ pub trait Transport: Sized + 'static {
     }
 
     /// The loop is about to sleep: whether its descriptors will wake it for everything.
-    fn may_sleep(&self) -> bool {
+    fn may_sleep(&self, engine: &Engine<Self>) -> bool {
+        let _ = engine;
         true
     }
 }
