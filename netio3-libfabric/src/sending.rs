@@ -247,7 +247,9 @@ impl Sending {
     }
 
     fn close_open(&mut self) {
-        self.items.extend(self.open.take().map(Item::Packed));
+        if let Some(open) = self.open.take() {
+            self.items.push_back(Item::Packed(open));
+        }
     }
 
     /// Prepares the next packet, unless one is prepared. `None` when nothing waits, or memory that the device
@@ -459,13 +461,14 @@ impl Sending {
             messages += flight.messages as usize;
             flight.memory.into_iter().for_each(|memory| self.give_back(memory));
             self.flying_pieces -= flight.pieces;
-            for piece in self.pieces.drain(..flight.pieces) {
-                match piece {
-                    Piece::Copied(mut memory) => {
+            for _ in 0..flight.pieces {
+                match self.pieces.pop_front() {
+                    None => break,
+                    Some(Piece::Copied(mut memory)) => {
                         memory.clear();
                         self.spare_copies.push(memory);
                     }
-                    piece => self.retired.extend(piece.retire()),
+                    Some(piece) => self.retired.extend(piece.retire()),
                 }
             }
         }

@@ -54,6 +54,8 @@ pub struct Connection<L> {
     pub(super) liveness: RefCell<Option<Liveness>>,
     /// When the present state began.
     pub(super) since: Cell<Instant>,
+    /// Since the last flush a message was accepted with nothing before it.
+    pub(super) filled: Cell<bool>,
     /// When the queue last moved.
     pub(super) progress: Cell<Instant>,
     pub(super) deadline: Cell<Option<Instant>>,

@@ -228,6 +228,7 @@ impl<T: Transport> Engine<T> {
             starved: Cell::new(false),
             liveness: RefCell::new(None),
             since: Cell::new(now),
+            filled: Cell::new(false),
             progress: Cell::new(now),
             deadline: Cell::new(None),
             listed: Listed::default(),

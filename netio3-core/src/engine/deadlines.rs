@@ -45,10 +45,11 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Makes sure that a connection's queue is looked after: it must move, and give its memory back.
-    pub(super) fn watch_queue(&self, connection: &Connection<T::Link>) {
+    /// Makes sure that what a flush left in a connection's queue is looked after: it must move, and give its memory
+    /// back. `filled`: it is there only since then.
+    pub(super) fn watch_queue(&self, connection: &Connection<T::Link>, filled: bool) {
         let first = !connection.listed.untrimmed.replace(true);
-        let stall = connection.params.stall_timeout.filter(|_| connection.ledger.borrow().messages() == 1);
+        let stall = connection.params.stall_timeout.filter(|_| filled);
         if let Some(stall) = stall {
             let now = self.ev.now();
             connection.progress.set(now);

@@ -153,8 +153,8 @@ impl<T: Transport> LocalBackend<T> {
         engine.hold(held);
         engine.queued.set(engine.queued.get() + Amount { messages: 1, bytes: len as u64 });
         let unsent = engine.transport.enqueue(connection, message);
-        if was_empty || !connection.listed.untrimmed.get() {
-            engine.watch_queue(connection);
+        if was_empty {
+            connection.filled.set(true);
         }
         match connection.params.flush_at.checked_sub(unsent) {
             None | Some(0) => engine.flush(connection),

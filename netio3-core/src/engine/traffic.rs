@@ -155,6 +155,10 @@ impl<T: Transport> Engine<T> {
         if connection.counted.get() != connection.ledger.borrow().accepted() {
             self.count_queue(connection);
         }
+        let filled = connection.filled.take();
+        if (filled || !connection.listed.untrimmed.get()) && connection.ledger.borrow().messages() > 0 {
+            self.watch_queue(connection, filled);
+        }
     }
 
     /// Makes sure that what was listed is found.
