@@ -8,7 +8,7 @@ use netio3_core::WatchId;
 
 use crate::inbound::Inbound;
 use crate::net::Stream;
-use crate::outbound::Outbound;
+use crate::outbound::{Outbound, Spares};
 use crate::session::Session;
 use crate::stash::Stash;
 
@@ -38,13 +38,13 @@ struct Watched<S> {
 }
 
 impl<S: Stream> Link<S> {
-    pub(crate) fn new(socket: S, watch: WatchId, session: Session, max_len: usize) -> Self {
+    pub(crate) fn new(socket: S, watch: WatchId, session: Session, max_len: usize, spares: &Rc<Spares>) -> Self {
         Self {
             socket: RefCell::new(Some(Watched { socket: Rc::new(socket), watch })),
             refused: Cell::new(None),
             session: Cell::new(session),
             inbound: RefCell::new(Inbound::new(max_len)),
-            outbound: RefCell::default(),
+            outbound: RefCell::new(Outbound::new(spares)),
             stash: RefCell::default(),
             stash_held: Cell::new(0),
             blocked: Cell::new(false),

@@ -1,7 +1,9 @@
 //! What waits to be written to a socket.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use netio3_core::engine::{Outgoing, Payload, Retired};
@@ -28,7 +30,18 @@ pub(crate) struct Outbound {
     /// Bytes at the front that belong to the hello, not to a frame.
     hello: usize,
     retired: Vec<Retired>,
+    /// Where memory for copied bytes comes from and goes to.
+    spares: Rc<Spares>,
 }
+
+/// Memory that connections with nothing to be written have left to the others: the latest is in the processor's cache,
+/// however many there are.
+#[derive(Debug, Default)]
+pub(crate) struct Spares(RefCell<Vec<Vec<u8>>>);
+
+/// How many are kept, and of what length at most, in bytes.
+const MOST_SPARES: usize = 16;
+const LONGEST_SPARE: usize = 256 << 10;
 
 #[derive(Debug)]
 enum Segment {
@@ -43,7 +56,30 @@ enum Segment {
 /// about as much as copying some hundred bytes.
 const MIN_GATHERED: usize = 256;
 
+impl Spares {
+    /// Takes memory over, if it is not too much.
+    fn put(&self, memory: &mut Vec<u8>) {
+        let mut spares = self.0.borrow_mut();
+        if spares.len() < MOST_SPARES && (1..=LONGEST_SPARE).contains(&memory.len()) {
+            spares.push(std::mem::take(memory));
+        }
+    }
+
+    fn take(&self) -> Option<Vec<u8>> {
+        self.0.borrow_mut().pop()
+    }
+
+    /// Frees them.
+    pub(crate) fn clear(&self) {
+        self.0.take();
+    }
+}
+
 impl Outbound {
+    pub(crate) fn new(spares: &Rc<Spares>) -> Self {
+        Self { spares: spares.clone(), ..Self::default() }
+    }
+
     /// Bytes that wait.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
@@ -193,13 +229,13 @@ impl Outbound {
                 Segment::Copied(_) | Segment::Raw(_) => {}
             }
         }
-        *self = Self { retired: std::mem::take(&mut self.retired), ..Self::default() };
+        *self = Self { retired: std::mem::take(&mut self.retired), ..Self::new(&self.spares) };
     }
 
     /// Gives memory back that is not in use.
     pub(crate) fn trim(&mut self) {
         if self.is_empty() && self.retired.is_empty() {
-            *self = Self { hello: self.hello, ..Self::default() };
+            *self = Self { hello: self.hello, ..Self::new(&self.spares) };
         }
     }
 
@@ -238,6 +274,12 @@ impl Outbound {
 
     #[cold]
     fn grow(&mut self, n: usize) {
+        if self.copied.is_empty() {
+            self.copied = self.spares.take().unwrap_or_default();
+            if self.copied.len() >= n {
+                return;
+            }
+        }
         self.copied.truncate(self.copied_end);
         self.copied.reserve(n);
         self.copied.resize(self.copied.capacity(), 0);
@@ -258,6 +300,7 @@ impl Outbound {
         let left = self.copied_end - self.copied_start;
         if left == 0 {
             (self.copied_start, self.open, self.copied_end) = (0, 0, 0);
+            self.spares.put(&mut self.copied);
         } else if self.copied_start > left {
             self.copied.copy_within(self.copied_start..self.copied_end, 0);
             (self.copied_start, self.open, self.copied_end) = (0, self.open - self.copied_start, left);

@@ -12,7 +12,7 @@ use crate::frame::{Frame, HEAD_LEN};
 use crate::hello::Hello;
 use crate::link::Link;
 use crate::net::{Dialing, Listen, Net, Stream};
-use crate::outbound::Outbound;
+use crate::outbound::{Outbound, Spares};
 use crate::reading::ReadBuffer;
 use crate::refusal;
 use crate::session::{Session, Stage};
@@ -22,6 +22,7 @@ pub(crate) struct Tcp<N: Net> {
     pub(crate) read_buffer: RefCell<ReadBuffer>,
     /// The connection that brought something last.
     pub(crate) latest: RefCell<Option<Conn<N>>>,
+    spares: Rc<Spares>,
     net: PhantomData<N>,
 }
 
@@ -46,7 +47,7 @@ const ACCEPT_BATCH: usize = 128;
 
 impl<N: Net> Tcp<N> {
     pub(crate) fn new() -> Self {
-        Self { read_buffer: RefCell::new(ReadBuffer::default()), latest: RefCell::new(None), net: PhantomData }
+        Self { read_buffer: RefCell::new(ReadBuffer::default()), latest: RefCell::new(None), spares: Rc::default(), net: PhantomData }
     }
 
     /// What this side says of itself.
@@ -132,7 +133,7 @@ impl<N: Net> Transport for Tcp<N> {
         if refused.is_some() {
             engine.event_loop().redeliver(engine.source(), token, Ready::ERROR);
         }
-        let link = Link::new(stream, watch, Session::dialing(), engine.config.max_message_len);
+        let link = Link::new(stream, watch, Session::dialing(), engine.config.max_message_len, &self.spares);
         link.refused.set(refused);
         Ok(link)
     }
@@ -179,7 +180,7 @@ impl<N: Net> Transport for Tcp<N> {
                     let max_len = engine.config.max_message_len;
                     _ = engine.stranger(listener, peer, |token| {
                         let watch = stream.watch(engine.event_loop(), engine.source(), token)?;
-                        Ok(Link::new(stream, watch, Session::accepted(), max_len))
+                        Ok(Link::new(stream, watch, Session::accepted(), max_len, &self.spares))
                     });
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Wait,
@@ -325,6 +326,7 @@ impl<N: Net> Transport for Tcp<N> {
         inbound.trim();
         self.count_memory(engine, connection, inbound.held());
         connection.link.outbound.borrow_mut().trim();
+        self.spares.clear();
     }
 }
 

@@ -208,3 +208,27 @@ fn neighbours_that_are_copied_make_one_slice() {
     let mut slices = [IoSlice::new(&[]); 4];
     assert_eq!(outbound.slices(&mut slices, 1 << 20), (1, 100 * (16 + 1_009)));
 }
+
+/// However many connections there are: what is copied for one lies where what was copied for the last one did.
+#[test]
+fn memory_for_copies_goes_from_one_connection_to_the_next() {
+    let spares = Rc::default();
+    let (mut first, mut second) = (Outbound::new(&spares), Outbound::new(&spares));
+    let place = |outbound: &mut Outbound| {
+        outbound.push_control(Frame::Heartbeat);
+        outbound.copied.as_ptr()
+    };
+    let before = place(&mut first);
+    first.written(HEAD_LEN);
+    assert_eq!(place(&mut second), before);
+    assert_ne!(place(&mut first), before, "the second one has not written it yet");
+    second.written(HEAD_LEN);
+    first.written(HEAD_LEN);
+    spares.clear();
+    assert!(spares.take().is_none());
+    // What is too long stays where it is, so that it is not made anew each time.
+    let long = vec![1; LONGEST_SPARE + 1];
+    first.push(Outgoing { header: &[], payload: Payload::Copied(&[IoSlice::new(&long)]), len: long.len() }, 0);
+    first.written(HEAD_LEN + long.len());
+    assert!(spares.take().is_none() && first.copied.len() > LONGEST_SPARE);
+}
