@@ -74,9 +74,10 @@ impl Findings {
             let verdict = line.pass.map_or("", |pass| if pass { "ok" } else { "SHORT" });
             text += &format!("{:<58}{:>15}{:>15}  {ratio:<22}{asked}{verdict}\n", line.name, value(line.base), value(line.own));
         }
-        let short = lines.iter().filter(|line| line.pass == Some(false)).count();
+        let asked: Vec<bool> = lines.iter().filter_map(|line| line.pass).collect();
+        let held = asked.iter().filter(|pass| **pass).count();
         self.notes.iter().for_each(|note| text += &format!("{note}\n"));
-        text += &format!("{} of {} as asked, {:.0} s\n", lines.len() - short, lines.len(), self.seconds);
+        text += &format!("{} of {} as asked, {:.0} s\n", held, asked.len(), self.seconds);
         if json {
             let object = Object { role: "limits", rows: &lines, notes: &self.notes, seconds: self.seconds };
             text += &(serde_json::to_string(&object).expect("the findings have a JSON form") + "\n");
