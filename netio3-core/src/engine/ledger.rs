@@ -166,7 +166,7 @@ impl Ledger {
         self.refused = None;
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, key: u64, kind: CompletionKind, len: usize, held: HeldRegions) {
         if !held.is_none() {
             self.held.push_back((self.passed + (self.records.len() - self.first) as u64, held));

@@ -77,7 +77,7 @@ impl Batch {
     }
 
     /// Adds a message. Zero-copy ones up to `copy_below` bytes are copied.
-    #[inline]
+    #[inline(always)]
     pub(super) fn push(&mut self, message: Outgoing<'_>, key: u64, copy_below: usize) {
         let Outgoing { header, payload, len } = message;
         if !header.is_empty() {
@@ -86,11 +86,15 @@ impl Batch {
         let copy = len <= copy_below;
         let (form, pieces) = match payload {
             Payload::Copied(pieces) => {
-                pieces.iter().for_each(|piece| self.bytes.extend_from_slice(piece));
+                for piece in pieces {
+                    self.bytes.extend_from_slice(piece);
+                }
                 (Form::Copied { zero_copy: false }, 0)
             }
             Payload::Shared(pieces) if copy => {
-                pieces.iter().for_each(|piece| self.bytes.extend_from_slice(piece));
+                for piece in pieces {
+                    self.bytes.extend_from_slice(piece);
+                }
                 (Form::Copied { zero_copy: true }, 0)
             }
             Payload::Raw(pieces) if copy => {
@@ -117,7 +121,9 @@ impl Batch {
     /// Hands messages over to the single-threaded backend. Those it does not take because the connection is
     /// ending are left out: they are pending.
     pub(super) fn hand_over<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget) -> Progress {
-        while let Some(entry) = self.entries.get(self.done.entries) {
+        loop {
+            self.hand_over_granted(to, inner, budget);
+            let Some(entry) = self.entries.get(self.done.entries) else { return Progress::Done };
             if budget.is_spent() {
                 return Progress::OutOfBudget;
             }
@@ -163,7 +169,23 @@ impl Batch {
             self.done = done;
             budget.spend(1, header.len() + payload);
         }
-        Progress::Done
+    }
+
+    /// Hands the next copied messages over, as far as the backend takes them without a look at any limit.
+    fn hand_over_granted<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget) {
+        let mut rest = &self.bytes[self.done.bytes..];
+        let copies = self.entries[self.done.entries..].iter().take(budget.messages).map_while(|entry| {
+            let Form::Copied { .. } = entry.form else { return None };
+            let (message, after) = rest.split_at((entry.header + entry.payload) as usize);
+            rest = after;
+            Some((entry.key, message))
+        });
+        let (messages, bytes) = inner.submit_granted(to, copies);
+        let taken = &self.entries[self.done.entries..][..messages];
+        self.done.copied += taken.iter().filter(|entry| matches!(entry.form, Form::Copied { zero_copy: true })).count();
+        self.done.entries += messages;
+        self.done.bytes += bytes;
+        budget.spend(messages, bytes);
     }
 
     /// Takes the shared memory of what was handed over out; the backend has its own share of it. This is for

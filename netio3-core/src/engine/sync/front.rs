@@ -321,7 +321,10 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
     }
 
     fn stats(&self, endpoint: Endpoint) -> Result<Arc<ConnectionCounters>, SendError> {
-        self.shared.known(endpoint, |mail| mail.counters.clone())
+        self.shared.known(endpoint, |mail| {
+            mail.count_queue();
+            mail.counters.clone()
+        })
     }
 
     fn totals(&self) -> Arc<BackendCounters> {

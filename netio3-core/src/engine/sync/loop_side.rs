@@ -195,6 +195,7 @@ impl<T: Transport> LoopSide<T> {
     /// Takes what a mailbox has for the backend; its messages in exchange for an empty batch.
     fn take_out(&self, mail: &mut Mail, batch: &mut Batch, now: Instant) -> Taken {
         mail.dirty = false;
+        mail.count_queue();
         if mail.owes_writable() && !std::mem::replace(&mut mail.waiting, true) {
             self.waiting.borrow_mut().push(mail.endpoint);
         }
@@ -323,7 +324,7 @@ impl<T: Transport> LoopSide<T> {
         let spare = self.spare.completions.take();
         let told = self.shared.with(endpoint, |mail| {
             mail.ledger.complete_messages(n, &mut regions.lock());
-            quota.settle(&mut mail.granted, mail.ledger.messages(), mail.ledger.bytes());
+            mail.settle(quota);
             mail.count_queue();
             (mail.ledger.take_completed(spare), mail.address)
         });

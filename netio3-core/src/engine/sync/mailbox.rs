@@ -130,22 +130,40 @@ impl Mail {
     /// Whether there is room for a message; an empty queue takes any one.
     #[inline]
     pub(super) fn has_room(&mut self, len: usize, quota: &Quota) -> bool {
-        let (messages, bytes) = (self.ledger.messages() + 1, self.ledger.bytes() + len);
-        self.ledger.fits(len) && quota.cover(&mut self.granted, messages, bytes, self.ledger.is_empty())
+        self.ledger.is_granted(len) || self.make_room(len, quota)
+    }
+
+    /// Looks at all limits, and how much may come before that has to be done again.
+    #[inline(never)]
+    fn make_room(&mut self, len: usize, quota: &Quota) -> bool {
+        let queued = self.ledger.queued();
+        let (messages, bytes) = (queued.messages as usize + 1, queued.bytes as usize + len);
+        let has_room = self.ledger.fits(len) && quota.cover(&mut self.granted, messages, bytes, self.ledger.is_empty());
+        if has_room {
+            self.ledger.grant(self.granted.beyond(queued));
+        }
+        has_room
+    }
+
+    /// Messages have completed: gives room back that is not needed.
+    pub(super) fn settle(&mut self, quota: &Quota) {
+        self.ledger.end_grant();
+        let queued = self.ledger.queued();
+        quota.settle(&mut self.granted, queued.messages as usize, queued.bytes as usize);
     }
 
     /// Accepts a message.
-    #[inline]
+    #[inline(always)]
     pub(super) fn accept(&mut self, offer: &Offer, held: HeldRegions, message: Outgoing<'_>) {
         self.ledger.push(offer.key, offer.kind, offer.len, held);
-        self.counters.messages_accepted.add(1);
-        self.count_queue();
         self.batch.push(message, offer.key, self.copy_below);
     }
 
-    /// Counts what is queued. Like all counters kept here, these are written under the mailbox's lock alone.
-    #[inline]
+    /// Brings the counters of what was accepted and is queued up to date: not for each message, but when the loop looks,
+    /// one is refused, and when the user asks for them. Like all counters kept here, these are written under the
+    /// mailbox's lock alone.
     pub(super) fn count_queue(&self) {
+        self.counters.messages_accepted.set(self.ledger.accepted());
         self.counters.queued_messages.set(self.ledger.messages() as u64);
         self.counters.queued_bytes.set(self.ledger.bytes() as u64);
     }
@@ -205,6 +223,7 @@ impl Mail {
 
     /// What the user sees of it.
     pub(super) fn describe(&self) -> ConnectionState {
+        self.count_queue();
         ConnectionState {
             endpoint: self.endpoint,
             address: self.address,

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::config::NetworkConfig;
+use crate::engine::ledger::Amount;
 
 /// The room of all queues, in messages and bytes. Mailboxes take it in portions, so that threads sending on
 /// different connections do not meet at a shared counter for every message.
@@ -16,6 +17,13 @@ pub(super) struct Quota {
 pub(super) struct Granted {
     messages: usize,
     bytes: usize,
+}
+
+impl Granted {
+    /// What is left of it with so much in use.
+    pub(super) fn beyond(self, used: Amount) -> Amount {
+        Amount { messages: self.messages as u64, bytes: self.bytes as u64 }.saturating_sub(used)
+    }
 }
 
 struct Share {

@@ -156,8 +156,8 @@ impl<O: Opener> Shared<O> {
         Some(mail)
     }
 
-    /// Accepts or refuses a message, without looking at its bytes.
-    #[inline]
+    /// Accepts or refuses a message, without looking at its bytes. Inlined, so that no message is built in memory.
+    #[inline(always)]
     pub(super) fn submit(
         &self,
         to: Endpoint,
@@ -188,6 +188,7 @@ impl<O: Opener> Shared<O> {
         } else {
             mail.ledger.refuse(offer.len);
             mail.counters.refused_sends.add(1);
+            mail.count_queue();
             // One that waits already is looked at whenever something completes.
             !mail.waiting && mail.mark()
         };
