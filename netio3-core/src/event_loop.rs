@@ -118,6 +118,12 @@ pub trait Source {
     /// up before the readiness, return [`Next::Again`] and be called again with the same in the next turn.
     fn ready(&mut self, ev: &dyn EventLoop, token: usize, ready: Ready, budget: &mut Budget) -> Next;
 
+    /// What was due has been delivered, and others have their turn; or what follows was left over in an earlier turn and
+    /// may take long. Send what is queued, so that it does not wait for them.
+    fn delivered(&mut self, ev: &dyn EventLoop) {
+        let _ = ev;
+    }
+
     /// The deadline has passed and is cleared; set the next one.
     fn timeout(&mut self, ev: &dyn EventLoop) {
         let _ = ev;

@@ -31,7 +31,8 @@
 //! The loop runs in turns. Each fetches what is ready, sleeping first if there is nothing to do; then
 //! delivers readiness, runs posted closures, and calls whose time has come; then asks every source
 //! to finish its work, and whether it forbids sleeping. Sources take turns within a turn: each has a
-//! [`Budget`](netio3_core::Budget), and what is beyond it waits while the others have theirs.
+//! [`Budget`](netio3_core::Budget), and what is beyond it waits while the others have theirs; what was left over once is
+//! delivered after what has just come, so that who has much keeps nobody waiting.
 //!
 //! # Threads
 //! The loop starts none. A wake-up from another thread makes a system call only when the loop sleeps or is

@@ -14,8 +14,10 @@ pub(crate) struct Registry {
     sources: Arena<Entry>,
     tokens: Arena<Token>,
     deadlines: BTreeSet<(Instant, Key)>,
-    /// Sources to which a token is due, in the order in which they became so.
+    /// Sources to which a token is due, in the order in which they became so; and behind them those that left something
+    /// over when they were called last.
     ready: VecDeque<Key>,
+    late: VecDeque<Key>,
     /// Sources that are asked before sleeping and polled while spinning.
     hooked: Vec<Key>,
 }
@@ -26,10 +28,26 @@ struct Entry {
     deadline: Option<Instant>,
     /// Every token of this source, found by its number.
     tokens: BTreeSet<(usize, Key)>,
-    /// Tokens to be delivered; those removed since are skipped.
+    /// Tokens to be delivered; those removed since are skipped. And behind them those of which something was left over
+    /// when they were delivered last: who has much does not keep others waiting.
     due: VecDeque<Key>,
-    /// Whether it is in [`Registry::ready`].
-    listed: bool,
+    late: VecDeque<Key>,
+    listed: Listed,
+}
+
+/// In which list a source is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listed {
+    No,
+    Late,
+    Ready,
+}
+
+/// What is to be delivered to a source in this turn, of each kind.
+#[derive(Clone, Copy)]
+pub(crate) struct Left {
+    due: usize,
+    late: usize,
 }
 
 /// A token of a source: a watched descriptor, or one that only waits to be redelivered.
@@ -41,7 +59,7 @@ struct Token {
     fetched: Ready,
     /// What the source asked for: outlives the watch.
     asked: Option<Ready>,
-    /// Whether it is in [`Entry::due`].
+    /// Whether it is in [`Entry::due`] or [`Entry::late`].
     queued: bool,
 }
 
@@ -51,6 +69,8 @@ pub(crate) struct Due {
     key: Key,
     pub(crate) number: usize,
     pub(crate) ready: Ready,
+    /// Something was left over of it when it was delivered last.
+    pub(crate) late: bool,
 }
 
 /// What is left of a removed source.
@@ -70,7 +90,8 @@ impl Registry {
             deadline: None,
             tokens: BTreeSet::new(),
             due: VecDeque::new(),
-            listed: false,
+            late: VecDeque::new(),
+            listed: Listed::No,
         });
         if hooked {
             self.hooked.push(key);
@@ -152,51 +173,68 @@ impl Registry {
         // Otherwise the watch ended after the kernel's report.
         if let Some(token) = self.tokens.get_mut(key).filter(|token| token.watched.is_some()) {
             token.fetched |= ready;
-            self.enqueue(key);
+            self.enqueue(key, false);
         }
     }
 
     /// Notes what a source asked for.
     pub(crate) fn redeliver(&mut self, source: Key, number: usize, ready: Ready) {
-        let Some(entry) = self.sources.get(source) else { return };
-        let known = entry.tokens.range(tokens_of(number)).next_back().map(|(_, key)| *key);
-        let key = known.unwrap_or_else(|| self.insert(source, number, None));
-        self.ask(key, ready);
+        if let Some(key) = self.token(source, number) {
+            self.ask(key, ready);
+        }
     }
 
     /// Notes that a source did not use a delivery up.
     pub(crate) fn again(&mut self, source: Key, due: Due) {
-        if self.tokens.get(due.key).is_some_and(|token| token.watched.is_some()) {
-            self.fetched(due.key, due.ready);
-        } else {
-            self.redeliver(source, due.number, due.ready);
-        }
+        let key = match self.tokens.get_mut(due.key).filter(|token| token.watched.is_some()) {
+            Some(token) => {
+                token.fetched |= due.ready;
+                due.key
+            }
+            None => {
+                let Some(key) = self.token(source, due.number) else { return };
+                if let Some(token) = self.tokens.get_mut(key) {
+                    token.asked = Some(token.asked.unwrap_or_default() | due.ready);
+                }
+                key
+            }
+        };
+        self.enqueue(key, true);
+    }
+
+    /// The token of this number, made if there is none.
+    fn token(&mut self, source: Key, number: usize) -> Option<Key> {
+        let known = self.sources.get(source)?.tokens.range(tokens_of(number)).next_back().map(|(_, key)| *key);
+        Some(known.unwrap_or_else(|| self.insert(source, number, None)))
     }
 
     pub(crate) fn ready_sources(&self) -> usize {
-        self.ready.len()
+        self.ready.len() + self.late.len()
     }
 
     /// The next source with due tokens, and how many there are at this moment.
-    pub(crate) fn pop_ready(&mut self) -> Option<(Key, usize)> {
-        while let Some(key) = self.ready.pop_front() {
+    pub(crate) fn pop_ready(&mut self) -> Option<(Key, Left)> {
+        while let Some(key) = self.ready.pop_front().or_else(|| self.late.pop_front()) {
             if let Some(entry) = self.sources.get_mut(key) {
-                entry.listed = false;
-                return Some((key, entry.due.len()));
+                entry.listed = Listed::No;
+                return Some((key, Left { due: entry.due.len(), late: entry.late.len() }));
             }
         }
         None
     }
 
-    /// The next due token of a source, among its first `left`.
-    pub(crate) fn pop_due(&mut self, source: Key, left: &mut usize) -> Option<Due> {
-        while *left > 0 {
+    /// The next due token of a source, among those that are left.
+    pub(crate) fn pop_due(&mut self, source: Key, left: &mut Left) -> Option<Due> {
+        while left.due + left.late > 0 {
+            let entry = self.sources.get_mut(source)?;
+            let late = left.due == 0;
+            let (queue, left) = if late { (&mut entry.late, &mut left.late) } else { (&mut entry.due, &mut left.due) };
             *left -= 1;
-            let key = self.sources.get_mut(source)?.due.pop_front()?;
+            let key = queue.pop_front()?;
             let Some(token) = self.tokens.get_mut(key) else { continue };
             token.queued = false;
             let ready = std::mem::take(&mut token.fetched) | token.asked.take().unwrap_or_default();
-            let due = Due { key, number: token.number, ready };
+            let due = Due { key, number: token.number, ready, late };
             if token.watched.is_none() {
                 self.drop_token(key);
             }
@@ -205,12 +243,15 @@ impl Registry {
         None
     }
 
-    /// Puts a source that has due tokens at the end of the line.
-    pub(crate) fn relist(&mut self, source: Key) {
+    /// Puts a source back in line, if it has due tokens. Those that were left in this turn are due in the next before
+    /// what comes till then.
+    pub(crate) fn relist(&mut self, source: Key, left: Left) {
         let Some(entry) = self.sources.get_mut(source) else { return };
-        if !entry.due.is_empty() && !entry.listed {
-            entry.listed = true;
-            self.ready.push_back(source);
+        let left = left.late.min(entry.late.len());
+        entry.due.extend(entry.late.drain(..left));
+        if entry.listed == Listed::No && !(entry.due.is_empty() && entry.late.is_empty()) {
+            entry.listed = Listed::Late;
+            self.late.push_back(source);
         }
     }
 
@@ -234,18 +275,28 @@ impl Registry {
     fn ask(&mut self, key: Key, ready: Ready) {
         if let Some(token) = self.tokens.get_mut(key) {
             token.asked = Some(token.asked.unwrap_or_default() | ready);
-            self.enqueue(key);
+            self.enqueue(key, false);
         }
     }
 
-    fn enqueue(&mut self, key: Key) {
+    fn enqueue(&mut self, key: Key, late: bool) {
         let Some(token) = self.tokens.get_mut(key) else { return };
         let source = token.source;
-        if !std::mem::replace(&mut token.queued, true) {
-            if let Some(entry) = self.sources.get_mut(source) {
-                entry.due.push_back(key);
-            }
-            self.relist(source);
+        if std::mem::replace(&mut token.queued, true) {
+            return;
+        }
+        let Some(entry) = self.sources.get_mut(source) else { return };
+        if late {
+            // It is being called, and is listed behind that.
+            return entry.late.push_back(key);
+        }
+        entry.due.push_back(key);
+        let before = std::mem::replace(&mut entry.listed, Listed::Ready);
+        if before == Listed::Late {
+            self.late.retain(|listed| *listed != source);
+        }
+        if before != Listed::Ready {
+            self.ready.push_back(source);
         }
     }
 }

@@ -232,9 +232,14 @@ impl Inner {
         let Some((key, mut left)) = next else { return };
         self.with_source(key, |source| {
             let mut budget = self.budget.get();
+            let mut told = true;
             loop {
                 let due = self.registry.borrow_mut().pop_due(key, &mut left);
                 let Some(due) = due else { break };
+                if due.late && !told {
+                    source.delivered(self);
+                }
+                told = false;
                 self.counters.events.add(1);
                 if source.ready(self, due.number, due.ready, &mut budget) == Next::Again {
                     self.registry.borrow_mut().again(key, due);
@@ -244,8 +249,11 @@ impl Inner {
                     break;
                 }
             }
+            if !told {
+                source.delivered(self);
+            }
         });
-        self.registry.borrow_mut().relist(key);
+        self.registry.borrow_mut().relist(key, left);
     }
 
     fn run_posts(&self) {

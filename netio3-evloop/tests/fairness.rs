@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use netio3_core::{Budget, EventLoop, Next, Ready};
 
-use util::{Count, Probe, event_loop, ms, run_until, us};
+use util::{Count, Log, Probe, event_loop, ms, run_until, us};
 
 /// A source with that many tokens, all of them always ready; each call costs one message.
 fn flood(event_loop: &dyn EventLoop, tokens: usize, mut each: impl FnMut(usize) + 'static) {
@@ -70,6 +70,54 @@ fn two_floods_share() {
         event_loop.run_once(None).unwrap();
         assert_eq!((few.get(), many.get()), (5 * turn, 5 * turn));
     }
+}
+
+/// A source that notes what is delivered to it. Token 0 has always more; every call costs as much as is told for it.
+fn noting(name: &'static str, log: &Log, cost: impl Fn(usize) -> usize + 'static) -> Box<Probe> {
+    let (delivered, sent) = (log.clone(), log.clone());
+    Box::new(Probe {
+        ready: Box::new(move |_, token, _, budget| {
+            delivered.add(format!("{name}{token}"));
+            budget.spend(cost(token), 0);
+            if token == 0 { Next::Again } else { Next::Wait }
+        }),
+        delivered: Box::new(move || sent.add(format!("{name} sends"))),
+        ..Probe::default()
+    })
+}
+
+#[test]
+fn who_has_much_keeps_nobody_waiting() {
+    let event_loop = event_loop();
+    event_loop.set_budget(Budget { messages: 2, bytes: usize::MAX });
+    let log = Log::default();
+    let a = event_loop.add_source(noting("a", &log, |_| 2));
+    let b = event_loop.add_source(noting("b", &log, |token| 2 - token));
+    event_loop.redeliver(a, 0, Ready::READABLE);
+    event_loop.redeliver(b, 0, Ready::READABLE);
+    event_loop.run_once(None).unwrap();
+    assert_eq!(log.take(), ["a0", "a sends", "b0", "b sends"]);
+    // What comes now is delivered, and the answers are sent, before what was left over: in the same source and in others.
+    event_loop.redeliver(b, 1, Ready::READABLE);
+    event_loop.run_once(None).unwrap();
+    assert_eq!(log.take(), ["b1", "b sends", "b0", "b sends", "a0", "a sends"]);
+}
+
+#[test]
+fn who_has_much_has_its_turn_however_much_comes() {
+    let event_loop = event_loop();
+    event_loop.set_budget(Budget { messages: 2, bytes: usize::MAX });
+    let log = Log::default();
+    let source = event_loop.add_source(noting("", &log, |token| if token == 0 { 2 } else { 1 }));
+    event_loop.redeliver(source, 0, Ready::READABLE);
+    for _ in 0..40 {
+        (1..4).for_each(|token| event_loop.redeliver(source, token, Ready::READABLE));
+        event_loop.run_once(None).unwrap();
+    }
+    let log = log.take();
+    let count = |name: &str| log.iter().filter(|entry| *entry == name).count();
+    let counts = ["0", "1", "2", "3"].map(count);
+    assert!(counts.iter().all(|count| *count >= 15), "{counts:?}");
 }
 
 #[test]

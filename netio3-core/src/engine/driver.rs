@@ -52,6 +52,9 @@ impl<T: Transport> Driver<T> {
 
     /// Tells completions of the connections that have some.
     fn tell_completions(&mut self, engine: &Engine<T>, budget: &mut Budget) {
+        if engine.completed.borrow().is_empty() {
+            return;
+        }
         std::mem::swap(&mut *engine.completed.borrow_mut(), &mut self.scratch.connections);
         let mut told = std::mem::take(&mut self.scratch.connections);
         for connection in told.drain(..) {
@@ -153,6 +156,9 @@ impl<T: Transport> Driver<T> {
     }
 
     fn flush(&mut self, engine: &Engine<T>) {
+        if engine.unflushed.borrow().is_empty() {
+            return;
+        }
         std::mem::swap(&mut *engine.unflushed.borrow_mut(), &mut self.scratch.connections);
         for connection in self.scratch.connections.drain(..) {
             connection.listed.unflushed.set(false);
@@ -196,6 +202,13 @@ impl<T: Transport> Source for Driver<T> {
         }
         let Some(connection) = engine.at(token) else { return Next::Wait };
         engine.transport.ready(&mut self.upcalls(), &connection, ready, budget)
+    }
+
+    fn delivered(&mut self, _ev: &dyn EventLoop) {
+        let engine = self.engine();
+        if !engine.is_gone() {
+            self.flush(&engine);
+        }
     }
 
     fn timeout(&mut self, _ev: &dyn EventLoop) {

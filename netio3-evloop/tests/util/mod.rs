@@ -114,6 +114,7 @@ type OnPoll = Box<dyn FnMut(&dyn EventLoop, &mut Budget) -> Polled>;
 /// A source made of closures.
 pub struct Probe {
     pub ready: OnReady,
+    pub delivered: Box<dyn FnMut()>,
     pub timeout: OnTimeout,
     pub before_sleep: OnTurn,
     pub poll: OnPoll,
@@ -124,6 +125,7 @@ impl Default for Probe {
     fn default() -> Self {
         Self {
             ready: Box::new(|_, _, _, _| Next::Wait),
+            delivered: Box::new(|| {}),
             timeout: Box::new(|_| {}),
             before_sleep: Box::new(|_, _| Next::Wait),
             poll: Box::new(|_, _| Polled::NoDevice),
@@ -149,6 +151,10 @@ impl Probe {
 impl Source for Probe {
     fn ready(&mut self, ev: &dyn EventLoop, token: usize, ready: Ready, budget: &mut Budget) -> Next {
         (self.ready)(ev, token, ready, budget)
+    }
+
+    fn delivered(&mut self, _: &dyn EventLoop) {
+        (self.delivered)();
     }
 
     fn timeout(&mut self, ev: &dyn EventLoop) {

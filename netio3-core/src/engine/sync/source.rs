@@ -48,6 +48,13 @@ impl<T: Transport> Source for FrontSource<T> {
         self.run(ev, Next::Wait, |_, driver| driver.ready(ev, token, ready, budget))
     }
 
+    fn delivered(&mut self, ev: &dyn EventLoop) {
+        self.run(ev, (), |side, driver| {
+            side.drain(&mut Budget::DEFAULT.clone());
+            driver.delivered(ev);
+        });
+    }
+
     fn timeout(&mut self, ev: &dyn EventLoop) {
         self.run(ev, (), |_, driver| driver.timeout(ev));
     }
