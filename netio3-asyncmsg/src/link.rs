@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
-use netio3_core::WatchId;
+use netio3_core::{EventLoop, SourceId, WatchId};
 
 use crate::inbound::Inbound;
 use crate::net::Stream;
@@ -34,13 +34,14 @@ pub(crate) struct Link<S> {
 
 struct Watched<S> {
     socket: Rc<S>,
-    watch: WatchId,
+    /// None while the socket is polled instead.
+    watch: Option<WatchId>,
 }
 
 impl<S: Stream> Link<S> {
     pub(crate) fn new(socket: S, watch: WatchId, session: Session, max_len: usize, spares: &Rc<Spares>) -> Self {
         Self {
-            socket: RefCell::new(Some(Watched { socket: Rc::new(socket), watch })),
+            socket: RefCell::new(Some(Watched { socket: Rc::new(socket), watch: Some(watch) })),
             refused: Cell::new(None),
             session: Cell::new(session),
             inbound: RefCell::new(Inbound::new(max_len)),
@@ -59,8 +60,23 @@ impl<S: Stream> Link<S> {
     }
 
     /// Takes the socket out, to be unwatched and closed.
-    pub(crate) fn take_socket(&self) -> Option<(Rc<S>, WatchId)> {
+    pub(crate) fn take_socket(&self) -> Option<(Rc<S>, Option<WatchId>)> {
         self.socket.take().map(|Watched { socket, watch }| (socket, watch))
+    }
+
+    /// Has the socket watched again.
+    pub(crate) fn watch(&self, ev: &dyn EventLoop, source: SourceId, token: usize) -> io::Result<()> {
+        if let Some(watched) = self.socket.borrow_mut().as_mut().filter(|watched| watched.watch.is_none()) {
+            watched.watch = Some(watched.socket.watch(ev, source, token)?);
+        }
+        Ok(())
+    }
+
+    /// Ends the watch of the socket, which is polled from now on.
+    pub(crate) fn unwatch(&self, ev: &dyn EventLoop) {
+        if let Some(watched) = &mut *self.socket.borrow_mut() {
+            watched.watch.take().into_iter().for_each(|watch| watched.socket.unwatch(ev, watch));
+        }
     }
 
     /// Changes the session; gives what the change gives.

@@ -39,8 +39,9 @@ pub(crate) struct Outbound {
 #[derive(Debug, Default)]
 pub(crate) struct Spares(RefCell<Vec<Vec<u8>>>);
 
-/// How many are kept, and of what length at most, in bytes.
+/// How many are kept, and of what length, in bytes: passing less on is not worth it.
 const MOST_SPARES: usize = 16;
+const SHORTEST_SPARE: usize = 4 << 10;
 const LONGEST_SPARE: usize = 256 << 10;
 
 #[derive(Debug)]
@@ -57,11 +58,14 @@ enum Segment {
 const MIN_GATHERED: usize = 256;
 
 impl Spares {
-    /// Takes memory over, if it is not too much.
+    /// Takes memory over, if it is neither too little nor too much.
+    #[inline]
     fn put(&self, memory: &mut Vec<u8>) {
-        let mut spares = self.0.borrow_mut();
-        if spares.len() < MOST_SPARES && (1..=LONGEST_SPARE).contains(&memory.len()) {
-            spares.push(std::mem::take(memory));
+        if (SHORTEST_SPARE..=LONGEST_SPARE).contains(&memory.len()) {
+            let mut spares = self.0.borrow_mut();
+            if spares.len() < MOST_SPARES {
+                spares.push(std::mem::take(memory));
+            }
         }
     }
 

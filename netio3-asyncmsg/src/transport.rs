@@ -1,9 +1,10 @@
 //! The TCP backend as the engine drives it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::marker::PhantomData;
 use std::rc::Rc;
+use std::time::Instant;
 
 use netio3_core::engine::{Connection, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, State, Transport, Upcalls};
 use netio3_core::{Budget, ClosedReason, ConnectionParameters, Next, Polled, Ready, RefusedReason, WatchId};
@@ -22,6 +23,11 @@ pub(crate) struct Tcp<N: Net> {
     pub(crate) read_buffer: RefCell<ReadBuffer>,
     /// The connection that brought something last.
     pub(crate) latest: RefCell<Option<Conn<N>>>,
+    /// The only connection, while its socket is polled and not watched.
+    unwatched: RefCell<Option<Conn<N>>>,
+    /// The loop has polled since the last turn, which began then.
+    polled: Cell<bool>,
+    turn: Cell<Option<Instant>>,
     spares: Rc<Spares>,
     net: PhantomData<N>,
 }
@@ -47,7 +53,33 @@ const ACCEPT_BATCH: usize = 128;
 
 impl<N: Net> Tcp<N> {
     pub(crate) fn new() -> Self {
-        Self { read_buffer: RefCell::new(ReadBuffer::default()), latest: RefCell::new(None), spares: Rc::default(), net: PhantomData }
+        Self {
+            read_buffer: RefCell::new(ReadBuffer::default()),
+            latest: RefCell::new(None),
+            unwatched: RefCell::new(None),
+            polled: Cell::new(false),
+            turn: Cell::new(None),
+            spares: Rc::default(),
+            net: PhantomData,
+        }
+    }
+
+    /// Has the socket that is polled watched again; tells whether it is.
+    #[inline]
+    fn rewatch(&self, engine: &Engine<Self>) -> bool {
+        self.unwatched.borrow().is_none() || self.watch_unwatched(engine)
+    }
+
+    #[inline(never)]
+    fn watch_unwatched(&self, engine: &Engine<Self>) -> bool {
+        let Some(connection) = self.unwatched.take() else { return true };
+        let watched = connection.link.watch(engine.event_loop(), engine.source(), connection.token());
+        if let Err(error) = &watched {
+            tracing::warn!(endpoint = %connection.endpoint, %error, "cannot watch a socket: the loop goes on without sleeping");
+            engine.read_again(&connection);
+            self.unwatched.replace(Some(connection));
+        }
+        watched.is_ok()
     }
 
     /// What this side says of itself.
@@ -255,6 +287,9 @@ impl<N: Net> Transport for Tcp<N> {
             return self.write_failed(engine, connection, &error);
         }
         let session = link.session.get();
+        if link.blocked.get() {
+            self.rewatch(engine);
+        }
         if session.has_said_goodbye() && link.outbound.borrow().is_empty() {
             // Where it fails the stream has ended already, which reading tells.
             _ = socket.shutdown_write();
@@ -290,8 +325,9 @@ impl<N: Net> Transport for Tcp<N> {
     fn release(&self, engine: &Engine<Self>, connection: &Conn<N>, how: Release) -> Freed {
         let link = &connection.link;
         self.latest.borrow_mut().take_if(|latest| Rc::ptr_eq(latest, connection));
+        self.unwatched.borrow_mut().take_if(|unwatched| Rc::ptr_eq(unwatched, connection));
         if let Some((socket, watch)) = link.take_socket() {
-            socket.unwatch(engine.event_loop(), watch);
+            watch.into_iter().for_each(|watch| socket.unwatch(engine.event_loop(), watch));
             if how == Release::Reset {
                 socket.reset_on_close();
             }
@@ -305,16 +341,42 @@ impl<N: Net> Transport for Tcp<N> {
 
     fn poll(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Polled {
         let engine = up.engine().clone();
-        if engine.totals.connections.get() > POLLED_CONNECTIONS {
+        let connections = engine.totals.connections.get();
+        if connections > 1 {
+            self.rewatch(&engine);
+        }
+        if connections > POLLED_CONNECTIONS {
             return Polled::NoDevice;
         }
         let latest = self.latest.borrow().clone();
         let Some(connection) = latest else { return Polled::NoDevice };
+        self.polled.set(true);
         let reads = connection.counters.reads.get();
         if self.read(up, &engine, &connection, budget) == Next::Again {
             engine.read_again(&connection);
         }
-        if connection.counters.reads.get() == reads { Polled::Nothing } else { Polled::Something }
+        if connection.counters.reads.get() == reads {
+            return Polled::Nothing;
+        }
+        // The kernel need not tell of what polling finds.
+        if connections == 1 && !connection.is_over() && !connection.link.blocked.get() && self.unwatched.borrow().is_none() {
+            connection.link.unwatch(engine.event_loop());
+            self.unwatched.replace(Some(connection));
+        }
+        Polled::Something
+    }
+
+    fn before_sleep(&self, up: &mut Upcalls<'_, Self>, _budget: &mut Budget) -> Next {
+        let now = up.engine().event_loop().now();
+        if self.turn.replace(Some(now)) != Some(now) && !self.polled.take() {
+            // The loop has something else to do.
+            self.rewatch(up.engine());
+        }
+        Next::Wait
+    }
+
+    fn may_sleep(&self, engine: &Engine<Self>) -> bool {
+        self.rewatch(engine)
     }
 
     fn release_listener(&self, engine: &Engine<Self>, listener: &Listener<Self::Listener>) {

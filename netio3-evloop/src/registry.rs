@@ -248,7 +248,9 @@ impl Registry {
     pub(crate) fn relist(&mut self, source: Key, left: Left) {
         let Some(entry) = self.sources.get_mut(source) else { return };
         let left = left.late.min(entry.late.len());
-        entry.due.extend(entry.late.drain(..left));
+        if left > 0 {
+            entry.due.extend(entry.late.drain(..left));
+        }
         if entry.listed == Listed::No && !(entry.due.is_empty() && entry.late.is_empty()) {
             entry.listed = Listed::Late;
             self.late.push_back(source);

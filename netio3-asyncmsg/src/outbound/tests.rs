@@ -214,21 +214,23 @@ fn neighbours_that_are_copied_make_one_slice() {
 fn memory_for_copies_goes_from_one_connection_to_the_next() {
     let spares = Rc::default();
     let (mut first, mut second) = (Outbound::new(&spares), Outbound::new(&spares));
-    let place = |outbound: &mut Outbound| {
-        outbound.push_control(Frame::Heartbeat);
+    let push = |outbound: &mut Outbound, len: usize| {
+        outbound.push(Outgoing { header: &[], payload: Payload::Copied(&[IoSlice::new(&vec![1; len])]), len }, 0);
         outbound.copied.as_ptr()
     };
-    let before = place(&mut first);
-    first.written(HEAD_LEN);
-    assert_eq!(place(&mut second), before);
-    assert_ne!(place(&mut first), before, "the second one has not written it yet");
-    second.written(HEAD_LEN);
-    first.written(HEAD_LEN);
+    let write = |outbound: &mut Outbound| _ = outbound.written(outbound.len());
+    let before = push(&mut first, SHORTEST_SPARE);
+    write(&mut first);
+    assert_eq!(push(&mut second, SHORTEST_SPARE), before);
+    assert_ne!(push(&mut first, SHORTEST_SPARE), before, "the second one has not written it yet");
+    write(&mut second);
+    write(&mut first);
     spares.clear();
-    assert!(spares.take().is_none());
-    // What is too long stays where it is, so that it is not made anew each time.
-    let long = vec![1; LONGEST_SPARE + 1];
-    first.push(Outgoing { header: &[], payload: Payload::Copied(&[IoSlice::new(&long)]), len: long.len() }, 0);
-    first.written(HEAD_LEN + long.len());
-    assert!(spares.take().is_none() && first.copied.len() > LONGEST_SPARE);
+    // What is too long or too short stays where it is, so that it is not made anew each time.
+    for len in [LONGEST_SPARE + 1, 10] {
+        let mut outbound = Outbound::new(&spares);
+        push(&mut outbound, len);
+        write(&mut outbound);
+        assert!(spares.take().is_none() && outbound.copied.len() >= len);
+    }
 }

@@ -110,6 +110,11 @@ impl<L> Connection<L> {
         matches!(self.state.get(), State::Closed(_) | State::Refused(_))
     }
 
+    /// The token that it is watched under.
+    pub fn token(&self) -> usize {
+        self.endpoint.slot()
+    }
+
     /// Whether the peer asked for it.
     pub fn is_incoming(&self) -> bool {
         self.direction == Direction::Incoming
