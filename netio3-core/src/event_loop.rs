@@ -119,9 +119,9 @@ pub trait Source {
     fn ready(&mut self, ev: &dyn EventLoop, token: usize, ready: Ready, budget: &mut Budget) -> Next;
 
     /// What was due has been delivered, and others have their turn; or what follows was left over in an earlier turn and
-    /// may take long. Send what is queued, so that it does not wait for them.
-    fn delivered(&mut self, ev: &dyn EventLoop) {
-        let _ = ev;
+    /// may take long. Send what is queued, within the budget, so that it does not wait for them.
+    fn delivered(&mut self, ev: &dyn EventLoop, budget: &mut Budget) {
+        let _ = (ev, budget);
     }
 
     /// The deadline has passed and is cleared; set the next one.

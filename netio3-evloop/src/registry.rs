@@ -212,9 +212,21 @@ impl Registry {
         self.ready.len() + self.late.len()
     }
 
-    /// The next source with due tokens, and how many there are at this moment.
+    /// Puts the late sources behind the others, for a turn; gives how many there are. What is listed from now on comes
+    /// behind them.
+    pub(crate) fn line_up(&mut self) -> usize {
+        for key in self.late.drain(..) {
+            if let Some(entry) = self.sources.get_mut(key) {
+                entry.listed = Listed::Ready;
+                self.ready.push_back(key);
+            }
+        }
+        self.ready.len()
+    }
+
+    /// The next of the sources that were lined up, and how many tokens are due to it at this moment.
     pub(crate) fn pop_ready(&mut self) -> Option<(Key, Left)> {
-        while let Some(key) = self.ready.pop_front().or_else(|| self.late.pop_front()) {
+        while let Some(key) = self.ready.pop_front() {
             if let Some(entry) = self.sources.get_mut(key) {
                 entry.listed = Listed::No;
                 return Some((key, Left { due: entry.due.len(), late: entry.late.len() }));

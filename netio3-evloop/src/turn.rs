@@ -204,7 +204,7 @@ impl Inner {
         self.turn_began.set(began);
         self.counters.turns.add(1);
         self.read_inbox();
-        let sources = self.registry.borrow().ready_sources();
+        let sources = self.registry.borrow_mut().line_up();
         for _ in 0..sources {
             self.deliver_to_next();
         }
@@ -232,12 +232,13 @@ impl Inner {
         let Some((key, mut left)) = next else { return };
         self.with_source(key, |source| {
             let mut budget = self.budget.get();
+            let mut sending = self.budget.get();
             let mut told = true;
             loop {
                 let due = self.registry.borrow_mut().pop_due(key, &mut left);
                 let Some(due) = due else { break };
                 if due.late && !told {
-                    source.delivered(self);
+                    source.delivered(self, &mut sending);
                 }
                 told = false;
                 self.counters.events.add(1);
@@ -250,7 +251,7 @@ impl Inner {
                 }
             }
             if !told {
-                source.delivered(self);
+                source.delivered(self, &mut sending);
             }
         });
         self.registry.borrow_mut().relist(key, left);

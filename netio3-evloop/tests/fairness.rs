@@ -2,6 +2,8 @@
 
 mod util;
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Instant;
 
 use netio3_core::{Budget, EventLoop, Next, Ready};
@@ -118,6 +120,33 @@ fn who_has_much_has_its_turn_however_much_comes() {
     let count = |name: &str| log.iter().filter(|entry| *entry == name).count();
     let counts = ["0", "1", "2", "3"].map(count);
     assert!(counts.iter().all(|count| *count >= 15), "{counts:?}");
+}
+
+/// Whoever asks to be called again, instead of saying that something was left over, is called once in a turn, too.
+#[test]
+fn who_asks_to_be_called_again_keeps_nobody_from_his_turn() {
+    let event_loop = event_loop();
+    event_loop.set_budget(Budget { messages: 2, bytes: usize::MAX });
+    let asking = Count::default();
+    let calls = asking.clone();
+    let own = Rc::new(Cell::new(None));
+    let name = own.clone();
+    let source = event_loop.add_source(Probe::ready(move |ev, token, ready, budget| {
+        calls.add();
+        budget.spend(2, 0);
+        ev.redeliver(name.get().expect("it was added"), token, ready);
+        Next::Wait
+    }));
+    own.set(Some(source));
+    let left_over = Count::default();
+    let count = left_over.clone();
+    flood(&*event_loop, 1, move |_| count.add());
+    event_loop.redeliver(source, 0, Ready::READABLE);
+    for turn in 1..=20 {
+        event_loop.run_once(None).unwrap();
+        assert_eq!(asking.get(), turn);
+    }
+    assert!(left_over.get() >= 20, "{} calls", left_over.get());
 }
 
 #[test]

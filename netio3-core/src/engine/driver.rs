@@ -204,7 +204,7 @@ impl<T: Transport> Source for Driver<T> {
         engine.transport.ready(&mut self.upcalls(), &connection, ready, budget)
     }
 
-    fn delivered(&mut self, _ev: &dyn EventLoop) {
+    fn delivered(&mut self, _ev: &dyn EventLoop, _budget: &mut Budget) {
         let engine = self.engine();
         if !engine.is_gone() {
             self.flush(&engine);

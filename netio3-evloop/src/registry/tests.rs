@@ -46,6 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn deliver(registry: &mut Registry) -> (BTreeMap<usize, Ready>, bool) {
     let mut delivered = BTreeMap::new();
     let mut twice = false;
+    registry.line_up();
     while let Some((source, mut left)) = registry.pop_ready() {
         while let Some(due) = registry.pop_due(source, &mut left) {
             twice |= delivered.insert(due.number, due.ready).is_some();

@@ -153,7 +153,7 @@ impl Source for Probe {
         (self.ready)(ev, token, ready, budget)
     }
 
-    fn delivered(&mut self, _: &dyn EventLoop) {
+    fn delivered(&mut self, _: &dyn EventLoop, _: &mut Budget) {
         (self.delivered)();
     }
 

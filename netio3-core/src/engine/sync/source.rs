@@ -1,6 +1,7 @@
 //! The source that the loop calls.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use crate::engine::driver::Driver;
 use crate::engine::sync::loop_side::LoopSide;
@@ -12,16 +13,18 @@ use crate::event_loop::{Budget, EventLoop, Next, Polled, Ready, Source};
 pub(super) struct FrontSource<T: Transport> {
     side: Rc<LoopSide<T>>,
     driver: Driver<T>,
+    /// When the turn began in which something was delivered last.
+    turn: Option<Instant>,
 }
 
 impl<T: Transport> FrontSource<T> {
     pub(super) fn new(side: Rc<LoopSide<T>>, driver: Driver<T>) -> Self {
-        Self { side, driver }
+        Self { side, driver, turn: None }
     }
 
     /// Runs the backend, unless it has ended: then the loop learns of that here, and gets the other answer.
     fn run<R>(&mut self, ev: &dyn EventLoop, ended: R, run: impl FnOnce(&LoopSide<T>, &mut Driver<T>) -> R) -> R {
-        let Self { side, driver } = self;
+        let Self { side, driver, .. } = self;
         let Shared { gate, inbox, .. } = &*side.shared;
         let mut answer = None;
         {
@@ -45,13 +48,20 @@ impl<T: Transport> FrontSource<T> {
 
 impl<T: Transport> Source for FrontSource<T> {
     fn ready(&mut self, ev: &dyn EventLoop, token: usize, ready: Ready, budget: &mut Budget) -> Next {
-        self.run(ev, Next::Wait, |_, driver| driver.ready(ev, token, ready, budget))
+        let first = self.turn.replace(ev.now()) != Some(ev.now());
+        self.run(ev, Next::Wait, |side, driver| {
+            if first && side.has_work() {
+                // What was sent before the turn goes before what it brings: it may be the peer's goodbye.
+                side.drain(&mut budget.clone());
+            }
+            driver.ready(ev, token, ready, budget)
+        })
     }
 
-    fn delivered(&mut self, ev: &dyn EventLoop) {
+    fn delivered(&mut self, ev: &dyn EventLoop, budget: &mut Budget) {
         self.run(ev, (), |side, driver| {
-            side.drain(&mut Budget::DEFAULT.clone());
-            driver.delivered(ev);
+            side.drain(budget);
+            driver.delivered(ev, budget);
         });
     }
 
