@@ -176,6 +176,10 @@ impl<T: Transport> LocalBackend<T> {
         let unsent = engine.transport.enqueue(connection, message);
         if was_empty {
             connection.filled.set(true);
+            if connection.params.stall_timeout.is_some() {
+                // A deadline that passes before the flush must not find it as old as the last message.
+                connection.progress.set(engine.ev.now());
+            }
         }
         match connection.params.flush_at.checked_sub(unsent) {
             None | Some(0) => engine.flush(connection),
