@@ -333,6 +333,9 @@ impl<N: Net> Transport for Tcp<N> {
             }
         }
         link.outbound.borrow_mut().abandon();
+        if engine.totals.connections.get() <= 1 {
+            self.spares.clear();
+        }
         self.count_undelivered(engine, connection);
         link.stash.take();
         self.count_memory(engine, connection, 0);
@@ -342,13 +345,15 @@ impl<N: Net> Transport for Tcp<N> {
     fn poll(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Polled {
         let engine = up.engine().clone();
         let connections = engine.totals.connections.get();
-        if connections > 1 {
+        let latest = self.latest.borrow().clone();
+        // A stranger is not counted, and may be the latest.
+        let is_polled = |unwatched: &Conn<N>| latest.as_ref().is_some_and(|latest| Rc::ptr_eq(latest, unwatched));
+        if connections > 1 || !self.unwatched.borrow().as_ref().is_none_or(is_polled) {
             self.rewatch(&engine);
         }
         if connections > POLLED_CONNECTIONS {
             return Polled::NoDevice;
         }
-        let latest = self.latest.borrow().clone();
         let Some(connection) = latest else { return Polled::NoDevice };
         self.polled.set(true);
         let reads = connection.counters.reads.get();
@@ -358,8 +363,12 @@ impl<N: Net> Transport for Tcp<N> {
         if connection.counters.reads.get() == reads {
             return Polled::Nothing;
         }
-        // The kernel need not tell of what polling finds.
-        if connections == 1 && !connection.is_over() && !connection.link.blocked.get() && self.unwatched.borrow().is_none() {
+        // The kernel need not tell of what polling finds. A stranger may be the second one.
+        if connections == 1
+            && connection.state() == State::Established
+            && !connection.link.blocked.get()
+            && self.unwatched.borrow().is_none()
+        {
             connection.link.unwatch(engine.event_loop());
             self.unwatched.replace(Some(connection));
         }

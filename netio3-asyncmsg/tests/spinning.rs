@@ -158,3 +158,24 @@ fn a_second_connection_is_heard_beside_one_that_was_polled() {
         talk(&mut first);
     });
 }
+
+/// One that is refused, and one that never says hello.
+#[test]
+fn strangers_do_not_keep_a_polled_connection_from_being_heard() {
+    serve(|address| {
+        let mut socket = greeted(address);
+        talk(&mut socket);
+        let mut refused = TcpStream::connect(address.socket_addr()).expect("somebody listens");
+        refused.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("the peer is there");
+        refused.set_read_timeout(Some(LIMIT)).expect("a timeout can be set");
+        // A reset is as good.
+        let _ = refused.read(&mut [0; 100]);
+        talk(&mut socket);
+        let mut silent = TcpStream::connect(address.socket_addr()).expect("somebody listens");
+        silent.write_all(&hello()[..20]).expect("the peer is there");
+        thread::sleep(Duration::from_millis(20));
+        let began = Instant::now();
+        talk(&mut socket);
+        assert!(began.elapsed() < Duration::from_secs(3), "heard after {:?} only", began.elapsed());
+    });
+}
