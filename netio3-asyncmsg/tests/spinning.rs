@@ -8,7 +8,8 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netio3_core::{ConnectionParameters, EndPointAddress, EventLoop, Handlers, NetioStatus, Remote};
+use netio3_core::conformance::expect_heard_at_any_moment;
+use netio3_core::{ConnectionParameters, ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetioStatus, Remote};
 use netio3_evloop::EpollEventLoop;
 use util::{LIMIT, hello, message, node, until};
 
@@ -31,50 +32,24 @@ fn talk(socket: &mut TcpStream) {
 
 const ROUNDS: usize = 50;
 
-/// Whenever a message comes, while the loop spins, when it gives up or while it sleeps, it is heard at once: nothing else
-/// would wake this loop.
+/// A loop that spins before it sleeps.
+fn spinning(time: Duration) -> EpollEventLoop {
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    ev.set_spin(time);
+    ev
+}
+
+/// No test takes so long.
+const FOR_EVER: Duration = Duration::from_secs(3_600);
+
 #[test]
 fn what_comes_at_any_moment_of_spinning_and_sleeping_is_heard() {
-    let (tell, told) = mpsc::channel();
-    let echo = thread::spawn(move || {
-        let ev = EpollEventLoop::new().expect("descriptors are left");
-        ev.set_spin(Duration::from_micros(300));
-        let node = node(&ev);
-        tell.send(node.listen()).expect("somebody waits for it");
-        until(&ev, "established", || node.established().len() == 1);
-        let from = node.established()[0];
-        let mut echoed = 0;
-        // Sleeps in between for as long as nothing comes.
-        while node.closed(from).is_none() {
-            ev.run_once(Some(LIMIT)).expect("the loop can wait");
-            let received = node.received(from).len();
-            (echoed..received).for_each(|_| node.send(from, b"back", 0));
-            echoed = received;
-        }
-        ev.counters().snapshot().wakeups
-    });
-    let ev = EpollEventLoop::new().expect("descriptors are left");
-    ev.set_spin(Duration::from_micros(100));
-    let node = node(&ev);
-    let to = node.backend.connect(&told.recv().expect("it listens"), &ConnectionParameters::default()).expect("a connection is started");
-    until(&ev, "established", || node.established().len() == 1);
-    for round in 1..=400 {
-        // From before the end of the other side's spinning to well behind it.
-        ev.run_for(Duration::from_micros(round * 7 % 1_000)).expect("the loop can wait");
-        let began = Instant::now();
-        node.send(to, b"there", round);
-        until(&ev, "an answer", || node.received(to).len() == round as usize);
-        assert!(began.elapsed() < Duration::from_secs(10), "round {round} took {:?}", began.elapsed());
-    }
-    node.backend.close(to).expect("it is there");
-    until(&ev, "closed", || node.closed(to).is_some());
-    assert!(echo.join().expect("the other side is well") > 0, "it never slept");
+    expect_heard_at_any_moment(spinning, node);
 }
 
 #[test]
 fn a_polled_socket_is_read_though_the_loop_has_other_work() {
-    let ev = EpollEventLoop::new().expect("descriptors are left");
-    ev.set_spin(Duration::from_secs(3_600));
+    let ev = spinning(FOR_EVER);
     let node = node(&ev);
     let address = node.listen();
     let (tell, told) = mpsc::channel();
@@ -111,14 +86,16 @@ fn serve(peer: impl FnOnce(EndPointAddress) + Send + 'static) {
             self.0.stop();
         }
     }
-    let ev = EpollEventLoop::new().expect("descriptors are left");
-    ev.set_spin(Duration::from_secs(3_600));
+    let ev = spinning(FOR_EVER);
     let server = Handlers::new().on_data(|backend, from, _, message| {
         let answer = if *message == *b"more" { vec![7; LEN] } else { b"back".to_vec() };
         assert_eq!(backend.send_copy(from, &answer, &[], 0), Ok(NetioStatus::Ok));
     });
     let server = netio3_asyncmsg::create_local(util::config(), Box::new(server), &ev).expect("the configuration is valid");
-    let address = server.open_listen_endpoint(&EndPointAddress::localhost(0), &Default::default()).expect("a port is free");
+    // So small that the long answer fills it, however fast the peer reads.
+    let connection = ConnectionParameters { send_buffer: Some(16 << 10), ..Default::default() };
+    let listen = ConnectionParametersRecv { connection, ..Default::default() };
+    let address = server.open_listen_endpoint(&EndPointAddress::localhost(0), &listen).expect("a port is free");
     let stop = Stop(ev.remote());
     let peer = thread::spawn(move || {
         let _stop = stop;
@@ -136,8 +113,6 @@ fn a_polled_socket_that_is_full_is_written_when_there_is_room() {
         let mut socket = greeted(address);
         talk(&mut socket);
         socket.write_all(&message(b"more")).expect("the peer is there");
-        // Meanwhile the socket fills up.
-        thread::sleep(Duration::from_millis(50));
         let mut long = message(&vec![0; LEN]);
         socket.read_exact(&mut long).expect("all of it comes");
         assert!(long == message(&vec![7; LEN]), "other bytes came");
@@ -173,7 +148,6 @@ fn strangers_do_not_keep_a_polled_connection_from_being_heard() {
         talk(&mut socket);
         let mut silent = TcpStream::connect(address.socket_addr()).expect("somebody listens");
         silent.write_all(&hello()[..20]).expect("the peer is there");
-        thread::sleep(Duration::from_millis(20));
         let began = Instant::now();
         talk(&mut socket);
         assert!(began.elapsed() < Duration::from_secs(3), "heard after {:?} only", began.elapsed());

@@ -5,6 +5,7 @@ mod util;
 
 use std::time::{Duration, Instant};
 
+use netio3_core::conformance::expect_heard_at_any_moment;
 use netio3_core::{ConnectionParameters, Endpoint, EventLoop, LoopStats, NetworkConfig};
 use netio3_evloop::EpollEventLoop;
 use util::{Node, Packet, Peer, config, hello, is_here, until};
@@ -167,45 +168,14 @@ fn spinning_ends_in_sleep() {
     assert!(turns <= 10, "{turns} turns");
 }
 
-/// Whenever a message comes, while the loop spins, when it gives up or while it sleeps, it is heard at once: nothing else
-/// would wake this loop.
 #[test]
 fn what_comes_at_any_moment_of_spinning_and_sleeping_is_heard() {
-    if !is_here() {
-        return;
+    if is_here() {
+        let event_loop = |spin| {
+            let ev = EpollEventLoop::new().expect("descriptors are left");
+            ev.set_spin(spin);
+            ev
+        };
+        expect_heard_at_any_moment(event_loop, |ev| util::node_with(ev, quiet()));
     }
-    let (tell, told) = std::sync::mpsc::channel();
-    let echo = std::thread::spawn(move || {
-        let ev = EpollEventLoop::new().expect("descriptors are left");
-        ev.set_spin(Duration::from_micros(300));
-        let node = util::node_with(&ev, quiet());
-        tell.send(node.listen()).expect("somebody waits for it");
-        until(&ev, &[], "established", || node.established().len() == 1);
-        let from = node.established()[0];
-        let mut echoed = 0;
-        // Sleeps in between for as long as nothing comes.
-        while node.closed(from).is_none() {
-            ev.run_once(Some(util::LIMIT)).expect("the loop can wait");
-            let received = node.received(from).len();
-            (echoed..received).for_each(|_| node.send(from, b"back", 0));
-            echoed = received;
-        }
-        ev.counters().snapshot().wakeups
-    });
-    let ev = EpollEventLoop::new().expect("descriptors are left");
-    ev.set_spin(Duration::from_micros(100));
-    let node = util::node_with(&ev, quiet());
-    let to = node.backend.connect(&told.recv().expect("it listens"), &ConnectionParameters::default()).expect("a connection is started");
-    until(&ev, &[], "established", || node.established().len() == 1);
-    for round in 1..=400 {
-        // From before the end of the other side's spinning to well behind it.
-        ev.run_for(Duration::from_micros(round * 7 % 1_000)).expect("the loop can wait");
-        let began = Instant::now();
-        node.send(to, b"there", round);
-        assert!(ev.run_until(&mut || node.received(to).len() == round as usize, util::LIMIT).expect("the loop can wait"), "round {round}");
-        assert!(began.elapsed() < Duration::from_secs(10), "round {round} took {:?}", began.elapsed());
-    }
-    node.backend.close(to).expect("it is there");
-    until(&ev, &[], "closed", || node.closed(to).is_some());
-    assert!(echo.join().expect("the other side is well") > 0, "it never slept");
 }

@@ -27,6 +27,7 @@ mod journal;
 mod listeners;
 mod liveness;
 mod loops;
+mod moments;
 mod node;
 mod noted;
 mod numbers;
@@ -53,6 +54,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub use harness::Harness;
+pub use moments::expect_heard_at_any_moment;
 pub use noted::{Noted, Told, Witness};
 
 use check::Broken;
