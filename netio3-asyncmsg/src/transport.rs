@@ -65,21 +65,20 @@ impl<N: Net> Tcp<N> {
     }
 
     /// Has the socket that is polled watched again; tells whether it is.
-    #[inline]
     fn rewatch(&self, engine: &Engine<Self>) -> bool {
-        self.unwatched.borrow().is_none() || self.watch_unwatched(engine)
-    }
-
-    #[inline(never)]
-    fn watch_unwatched(&self, engine: &Engine<Self>) -> bool {
-        let Some(connection) = self.unwatched.take() else { return true };
-        let watched = connection.link.watch(engine.event_loop(), engine.source(), connection.token());
-        if let Err(error) = &watched {
-            tracing::warn!(endpoint = %connection.endpoint, %error, "cannot watch a socket: the loop goes on without sleeping");
-            engine.read_again(&connection);
-            self.unwatched.replace(Some(connection));
+        let mut unwatched = self.unwatched.borrow_mut();
+        let Some(connection) = &*unwatched else { return true };
+        match connection.link.watch(engine.event_loop(), engine.source(), connection.token()) {
+            Ok(()) => {
+                *unwatched = None;
+                true
+            }
+            Err(error) => {
+                engine.cannot_watch(&error);
+                engine.read_again(connection);
+                false
+            }
         }
-        watched.is_ok()
     }
 
     /// What this side says of itself.
@@ -286,10 +285,10 @@ impl<N: Net> Transport for Tcp<N> {
         if let Some(error) = failure {
             return self.write_failed(engine, connection, &error);
         }
-        let session = link.session.get();
         if link.blocked.get() {
             self.rewatch(engine);
         }
+        let session = link.session.get();
         if session.has_said_goodbye() && link.outbound.borrow().is_empty() {
             // Where it fails the stream has ended already, which reading tells.
             _ = socket.shutdown_write();

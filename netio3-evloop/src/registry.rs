@@ -147,7 +147,7 @@ impl Registry {
         let asked = unwatched.copied().and_then(|(_, key)| self.drop_token(key)).and_then(|token| token.asked);
         let key = self.insert(source, number, Some(fd));
         if let Some(ready) = asked {
-            self.ask(key, ready);
+            self.ask(key, ready, false);
         }
         Some(key)
     }
@@ -180,26 +180,18 @@ impl Registry {
     /// Notes what a source asked for.
     pub(crate) fn redeliver(&mut self, source: Key, number: usize, ready: Ready) {
         if let Some(key) = self.token(source, number) {
-            self.ask(key, ready);
+            self.ask(key, ready, false);
         }
     }
 
     /// Notes that a source did not use a delivery up.
     pub(crate) fn again(&mut self, source: Key, due: Due) {
-        let key = match self.tokens.get_mut(due.key).filter(|token| token.watched.is_some()) {
-            Some(token) => {
-                token.fetched |= due.ready;
-                due.key
-            }
-            None => {
-                let Some(key) = self.token(source, due.number) else { return };
-                if let Some(token) = self.tokens.get_mut(key) {
-                    token.asked = Some(token.asked.unwrap_or_default() | due.ready);
-                }
-                key
-            }
-        };
-        self.enqueue(key, true);
+        if let Some(token) = self.tokens.get_mut(due.key).filter(|token| token.watched.is_some()) {
+            token.fetched |= due.ready;
+            self.enqueue(due.key, true);
+        } else if let Some(key) = self.token(source, due.number) {
+            self.ask(key, due.ready, true);
+        }
     }
 
     /// The token of this number, made if there is none.
@@ -212,8 +204,8 @@ impl Registry {
         self.ready.len() + self.late.len()
     }
 
-    /// Puts the late sources behind the others, for a turn; gives how many there are. What is listed from now on comes
-    /// behind them.
+    /// Puts the late sources behind the others, for a turn; gives how many there are together. What is listed from now
+    /// on comes behind them.
     pub(crate) fn line_up(&mut self) -> usize {
         for key in self.late.drain(..) {
             if let Some(entry) = self.sources.get_mut(key) {
@@ -259,9 +251,8 @@ impl Registry {
     /// what comes till then.
     pub(crate) fn relist(&mut self, source: Key, left: Left) {
         let Some(entry) = self.sources.get_mut(source) else { return };
-        let left = left.late.min(entry.late.len());
-        if left > 0 {
-            entry.due.extend(entry.late.drain(..left));
+        if left.late > 0 {
+            entry.due.extend(entry.late.drain(..left.late));
         }
         if entry.listed == Listed::No && !(entry.due.is_empty() && entry.late.is_empty()) {
             entry.listed = Listed::Late;
@@ -286,10 +277,10 @@ impl Registry {
         Some(token)
     }
 
-    fn ask(&mut self, key: Key, ready: Ready) {
+    fn ask(&mut self, key: Key, ready: Ready, late: bool) {
         if let Some(token) = self.tokens.get_mut(key) {
             token.asked = Some(token.asked.unwrap_or_default() | ready);
-            self.enqueue(key, false);
+            self.enqueue(key, late);
         }
     }
 

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Once};
 
 use netio3_core::engine::{Connection, Engine, Freed, Listener, OWN, Outgoing, Release, Retired, State, Transport, Upcalls};
 use netio3_core::{Budget, ClosedReason, ConnectionParameters, Interest, Next, Polled, Ready, RefusedReason, WatchId};
@@ -227,13 +227,9 @@ impl Rdma {
 
     /// Has the loop told of every queue again; tells whether it is.
     fn watch_all(&self, engine: &Engine<Self>) -> bool {
-        static WARNED: Once = Once::new();
         self.told.set(true);
         let outcome = self.watched.borrow_mut().iter_mut().try_for_each(|watched| watched.watch(engine));
-        if let Err(error) = &outcome {
-            WARNED.call_once(|| tracing::warn!(%error, "cannot watch the queues of a device: the loop goes on without sleeping"));
-        }
-        outcome.is_ok()
+        outcome.inspect_err(|error| engine.cannot_watch(error)).is_ok()
     }
 
     /// Spares the kernel to tell the loop of queues that are polled: that takes about a microsecond of whoever sends.

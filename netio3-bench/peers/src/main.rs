@@ -97,8 +97,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.side {
         None => compare(&cli.comparison),
-        Some(Side::Serve { child }) => pin(child.cpu).and_then(|()| child.library.serve(&child.job)),
-        Some(Side::Drive { connect, child }) => pin(child.cpu).and_then(|()| process::report(&child.library.drive(&child.job, connect)?)),
+        Some(Side::Serve { child: Child { library, cpu, job } }) => pin(*cpu).and_then(|()| library.serve(job)),
+        Some(Side::Drive { connect, child: Child { library, cpu, job } }) => {
+            pin(*cpu).and_then(|()| process::report(&library.drive(job, connect)?))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

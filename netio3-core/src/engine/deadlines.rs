@@ -46,15 +46,13 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Makes sure that what a flush left in a connection's queue is looked after: it must move, and give its memory
-    /// back. `filled`: it is there only since then.
+    /// back. `filled`: it is there only since the last one, when its progress began.
     pub(super) fn watch_queue(&self, connection: &Connection<T::Link>, filled: bool) {
         let first = !connection.listed.untrimmed.replace(true);
         let stall = connection.params.stall_timeout.filter(|_| filled);
         if let Some(stall) = stall {
-            let now = self.ev.now();
-            connection.progress.set(now);
             // Nothing of what this may set is due before that, and nothing else has changed.
-            let due = now.checked_add(stall.min(TRIM_AFTER));
+            let due = connection.progress.get().checked_add(stall.min(TRIM_AFTER));
             if connection.deadline.get().is_some_and(|set| due.is_none_or(|due| set <= due)) {
                 return;
             }

@@ -117,27 +117,6 @@ impl<T: Transport> LocalBackend<T> {
         Ok(NetioStatus::Ok)
     }
 
-    /// Takes messages to be copied, with their keys, as far as they are within what was granted; gives their number and
-    /// bytes.
-    pub(super) fn submit_granted<'a>(&self, to: Endpoint, messages: impl Iterator<Item = (u64, &'a [u8])>) -> (usize, usize) {
-        let engine = &*self.engine;
-        let table = engine.table.borrow();
-        let connection = table.get(to.slot()).and_then(Option::as_ref).filter(|connection| connection.endpoint == to);
-        let Some(connection) = connection.filter(|connection| connection.state() == State::Established) else { return (0, 0) };
-        let mut ledger = connection.ledger.borrow_mut();
-        let mut taken = (0, 0);
-        for (key, message) in messages {
-            if !ledger.is_granted(message.len()) {
-                break;
-            }
-            ledger.push(key, CompletionKind::Copy, message.len(), HeldRegions::default());
-            let payload = Payload::Copied(&[IoSlice::new(message)]);
-            engine.transport.enqueue(connection, Outgoing { header: &[], payload, len: message.len() });
-            taken = (taken.0 + 1, taken.1 + message.len());
-        }
-        taken
-    }
-
     /// The same for the first message since the last flush, one that goes beyond what was granted then, or one that is
     /// not accepted.
     #[inline(never)]
@@ -188,6 +167,26 @@ impl<T: Transport> LocalBackend<T> {
             Some(_) => engine.flush_later(connection),
         }
         NetioStatus::Ok
+    }
+
+    /// Takes messages to be copied, with their keys, as far as they are within what was granted; gives their number and
+    /// bytes.
+    pub(super) fn submit_granted<'a>(&self, to: Endpoint, messages: impl Iterator<Item = (u64, &'a [u8])>) -> (usize, usize) {
+        let engine = &*self.engine;
+        let connection = engine.get(to).filter(|connection| connection.state() == State::Established);
+        let Some(connection) = connection else { return (0, 0) };
+        let mut ledger = connection.ledger.borrow_mut();
+        let mut taken = (0, 0);
+        for (key, message) in messages {
+            if !ledger.is_granted(message.len()) {
+                break;
+            }
+            ledger.push(key, CompletionKind::Copy, message.len(), HeldRegions::default());
+            let payload = Payload::Copied(&[IoSlice::new(message)]);
+            engine.transport.enqueue(&connection, Outgoing { header: &[], payload, len: message.len() });
+            taken = (taken.0 + 1, taken.1 + message.len());
+        }
+        taken
     }
 
     fn close_with(&self, connection: &Rc<Connection<T::Link>>, refused: RefusedReason, closed: ClosedReason) {

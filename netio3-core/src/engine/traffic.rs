@@ -1,6 +1,8 @@
 //! What is sent and received on connections: counted, completed, and listed for the end of the turn.
 
+use std::io;
 use std::rc::Rc;
+use std::sync::Once;
 
 use crate::engine::core::Rcc;
 use crate::engine::ledger::Amount;
@@ -278,6 +280,15 @@ impl<T: Transport> Engine<T> {
         connection.listed.capped.set(true);
         self.capped.borrow_mut().push(connection.clone());
         false
+    }
+
+    /// Says once that what was polled cannot be watched again, so that the loop goes on without sleeping.
+    #[cold]
+    pub fn cannot_watch(&self, error: &io::Error) {
+        static SAID: Once = Once::new();
+        SAID.call_once(|| {
+            tracing::warn!(backend = T::NAME, %error, "cannot watch a descriptor again: the loop goes on without sleeping");
+        });
     }
 
     /// Has the transport called as readable again for this connection, in the next turn.

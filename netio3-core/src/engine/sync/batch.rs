@@ -122,7 +122,9 @@ impl Batch {
     /// ending are left out: they are pending.
     pub(super) fn hand_over<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget) -> Progress {
         loop {
-            self.hand_over_granted(to, inner, budget);
+            if matches!(self.entries.get(self.done.entries), Some(Entry { form: Form::Copied { .. }, .. })) {
+                self.hand_over_granted(to, inner, budget);
+            }
             let Some(entry) = self.entries.get(self.done.entries) else { return Progress::Done };
             if budget.is_spent() {
                 return Progress::OutOfBudget;
