@@ -6,7 +6,7 @@ use std::io::IoSlice;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use netio3_core::engine::{Outgoing, Payload, Retired};
+use netio3_core::engine::{Copies, Outgoing, Payload, Retired, Run};
 use netio3_core::{HeldSlice, NetworkBuffer};
 
 use crate::frame::{Frame, HEAD_LEN};
@@ -19,12 +19,12 @@ pub(crate) struct Outbound {
     segments: VecDeque<Segment>,
     /// Bytes of the first segment that are written already.
     offset: usize,
-    /// Memory for the copied bytes, which lie from `copied_start` to `copied_end`; those from `open` on come after all
-    /// segments.
-    copied: Vec<u8>,
+    /// Copied bytes, those before `copied_start` written; those from `open` on come after all segments.
+    copied: Copies,
     copied_start: usize,
     open: usize,
-    copied_end: usize,
+    /// Bytes of runs that wait.
+    taken: usize,
     /// Bytes that wait in the user's memory.
     gathered: usize,
     /// Bytes at the front that belong to the hello, not to a frame.
@@ -37,10 +37,10 @@ pub(crate) struct Outbound {
 /// Memory that connections with nothing to be written have left to the others: the latest is in the processor's cache,
 /// however many there are.
 #[derive(Debug, Default)]
-pub(crate) struct Spares(RefCell<Vec<Vec<u8>>>);
+pub(crate) struct Spares(RefCell<Vec<Copies>>);
 
 /// How many are kept, and of what length, in bytes: passing less on is not worth it.
-const MOST_SPARES: usize = 16;
+const MOST_SPARES: usize = 64;
 const SHORTEST_SPARE: usize = 4 << 10;
 const LONGEST_SPARE: usize = 256 << 10;
 
@@ -51,6 +51,8 @@ enum Segment {
     Shared(Bytes),
     Raw(HeldSlice),
     Buffer(NetworkBuffer),
+    /// A run of messages, in memory of the library's own.
+    Run(Copies),
 }
 
 /// Pieces below this many bytes are copied, whatever the message's size: an entry in a gathered write costs
@@ -60,16 +62,17 @@ const MIN_GATHERED: usize = 256;
 impl Spares {
     /// Takes memory over, if it is neither too little nor too much.
     #[inline]
-    fn put(&self, memory: &mut Vec<u8>) {
-        if (SHORTEST_SPARE..=LONGEST_SPARE).contains(&memory.len()) {
+    fn put(&self, memory: &mut Copies) {
+        if (SHORTEST_SPARE..=LONGEST_SPARE).contains(&memory.capacity()) {
             let mut spares = self.0.borrow_mut();
             if spares.len() < MOST_SPARES {
+                memory.clear();
                 spares.push(std::mem::take(memory));
             }
         }
     }
 
-    fn take(&self) -> Option<Vec<u8>> {
+    fn take(&self) -> Option<Copies> {
         self.0.borrow_mut().pop()
     }
 
@@ -87,11 +90,11 @@ impl Outbound {
     /// Bytes that wait.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.gathered + self.copied_end - self.copied_start
+        self.gathered + self.taken + self.copied.len() - self.copied_start
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.gathered == 0 && self.copied_start == self.copied_end
+        self.gathered == 0 && self.taken == 0 && self.copied_start == self.copied.len()
     }
 
     /// Adds the hello; nothing else has been added before.
@@ -139,11 +142,25 @@ impl Outbound {
         }
     }
 
+    /// Adds a run of messages, if possible without copying it.
+    pub(crate) fn push_run(&mut self, mut run: Run<'_>) {
+        match run.take(SHORTEST_SPARE, || self.spares.take()) {
+            Some(memory) => self.push_memory(memory),
+            None => self.copy(run.bytes()),
+        }
+    }
+
+    fn push_memory(&mut self, memory: Copies) {
+        self.close_copied();
+        self.taken += memory.len();
+        self.segments.push_back(Segment::Run(memory));
+    }
+
     /// How much waits, as far as it bears on when to write: bytes that were copied count whole, those to be
     /// gathered a quarter. Copied ones are best written while they are in the cache, gathered ones many at once.
     #[inline]
     pub(crate) fn weight(&self) -> usize {
-        self.copied_end - self.copied_start + self.gathered / 4
+        self.copied.len() - self.copied_start + self.taken + self.gathered / 4
     }
 
     /// How many pieces wait, not counting copied bytes after the last one of the user's.
@@ -167,11 +184,12 @@ impl Outbound {
                     // The bytes that `offset` counts are gone from `copied` already.
                     copied += n - skip;
                     skip = 0;
-                    &self.copied[from..copied]
+                    &self.copied.as_slice()[from..copied]
                 }
                 Segment::Shared(piece) => piece,
                 Segment::Raw(piece) => piece.as_slice(),
                 Segment::Buffer(buffer) => buffer.as_slice(),
+                Segment::Run(copies) => copies.as_slice(),
             };
             let rest = &whole[skip..];
             skip = 0;
@@ -179,10 +197,11 @@ impl Outbound {
             count += 1;
             bytes += rest.len();
         }
-        if self.open < self.copied_end && count < slices.len() && bytes < max_bytes {
-            slices[count] = IoSlice::new(&self.copied[self.open..self.copied_end]);
+        let open = &self.copied.as_slice()[self.open..];
+        if !open.is_empty() && count < slices.len() && bytes < max_bytes {
+            slices[count] = IoSlice::new(open);
             count += 1;
-            bytes += self.copied_end - self.open;
+            bytes += open.len();
         }
         (count, bytes)
     }
@@ -197,6 +216,7 @@ impl Outbound {
             match front {
                 Segment::Copied(_) => self.copied_start += done,
                 Segment::Shared(_) | Segment::Raw(_) | Segment::Buffer(_) => self.gathered -= done,
+                Segment::Run(_) => self.taken -= done,
             }
             if done < left {
                 self.offset += done;
@@ -206,13 +226,14 @@ impl Outbound {
             match self.segments.pop_front() {
                 Some(Segment::Shared(piece)) => self.retired.push(Retired::Shared(piece)),
                 Some(Segment::Buffer(buffer)) => self.retired.push(Retired::Buffer(buffer)),
+                Some(Segment::Run(mut memory)) => self.spares.put(&mut memory),
                 Some(Segment::Copied(_) | Segment::Raw(_)) | None => {}
             }
         }
         // What is left belongs to the open end: only with all segments gone is it more than nothing.
         self.copied_start += rest;
         self.open = self.open.max(self.copied_start);
-        debug_assert!(self.copied_start <= self.copied_end, "more was written than waited");
+        debug_assert!(self.copied_start <= self.copied.len(), "more was written than waited");
         self.compact();
         let hello = n.min(self.hello);
         self.hello -= hello;
@@ -230,7 +251,7 @@ impl Outbound {
             match segment {
                 Segment::Shared(piece) => self.retired.push(Retired::Shared(piece)),
                 Segment::Buffer(buffer) => self.retired.push(Retired::Buffer(buffer)),
-                Segment::Copied(_) | Segment::Raw(_) => {}
+                Segment::Copied(_) | Segment::Raw(_) | Segment::Run(_) => {}
             }
         }
         *self = Self { retired: std::mem::take(&mut self.retired), ..Self::new(&self.spares) };
@@ -244,86 +265,41 @@ impl Outbound {
     }
 
     fn copy(&mut self, bytes: &[u8]) {
-        self.room(bytes.len()).copy_from_slice(bytes);
+        self.copied.push(bytes, || self.spares.take());
     }
 
     /// Copies a whole message: its head, its header, and pieces, which together with the header are `len` bytes.
     #[inline(always)]
     fn copy_message<P: std::ops::Deref<Target = [u8]>>(&mut self, head: &[u8; HEAD_LEN], header: &[u8], len: usize, pieces: &[P]) {
-        let (head_room, message) = self.room(HEAD_LEN + len).split_at_mut(HEAD_LEN);
-        head_room.copy_from_slice(head);
-        let (header_room, mut rest) = message.split_at_mut(header.len());
-        copy_short(header_room, header);
-        if let [piece] = pieces {
-            return rest.copy_from_slice(piece);
-        }
-        for piece in pieces {
-            let (room, after) = rest.split_at_mut(piece.len());
-            room.copy_from_slice(piece);
-            rest = after;
-        }
-        debug_assert!(rest.is_empty());
-    }
-
-    /// Room for so many more copied bytes, to be filled by the caller.
-    #[inline(always)]
-    fn room(&mut self, n: usize) -> &mut [u8] {
-        if self.copied.len() - self.copied_end < n {
-            self.grow(n);
-        }
-        let start = self.copied_end;
-        self.copied_end += n;
-        &mut self.copied[start..start + n]
-    }
-
-    #[cold]
-    fn grow(&mut self, n: usize) {
-        if self.copied.is_empty() {
-            self.copied = self.spares.take().unwrap_or_default();
-            if self.copied.len() >= n {
-                return;
-            }
-        }
-        self.copied.truncate(self.copied_end);
-        self.copied.reserve(n);
-        self.copied.resize(self.copied.capacity(), 0);
+        self.copied.push_message(head, header, len, pieces, || self.spares.take());
     }
 
     fn gather(&mut self, len: usize, segment: Segment) {
-        if self.open < self.copied_end {
-            self.segments.push_back(Segment::Copied(self.copied_end - self.open));
-            self.open = self.copied_end;
-        }
+        self.close_copied();
         self.gathered += len;
         self.segments.push_back(segment);
+    }
+
+    /// What comes next comes behind all bytes copied so far.
+    fn close_copied(&mut self) {
+        if self.open < self.copied.len() {
+            self.segments.push_back(Segment::Copied(self.copied.len() - self.open));
+            self.open = self.copied.len();
+        }
     }
 
     /// Keeps the copied bytes from wandering off: they move to the front when more room is lost there than
     /// they take, so that each byte is moved at most once on average.
     fn compact(&mut self) {
-        let left = self.copied_end - self.copied_start;
+        let left = self.copied.len() - self.copied_start;
         if left == 0 {
-            (self.copied_start, self.open, self.copied_end) = (0, 0, 0);
+            (self.copied_start, self.open) = (0, 0);
+            self.copied.clear();
             self.spares.put(&mut self.copied);
         } else if self.copied_start > left {
-            self.copied.copy_within(self.copied_start..self.copied_end, 0);
-            (self.copied_start, self.open, self.copied_end) = (0, self.open - self.copied_start, left);
+            self.copied.drop_front(self.copied_start);
+            (self.copied_start, self.open) = (0, self.open - self.copied_start);
         }
-    }
-}
-
-/// Copies bytes that are mostly few, such as a header: without a call where they are at most 16.
-#[inline(always)]
-fn copy_short(to: &mut [u8], from: &[u8]) {
-    if from.len() > 16 {
-        return to.copy_from_slice(from);
-    }
-    // Two halves that overlap where the length is not a power of two.
-    if let (Some(head), Some(tail)) = (from.first_chunk::<8>(), from.last_chunk::<8>()) {
-        to[..8].copy_from_slice(head);
-        *to.last_chunk_mut::<8>().expect("as long as `from`") = *tail;
-    } else {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
     }
 }
 
@@ -334,6 +310,7 @@ impl Segment {
             Self::Shared(piece) => piece.len(),
             Self::Raw(piece) => piece.as_slice().len(),
             Self::Buffer(buffer) => buffer.len(),
+            Self::Run(memory) => memory.len(),
         }
     }
 }

@@ -6,7 +6,9 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 use std::time::Instant;
 
-use netio3_core::engine::{Connection, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, State, Transport, Upcalls};
+use netio3_core::engine::{
+    Connection, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, Run, State, Transport, Upcalls,
+};
 use netio3_core::{Budget, ClosedReason, ConnectionParameters, Next, Polled, Ready, RefusedReason, WatchId};
 
 use crate::frame::{Frame, HEAD_LEN};
@@ -241,6 +243,14 @@ impl<N: Net> Transport for Tcp<N> {
         let mut outbound = connection.link.outbound.borrow_mut();
         outbound.push(message, copy_below);
         // A blocked socket is flushed when it is writable, not for more bytes.
+        if connection.link.blocked.get() { 0 } else { outbound.weight() }
+    }
+
+    const RUN_HEAD: Option<fn(usize) -> [u8; HEAD_LEN]> = Some(|len| Frame::Data(len).head());
+
+    fn enqueue_run(&self, connection: &Connection<Self::Link>, run: Run<'_>) -> usize {
+        let mut outbound = connection.link.outbound.borrow_mut();
+        outbound.push_run(run);
         if connection.link.blocked.get() { 0 } else { outbound.weight() }
     }
 

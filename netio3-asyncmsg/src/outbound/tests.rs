@@ -22,6 +22,9 @@ enum Step {
     Buffer {
         len: usize,
     },
+    Run {
+        len: usize,
+    },
     /// Offers that much, and that many thousandths of it are taken.
     Write {
         max_slices: usize,
@@ -41,6 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (0_usize..40, pieces(), prop_oneof![Just(0_usize), Just(1_024), Just(usize::MAX)])
             .prop_map(|(header, pieces, copy_below)| Step::Shared { header, pieces, copy_below }),
         3 => len().prop_map(|len| Step::Buffer { len: len.min(4_096) }),
+        2 => (1_usize..9_000).prop_map(|len| Step::Run { len }),
         6 => (1_usize..20, prop_oneof![Just(1_usize), Just(2_000), Just(1 << 20)], prop_oneof![0_usize..=1_000, Just(1_000)])
             .prop_map(|(max_slices, max_bytes, taken)| Step::Write { max_slices, max_bytes, taken }),
         2 => Just(Step::Retire),
@@ -124,6 +128,12 @@ fn run(steps: Vec<Step>, hello: bool) {
                 model.stream.extend(Frame::Data(len).head());
                 model.stream.extend(bytes);
                 model.held.push((model.stream.len(), name));
+            }
+            Step::Run { len } => {
+                let (bytes, mut memory) = (model.bytes(len), Copies::default());
+                memory.push(&bytes, || None);
+                outbound.push_memory(memory);
+                model.stream.extend(bytes);
             }
             Step::Write { max_slices, max_bytes, taken } => {
                 let mut slices = vec![IoSlice::new(&[]); max_slices];
@@ -216,7 +226,7 @@ fn memory_for_copies_goes_from_one_connection_to_the_next() {
     let (mut first, mut second) = (Outbound::new(&spares), Outbound::new(&spares));
     let push = |outbound: &mut Outbound, len: usize| {
         outbound.push(Outgoing { header: &[], payload: Payload::Copied(&[IoSlice::new(&vec![1; len])]), len }, 0);
-        outbound.copied.as_ptr()
+        outbound.copied.as_slice().as_ptr()
     };
     let write = |outbound: &mut Outbound| _ = outbound.written(outbound.len());
     let before = push(&mut first, SHORTEST_SPARE);
@@ -231,6 +241,6 @@ fn memory_for_copies_goes_from_one_connection_to_the_next() {
         let mut outbound = Outbound::new(&spares);
         push(&mut outbound, len);
         write(&mut outbound);
-        assert!(spares.take().is_none() && outbound.copied.len() >= len);
+        assert!(spares.take().is_none() && outbound.copied.capacity() >= len);
     }
 }

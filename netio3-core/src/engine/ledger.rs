@@ -33,12 +33,13 @@ pub struct Ledger {
     completed: Vec<Completion>,
 }
 
+/// An accepted message.
 #[derive(Clone, Copy, Debug)]
-struct Record {
-    key: u64,
-    len: u32,
+pub(crate) struct Record {
+    pub(crate) key: u64,
+    pub(crate) len: u32,
     /// `None` for the transport's own frames.
-    kind: Option<CompletionKind>,
+    pub(crate) kind: Option<CompletionKind>,
 }
 
 /// Messages and their bytes.
@@ -174,6 +175,12 @@ impl Ledger {
         self.accepted.messages += 1;
         self.accepted.bytes += len as u64;
         self.records.push(Record { key, len: len as u32, kind: Some(kind) });
+    }
+
+    /// Enters messages that hold no regions, so many and of so many bytes.
+    pub(crate) fn push_run(&mut self, records: &[Record], added: Amount) {
+        self.accepted = self.accepted + added;
+        self.records.extend_from_slice(records);
     }
 
     /// Enters a frame of the transport's own, which completes in turn without being told to anybody.

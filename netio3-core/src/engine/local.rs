@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +15,8 @@ use crate::callbacks::Callbacks;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, NetworkConfig};
 use crate::endpoint::{Endpoint, EndpointIds};
 use crate::engine::driver::Driver;
-use crate::engine::ledger::Amount;
-use crate::engine::{Connection, Engine, Opener, Outgoing, Payload, Release, State, Transport};
+use crate::engine::ledger::{Amount, Record};
+use crate::engine::{Connection, Copies, Engine, Opener, Outgoing, Payload, RUN_HEAD_LEN, Release, Run, State, Transport};
 use crate::error::{
     BufferError, CloseListenError, CloseSendError, CreateError, DeregisterError, OpenListenError, OpenSendError, RegisterError, SendError,
 };
@@ -154,11 +155,7 @@ impl<T: Transport> LocalBackend<T> {
         engine.queued.set(engine.queued.get() + Amount { messages: 1, bytes: len as u64 });
         let unsent = engine.transport.enqueue(connection, message);
         if was_empty {
-            connection.filled.set(true);
-            if connection.params.stall_timeout.is_some() {
-                // A deadline that passes before the flush must not find it as old as the last message.
-                connection.progress.set(engine.ev.now());
-            }
+            self.begin_queue(connection);
         }
         match connection.params.flush_at.checked_sub(unsent) {
             None | Some(0) => engine.flush(connection),
@@ -169,24 +166,32 @@ impl<T: Transport> LocalBackend<T> {
         NetioStatus::Ok
     }
 
-    /// Takes messages to be copied, with their keys, as far as they are within what was granted; gives their number and
-    /// bytes.
-    pub(super) fn submit_granted<'a>(&self, to: Endpoint, messages: impl Iterator<Item = (u64, &'a [u8])>) -> (usize, usize) {
+    /// Takes messages that lie at `place` among copied bytes, each after its head, and were accepted within the limits
+    /// that hold here. Those that come after the connection's end are left out: they are pending.
+    pub(super) fn submit_run(&self, to: Endpoint, records: &[Record], copies: &mut Copies, place: Range<usize>) {
         let engine = &*self.engine;
-        let connection = engine.get(to).filter(|connection| connection.state() == State::Established);
-        let Some(connection) = connection else { return (0, 0) };
-        let mut ledger = connection.ledger.borrow_mut();
-        let mut taken = (0, 0);
-        for (key, message) in messages {
-            if !ledger.is_granted(message.len()) {
-                break;
-            }
-            ledger.push(key, CompletionKind::Copy, message.len(), HeldRegions::default());
-            let payload = Payload::Copied(&[IoSlice::new(message)]);
-            engine.transport.enqueue(&connection, Outgoing { header: &[], payload, len: message.len() });
-            taken = (taken.0 + 1, taken.1 + message.len());
+        let Some(connection) = engine.get(to).filter(|connection| connection.state() == State::Established) else { return };
+        engine.end_grant(&connection);
+        let head = T::RUN_HEAD.map_or(0, |_| RUN_HEAD_LEN);
+        let added = Amount { messages: records.len() as u64, bytes: (place.len() - head * records.len()) as u64 };
+        let was_empty = connection.ledger.borrow().messages() == 0;
+        connection.ledger.borrow_mut().push_run(records, added);
+        engine.queued.set(engine.queued.get() + added);
+        let unsent = engine.transport.enqueue_run(&connection, Run { records, copies, place, head });
+        if was_empty {
+            self.begin_queue(&connection);
         }
-        taken
+        if unsent >= connection.params.flush_at { engine.flush(&connection) } else { engine.flush_later(&connection) }
+    }
+
+    /// A queue that was empty has something.
+    #[inline]
+    fn begin_queue(&self, connection: &Connection<T::Link>) {
+        connection.filled.set(true);
+        if connection.params.stall_timeout.is_some() {
+            // A deadline that passes before the flush must not find it as old as the last message.
+            connection.progress.set(self.engine.ev.now());
+        }
     }
 
     fn close_with(&self, connection: &Rc<Connection<T::Link>>, refused: RefusedReason, closed: ClosedReason) {

@@ -9,6 +9,7 @@
 //! runs or user memory is dropped, so that both may call into the backend.
 
 mod connection;
+mod copies;
 mod core;
 mod deadlines;
 mod driver;
@@ -21,6 +22,7 @@ mod traffic;
 mod transport;
 
 pub use self::connection::{Connection, State};
+pub use self::copies::{Copies, Run};
 pub use self::core::{Engine, Listener};
 pub use self::driver::Upcalls;
 pub use self::ledger::Ledger;
@@ -29,5 +31,5 @@ pub use self::local::create_local;
 pub use self::raw_send::RawPieces;
 pub use self::sync::create;
 pub use self::traffic::{Brought, Reception};
-pub use self::transport::{Freed, OWN, Opener, Outgoing, Payload, Release, Retired, Transport};
+pub use self::transport::{Freed, OWN, Opener, Outgoing, Payload, RUN_HEAD_LEN, Release, Retired, Transport};
 pub use crate::message::Assembled;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
-use crate::engine::{Connection, Engine, Listener, RawPieces, Upcalls};
+use crate::engine::{Connection, Engine, Listener, RawPieces, Run, Upcalls};
 use crate::error::RegisterError;
 use crate::event_loop::{Budget, Next, Polled, Ready};
 use crate::memory::{MemoryRegion, NetworkBuffer, RegionId};
@@ -98,6 +98,19 @@ pub trait Transport: Sized + 'static {
     /// waits to be sent, in bytes, to be compared with `flush_at`.
     fn enqueue(&self, connection: &Connection<Self::Link>, message: Outgoing<'_>) -> usize;
 
+    /// What goes before each message that another thread copies into a run, so that a run can be sent as it is.
+    const RUN_HEAD: Option<fn(usize) -> [u8; RUN_HEAD_LEN]> = None;
+
+    /// The same as [`enqueue`](Self::enqueue) for each message of a run.
+    fn enqueue_run(&self, connection: &Connection<Self::Link>, run: Run<'_>) -> usize {
+        let mut unsent = 0;
+        for message in run.messages() {
+            let payload = Payload::Copied(&[IoSlice::new(message)]);
+            unsent = self.enqueue(connection, Outgoing { header: &[], payload, len: message.len() });
+        }
+        unsent
+    }
+
     /// Sends what is queued, as far as it goes without waiting. Tells the ledger what left.
     fn flush(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>);
 
@@ -171,6 +184,9 @@ pub enum Freed {
     /// [`Engine::freed`] will tell.
     Later,
 }
+
+/// The length of what goes before each message of a run, in bytes, if anything does.
+pub const RUN_HEAD_LEN: usize = 8;
 
 /// Watch tokens of a transport's own descriptors have this bit.
 pub const OWN: usize = 1 << 41;

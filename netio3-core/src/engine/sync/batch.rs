@@ -1,37 +1,42 @@
 //! Accepted messages on their way from the threads that sent them to the loop.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
+use std::ops::Deref;
 
 use bytes::Bytes;
 
 use crate::backend::{NetworkBackend, Unsent};
 use crate::endpoint::Endpoint;
 use crate::engine::core::drop_each;
-use crate::engine::{LocalBackend, Outgoing, Payload, Transport};
+use crate::engine::ledger::Record;
+use crate::engine::{Copies, LocalBackend, Outgoing, Payload, RUN_HEAD_LEN, Transport};
 use crate::error::SendError;
 use crate::event_loop::Budget;
 use crate::memory::{NetworkBuffer, RawSlice};
-use crate::status::NetioStatus;
+use crate::status::{CompletionKind, NetioStatus};
 
 /// Accepted messages in send order, by kind of memory. It is emptied as a whole and filled again, so that in
 /// steady state no message allocates.
 #[derive(Default)]
 pub(super) struct Batch {
-    entries: Vec<Entry>,
-    /// Headers, and the payloads that were copied.
-    bytes: Vec<u8>,
+    records: Vec<Record>,
+    /// Messages that were copied, each after its head, and the headers of the others.
+    copies: Copies,
+    /// Zero-copy messages that were copied for being small.
+    copied: usize,
+    /// The messages that were not copied.
+    gathered: VecDeque<Gathered>,
     shared: Vec<Bytes>,
     raw: Vec<RawSlice>,
     buffers: VecDeque<NetworkBuffer>,
     done: Done,
 }
 
-/// A message.
-struct Entry {
-    key: u64,
+/// A message that was not copied.
+struct Gathered {
+    /// The place of its record.
+    at: usize,
     header: u32,
-    payload: u32,
     /// Pieces of shared or raw memory.
     pieces: u32,
     form: Form,
@@ -39,10 +44,6 @@ struct Entry {
 
 #[derive(Clone, Copy)]
 enum Form {
-    /// The payload follows the header. Zero-copy messages that are small enough are copied as well.
-    Copied {
-        zero_copy: bool,
-    },
     Shared,
     Raw,
     Buffer,
@@ -51,12 +52,10 @@ enum Form {
 /// How much was handed over.
 #[derive(Clone, Copy, Default)]
 struct Done {
-    entries: usize,
+    messages: usize,
     bytes: usize,
     shared: usize,
     raw: usize,
-    /// Zero-copy messages among them that had been copied.
-    copied: usize,
 }
 
 /// How far handing over came.
@@ -73,121 +72,133 @@ pub(super) enum Progress {
 impl Batch {
     /// Whether there is nothing to hand over.
     pub(super) fn is_empty(&self) -> bool {
-        self.done.entries == self.entries.len()
+        self.done.messages == self.records.len()
+    }
+
+    /// The copied bytes in it.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.copies.len()
     }
 
     /// Adds a message. Zero-copy ones up to `copy_below` bytes are copied.
     #[inline(always)]
-    pub(super) fn push(&mut self, message: Outgoing<'_>, key: u64, copy_below: usize) {
+    pub(super) fn push<T: Transport>(&mut self, message: Outgoing<'_>, key: u64, kind: CompletionKind, copy_below: usize) {
         let Outgoing { header, payload, len } = message;
-        if !header.is_empty() {
-            self.bytes.extend_from_slice(header);
-        }
         let copy = len <= copy_below;
-        let (form, pieces) = match payload {
-            Payload::Copied(pieces) => {
-                for piece in pieces {
-                    self.bytes.extend_from_slice(piece);
-                }
-                (Form::Copied { zero_copy: false }, 0)
-            }
+        match payload {
+            Payload::Copied(pieces) => self.copy::<T, _>(header, len, pieces),
             Payload::Shared(pieces) if copy => {
-                for piece in pieces {
-                    self.bytes.extend_from_slice(piece);
-                }
-                (Form::Copied { zero_copy: true }, 0)
+                self.copied += 1;
+                self.copy::<T, _>(header, len, pieces);
             }
             Payload::Raw(pieces) if copy => {
-                pieces.held().for_each(|piece| self.bytes.extend_from_slice(piece.as_slice()));
-                (Form::Copied { zero_copy: true }, 0)
+                self.copied += 1;
+                T::RUN_HEAD.inspect(|head| self.copies.push(&head(len), || None));
+                self.copies.push(header, || None);
+                pieces.held().for_each(|piece| self.copies.push(piece.as_slice(), || None));
             }
             Payload::Shared(pieces) => {
                 self.shared.extend_from_slice(pieces);
-                (Form::Shared, pieces.len())
+                self.gather(header, pieces.len(), Form::Shared);
             }
             Payload::Raw(pieces) => {
                 self.raw.extend_from_slice(pieces.slices());
-                (Form::Raw, pieces.slices().len())
+                self.gather(header, pieces.slices().len(), Form::Raw);
             }
             Payload::Buffer(buffer) => {
                 self.buffers.push_back(Payload::take(buffer));
-                (Form::Buffer, 0)
+                self.gather(header, 0, Form::Buffer);
             }
-        };
-        let (header, payload) = (header.len() as u32, (len - header.len()) as u32);
-        self.entries.push(Entry { key, header, payload, pieces: pieces as u32, form });
+        }
+        self.records.push(Record { key, len: len as u32, kind: Some(kind) });
+    }
+
+    #[inline(always)]
+    fn copy<T: Transport, P: Deref<Target = [u8]>>(&mut self, header: &[u8], len: usize, pieces: &[P]) {
+        match T::RUN_HEAD {
+            Some(head) => self.copies.push_message(&head(len), header, len, pieces, || None),
+            None => self.copies.push_message(&[], header, len, pieces, || None),
+        }
+    }
+
+    fn gather(&mut self, header: &[u8], pieces: usize, form: Form) {
+        self.copies.push(header, || None);
+        self.gathered.push_back(Gathered { at: self.records.len(), header: header.len() as u32, pieces: pieces as u32, form });
     }
 
     /// Hands messages over to the single-threaded backend. Those it does not take because the connection is
     /// ending are left out: they are pending.
     pub(super) fn hand_over<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget) -> Progress {
         loop {
-            if matches!(self.entries.get(self.done.entries), Some(Entry { form: Form::Copied { .. }, .. })) {
-                self.hand_over_granted(to, inner, budget);
+            if self.is_empty() {
+                return Progress::Done;
             }
-            let Some(entry) = self.entries.get(self.done.entries) else { return Progress::Done };
             if budget.is_spent() {
                 return Progress::OutOfBudget;
             }
-            let (header, payload, pieces) = (entry.header as usize, entry.payload as usize, entry.pieces as usize);
-            let mut done = self.done;
-            done.entries += 1;
-            done.bytes += header;
-            let header = &self.bytes[self.done.bytes..done.bytes];
-            let outcome = match entry.form {
-                Form::Copied { zero_copy } => {
-                    let start = done.bytes;
-                    done.bytes += payload;
-                    done.copied += usize::from(zero_copy);
-                    inner.send_copy_iov(to, &[IoSlice::new(&self.bytes[start..done.bytes])], header, entry.key)
-                }
-                Form::Shared => {
-                    done.shared += pieces;
-                    inner.send_iov(to, &self.shared[self.done.shared..done.shared], header, entry.key)
-                }
-                Form::Raw => {
-                    done.raw += pieces;
-                    send_raw(inner, to, &self.raw[self.done.raw..done.raw], header, entry.key)
-                }
-                Form::Buffer => match self.buffers.pop_front().map(|buffer| inner.send_taken(to, buffer)) {
-                    Some(Err(Unsent { buffer, outcome })) => {
-                        if outcome == Ok(NetioStatus::NoResources) {
-                            self.buffers.push_front(buffer);
-                        }
-                        outcome
-                    }
-                    Some(Ok(())) | None => Ok(NetioStatus::Ok),
-                },
-            };
-            match outcome {
-                Ok(NetioStatus::NoResources) => return Progress::Stuck,
-                Ok(NetioStatus::Ok | NetioStatus::NotConnected) | Err(SendError::UnknownSendEndpoint(_)) => {}
-                Ok(status) => {
-                    // It was checked against the same limits. To go on would put keys out of order.
-                    tracing::error!(backend = T::NAME, endpoint = %to, %status, "an accepted message cannot be sent");
-                    let _ = inner.abort(to);
-                }
+            let next = self.gathered.front().map_or(self.records.len(), |gathered| gathered.at);
+            if self.done.messages < next {
+                self.hand_over_run(to, inner, budget, next.min(self.done.messages.saturating_add(budget.messages)));
+            } else if !self.hand_over_gathered(to, inner, budget) {
+                return Progress::Stuck;
             }
-            self.done = done;
-            budget.spend(1, header.len() + payload);
         }
     }
 
-    /// Hands the next copied messages over, as far as the backend takes them without a look at any limit.
-    fn hand_over_granted<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget) {
-        let mut rest = &self.bytes[self.done.bytes..];
-        let copies = self.entries[self.done.entries..].iter().take(budget.messages).map_while(|entry| {
-            let Form::Copied { .. } = entry.form else { return None };
-            let (message, after) = rest.split_at((entry.header + entry.payload) as usize);
-            rest = after;
-            Some((entry.key, message))
-        });
-        let (messages, bytes) = inner.submit_granted(to, copies);
-        let taken = &self.entries[self.done.entries..][..messages];
-        self.done.copied += taken.iter().filter(|entry| matches!(entry.form, Form::Copied { zero_copy: true })).count();
-        self.done.entries += messages;
-        self.done.bytes += bytes;
-        budget.spend(messages, bytes);
+    /// Hands copied messages over, up to the one at `end`.
+    fn hand_over_run<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget, end: usize) {
+        let records = &self.records[self.done.messages..end];
+        let head = T::RUN_HEAD.map_or(0, |_| RUN_HEAD_LEN);
+        let bytes = records.iter().map(|record| head + record.len as usize).sum::<usize>();
+        let start = self.done.bytes;
+        inner.submit_run(to, records, &mut self.copies, start..start + bytes);
+        budget.spend(records.len(), bytes);
+        self.done.messages = end;
+        // Where the backend took the memory, there were no other bytes in it.
+        self.done.bytes = (start + bytes).min(self.copies.len());
+    }
+
+    /// Hands a message over that was not copied; `false` when the backend takes no more.
+    fn hand_over_gathered<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget) -> bool {
+        let Some(&Gathered { at, header, pieces, form }) = self.gathered.front() else { return true };
+        let Record { key, len, .. } = self.records[at];
+        let mut done = self.done;
+        done.messages += 1;
+        done.bytes += header as usize;
+        let header = &self.copies.as_slice()[self.done.bytes..done.bytes];
+        let outcome = match form {
+            Form::Shared => {
+                done.shared += pieces as usize;
+                inner.send_iov(to, &self.shared[self.done.shared..done.shared], header, key)
+            }
+            Form::Raw => {
+                done.raw += pieces as usize;
+                send_raw(inner, to, &self.raw[self.done.raw..done.raw], header, key)
+            }
+            Form::Buffer => match self.buffers.pop_front().map(|buffer| inner.send_taken(to, buffer)) {
+                Some(Err(Unsent { buffer, outcome })) => {
+                    if outcome == Ok(NetioStatus::NoResources) {
+                        self.buffers.push_front(buffer);
+                    }
+                    outcome
+                }
+                Some(Ok(())) | None => Ok(NetioStatus::Ok),
+            },
+        };
+        match outcome {
+            Ok(NetioStatus::NoResources) => return false,
+            Ok(NetioStatus::Ok | NetioStatus::NotConnected) | Err(SendError::UnknownSendEndpoint(_)) => {}
+            Ok(status) => {
+                // It was checked against the same limits. To go on would put keys out of order.
+                tracing::error!(backend = T::NAME, endpoint = %to, %status, "an accepted message cannot be sent");
+                let _ = inner.abort(to);
+            }
+        }
+        self.gathered.pop_front();
+        self.done = done;
+        budget.spend(1, len as usize);
+        true
     }
 
     /// Takes the shared memory of what was handed over out; the backend has its own share of it. This is for
@@ -196,22 +207,24 @@ impl Batch {
         self.shared.drain(..std::mem::take(&mut self.done.shared)).collect()
     }
 
-    /// How many of the messages handed over were zero-copy ones that had been copied.
+    /// How many of the messages are zero-copy ones that were copied.
     pub(super) fn copied(&self) -> usize {
-        self.done.copied
+        self.copied
     }
 
     /// The memory it has for bytes.
     #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {
-        self.bytes.capacity()
+        self.copies.capacity()
     }
 
     /// Empties it. This drops user memory.
     pub(super) fn clear(&mut self) {
         self.done = Done::default();
-        self.entries.clear();
-        self.bytes.clear();
+        self.copied = 0;
+        self.records.clear();
+        self.copies.clear();
+        self.gathered.clear();
         self.raw.clear();
         self.buffers.clear();
         drop_each(&mut self.shared, drop);

@@ -208,20 +208,20 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
     fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         let len = header.len() + data.iter().map(Bytes::len).sum::<usize>();
         let offer = Offer { header_len: header.len(), len, key, kind: CompletionKind::ZeroCopy };
-        self.shared.submit(to, &offer, Some(&|regions| regions.find(data)), Outgoing { header, payload: Payload::Shared(data), len })
+        self.shared.submit::<T>(to, &offer, Some(&|regions| regions.find(data)), Outgoing { header, payload: Payload::Shared(data), len })
     }
 
     fn send_copy_iov(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         let len = header.len() + data.iter().map(|piece| piece.len()).sum::<usize>();
         let offer = Offer { header_len: header.len(), len, key, kind: CompletionKind::Copy };
         if len < COPIED_APART || !self.shared.would_accept(to, &offer)? {
-            return self.shared.submit(to, &offer, None, Outgoing { header, payload: Payload::Copied(data), len });
+            return self.shared.submit::<T>(to, &offer, None, Outgoing { header, payload: Payload::Copied(data), len });
         }
         // A long copy is made with no lock held, and is handed on without another.
         let mut copy = Vec::with_capacity(len - header.len());
         data.iter().for_each(|piece| copy.extend_from_slice(piece));
         let copy = [Bytes::from(copy)];
-        self.shared.submit(to, &offer, None, Outgoing { header, payload: Payload::Shared(&copy), len })
+        self.shared.submit::<T>(to, &offer, None, Outgoing { header, payload: Payload::Shared(&copy), len })
     }
 
     #[allow(unsafe_code, reason = "the trait's one call whose contract the compiler cannot check")]
@@ -231,7 +231,7 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
         // SAFETY: the caller vouches that the pieces stay readable until the key comes back or the backend is
         // dropped; what is made of them here is dropped, or never looked at again, before either.
         let pieces = unsafe { RawPieces::new(data) };
-        self.shared.submit(to, &offer, Some(&|regions| regions.find(data)), Outgoing { header, payload: Payload::Raw(pieces), len })
+        self.shared.submit::<T>(to, &offer, Some(&|regions| regions.find(data)), Outgoing { header, payload: Payload::Raw(pieces), len })
     }
 
     fn take_buffer(&self, to: Endpoint) -> Result<Option<NetworkBuffer>, BufferError> {
@@ -261,7 +261,7 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
         let offered = Cell::new(Some(buffer));
         let message = Outgoing { header: &[], payload: Payload::Buffer(&offered), len };
         let find: FindRegions<'_> = &|regions| regions.find(&[range]);
-        let outcome = self.shared.submit(to, &offer, (!owned).then_some(find), message);
+        let outcome = self.shared.submit::<T>(to, &offer, (!owned).then_some(find), message);
         match offered.into_inner() {
             None => Ok(()),
             Some(buffer) => Err(Unsent { buffer, outcome }),

@@ -49,7 +49,7 @@ pub(super) struct LoopSide<T: Transport> {
 
 /// Memory used again and again.
 struct Spare {
-    batch: Cell<Batch>,
+    batch: Cell<Option<Batch>>,
     mailboxes: Cell<Vec<Endpoint>>,
     completions: Cell<Vec<Completion>>,
 }
@@ -153,23 +153,21 @@ impl<T: Transport> LoopSide<T> {
     fn hand_over(&self, endpoint: Endpoint, budget: &mut Budget) -> Progress {
         let now = self.engine().event_loop().now();
         loop {
-            let mut batch = self.spare.batch.take();
-            let Some(taken) = self.shared.with(endpoint, |mail| self.take_out(mail, &mut batch, now)) else {
-                self.spare.batch.set(batch);
-                return Progress::Done;
-            };
+            let Some(mut taken) = self.shared.with(endpoint, |mail| self.take_out(mail, now)) else { return Progress::Done };
             match taken.pause {
                 Some(true) => drop(self.inner.pause(endpoint)),
                 Some(false) => drop(self.inner.resume(endpoint)),
                 None => {}
             }
-            let progress = batch.hand_over(endpoint, &self.inner, budget);
-            if progress != Progress::Done {
+            let progress = taken.batch.as_mut().map_or(Progress::Done, |batch| batch.hand_over(endpoint, &self.inner, budget));
+            if let Some(mut batch) = taken.batch.take_if(|_| progress != Progress::Done) {
                 let mut handed_over = batch.take_handed_over();
                 // Should the mailbox be gone, the batch is dropped here, with no lock held.
                 let mut rest = Some(batch);
                 self.shared.with(endpoint, |mail| {
-                    mail.kept = rest.take();
+                    if let Some(rest) = rest.take() {
+                        mail.full.push_front(rest);
+                    }
                     mail.dirty = progress == Progress::OutOfBudget;
                 });
                 // Last, since it may call back.
@@ -182,10 +180,12 @@ impl<T: Transport> LoopSide<T> {
                 Some(End::Close) if !taken.more => drop(self.inner.close(endpoint)),
                 _ => {}
             }
-            self.count_copied(endpoint, batch.copied());
-            // Last, since it may call back.
-            batch.clear();
-            self.spare.batch.set(batch);
+            if let Some(mut batch) = taken.batch {
+                self.count_copied(endpoint, batch.copied());
+                // Last, since it may call back.
+                batch.clear();
+                self.spare.batch.set(Some(batch));
+            }
             if !taken.more {
                 return Progress::Done;
             }
@@ -193,13 +193,13 @@ impl<T: Transport> LoopSide<T> {
     }
 
     /// Takes what a mailbox has for the backend; its messages in exchange for an empty batch.
-    fn take_out(&self, mail: &mut Mail, batch: &mut Batch, now: Instant) -> Taken {
+    fn take_out(&self, mail: &mut Mail, now: Instant) -> Taken {
         mail.dirty = false;
         mail.count_queue();
         if mail.owes_writable() && !std::mem::replace(&mut mail.waiting, true) {
             self.waiting.borrow_mut().push(mail.endpoint);
         }
-        let taken = Taken { pause: mail.pause.take(), end: mail.end, more: false };
+        let taken = Taken { pause: mail.pause.take(), end: mail.end, batch: None, more: false };
         if taken.end == Some(End::Abort) || !mail.is_filled() {
             // What an abort finds here is pending.
             return taken;
@@ -208,16 +208,8 @@ impl<T: Transport> LoopSide<T> {
         if !std::mem::replace(&mut mail.untrimmed, true) {
             self.untrimmed.borrow_mut().push(mail.endpoint);
         }
-        match mail.kept.take() {
-            Some(kept) => {
-                self.spare.batch.set(std::mem::replace(batch, kept));
-                Taken { more: !mail.batch.is_empty(), ..taken }
-            }
-            None => {
-                std::mem::swap(&mut mail.batch, batch);
-                taken
-            }
-        }
+        let batch = mail.take_batch(self.spare.batch.take());
+        Taken { batch: Some(batch), more: mail.is_filled(), ..taken }
     }
 
     fn count_copied(&self, endpoint: Endpoint, copied: usize) {
@@ -360,6 +352,7 @@ impl<T: Transport> LoopSide<T> {
 struct Taken {
     pause: Option<bool>,
     end: Option<End>,
+    batch: Option<Batch>,
     /// There are further messages.
     more: bool,
 }

@@ -1,5 +1,6 @@
 //! A connection as the calling threads see it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use crate::config::{ConnectionParameters, Limits, NetworkConfig};
 use crate::endpoint::Endpoint;
 use crate::engine::sync::batch::Batch;
 use crate::engine::sync::quota::{Granted, Quota};
-use crate::engine::{Ledger, Outgoing};
+use crate::engine::{Ledger, Outgoing, Transport};
 use crate::memory::{BufferPool, HeldRegions};
 use crate::stats::ConnectionCounters;
 use crate::status::{CompletionKind, Direction, NetioStatus};
@@ -31,11 +32,16 @@ pub(super) struct Mail {
     /// A buffer was asked for in vain.
     pub(super) starved: bool,
     pub(super) copy_below: usize,
+    /// The copied bytes with which a batch is full.
+    pub(super) batch_bytes: usize,
 
     // What waits for the loop.
+    /// Full batches, and the rest of one that was handed over in part; they go first.
+    pub(super) full: VecDeque<Batch>,
+    /// The one that is filled.
     pub(super) batch: Batch,
-    /// The rest of an earlier batch, which goes first.
-    pub(super) kept: Option<Batch>,
+    /// Empty ones, for their memory.
+    pub(super) spare: Vec<Batch>,
     pub(super) pause: Option<bool>,
     pub(super) end: Option<End>,
 
@@ -48,6 +54,9 @@ pub(super) struct Mail {
     /// When the loop last found messages here.
     pub(super) used_at: Instant,
 }
+
+/// The copied bytes with which a batch is full, at least: below, handing it over would cost more than its messages.
+const LEAST_BATCH: usize = 4 << 10;
 
 /// How a connection was asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,8 +116,10 @@ impl Mail {
             granted: Granted::default(),
             starved: false,
             copy_below: params.copy_below,
+            batch_bytes: params.flush_at.clamp(LEAST_BATCH, ConnectionParameters::DEFAULT_FLUSH_AT),
+            full: VecDeque::new(),
             batch: Batch::default(),
-            kept: None,
+            spare: Vec::new(),
             pause: None,
             end: None,
             dirty: false,
@@ -154,9 +165,27 @@ impl Mail {
 
     /// Accepts a message.
     #[inline(always)]
-    pub(super) fn accept(&mut self, offer: &Offer, held: HeldRegions, message: Outgoing<'_>) {
+    pub(super) fn accept<T: Transport>(&mut self, offer: &Offer, held: HeldRegions, message: Outgoing<'_>) {
         self.ledger.push(offer.key, offer.kind, offer.len, held);
-        self.batch.push(message, offer.key, self.copy_below);
+        self.batch.push::<T>(message, offer.key, offer.kind, self.copy_below);
+        if self.batch.len() >= self.batch_bytes {
+            self.close_batch();
+        }
+    }
+
+    #[inline(never)]
+    fn close_batch(&mut self) {
+        let next = self.spare.pop().unwrap_or_default();
+        self.full.push_back(std::mem::replace(&mut self.batch, next));
+    }
+
+    /// Takes the next batch out, in exchange for one that was emptied.
+    pub(super) fn take_batch(&mut self, emptied: Option<Batch>) -> Batch {
+        self.spare.extend(emptied);
+        if self.full.is_empty() {
+            self.close_batch();
+        }
+        self.full.pop_front().expect("one was closed")
     }
 
     /// Brings the counters of what was accepted and is queued up to date: not for each message, but when the loop looks,
@@ -176,7 +205,7 @@ impl Mail {
 
     /// Whether messages wait for the loop.
     pub(super) fn is_filled(&self) -> bool {
-        self.kept.is_some() || !self.batch.is_empty()
+        !self.full.is_empty() || !self.batch.is_empty()
     }
 
     /// Whether *writable* is owed.
@@ -215,10 +244,16 @@ impl Mail {
         if self.is_filled() || self.ledger.messages() > 0 || now.saturating_duration_since(self.used_at) < idle {
             return false;
         }
-        self.batch = Batch::default();
+        (self.full, self.batch, self.spare) = Default::default();
         self.ledger.trim();
         self.untrimmed = false;
         true
+    }
+
+    /// The memory that each of its batches has for copied bytes.
+    #[cfg(test)]
+    pub(super) fn capacities(&self) -> Vec<usize> {
+        self.full.iter().chain([&self.batch]).chain(&self.spare).map(Batch::capacity).collect()
     }
 
     /// What the user sees of it.

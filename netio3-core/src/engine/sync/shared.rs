@@ -16,7 +16,7 @@ use crate::engine::sync::inbox::{Command, Inbox};
 use crate::engine::sync::mailbox::{Mail, Offer};
 use crate::engine::sync::quota::Quota;
 use crate::engine::sync::slots::Slots;
-use crate::engine::{Opener, Outgoing};
+use crate::engine::{Opener, Outgoing, Transport};
 use crate::error::SendError;
 use crate::event_loop::Remote;
 use crate::memory::{HeldRegions, RegionTable};
@@ -158,7 +158,7 @@ impl<O: Opener> Shared<O> {
 
     /// Accepts or refuses a message, without looking at its bytes. Inlined, so that no message is built in memory.
     #[inline(always)]
-    pub(super) fn submit(
+    pub(super) fn submit<T: Transport>(
         &self,
         to: Endpoint,
         offer: &Offer,
@@ -183,7 +183,7 @@ impl<O: Opener> Shared<O> {
             if let Some((table, _)) = &mut table {
                 table.hold(held);
             }
-            mail.accept(offer, held, message);
+            mail.accept::<T>(offer, held, message);
             mail.mark()
         } else {
             mail.ledger.refuse(offer.len);

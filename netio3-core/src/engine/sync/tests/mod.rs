@@ -263,7 +263,7 @@ fn a_long_copy_is_taken_whole() {
 #[test]
 fn an_idle_mailbox_gives_its_memory_back() {
     let (scene, to) = Scene::connected(&ConnectionParameters::default());
-    let held = || scene.backend.shared.with(to, |mail| mail.batch.capacity()).unwrap();
+    let held = || scene.backend.shared.with(to, |mail| mail.capacities().iter().sum::<usize>()).unwrap();
     for _ in 0..3 {
         scene.send(to, 0..5_000);
         scene.ev.turn();
@@ -275,6 +275,21 @@ fn an_idle_mailbox_gives_its_memory_back() {
     scene.send(to, 0..1);
     scene.ev.turn();
     assert_eq!(scene.told().len(), 4);
+}
+
+#[test]
+fn batches_are_filled_again() {
+    let (scene, to) = Scene::connected(&ConnectionParameters::default());
+    let budget = Budget { messages: 700, bytes: 1_000_000 };
+    let message = [1; 1_000];
+    for _ in 0..50 {
+        // Some full ones, which the budget cuts.
+        scene.elsewhere(|backend| (0..1_000).for_each(|key| assert_eq!(backend.send_copy(to, &message, b"", key), Ok(NetioStatus::Ok))));
+        while scene.ev.turn_within(budget) == Next::Again {}
+    }
+    let capacities = scene.backend.shared.with(to, |mail| mail.capacities()).unwrap();
+    assert!(capacities.len() <= 10 && capacities.iter().sum::<usize>() <= 2_500_000, "{capacities:?}");
+    assert_eq!(scene.wire.enqueued.borrow().len(), 50_000);
 }
 
 #[test]
