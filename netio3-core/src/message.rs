@@ -60,6 +60,7 @@ impl Take for Assembled<'_> {
 
 impl<'a> Message<'a> {
     /// For backends: a message in memory that will be read into again.
+    #[inline]
     pub fn borrowed(data: &'a [u8], meter: &'a Meter) -> Self {
         Self(Body::Borrowed(data, meter))
     }
@@ -70,6 +71,7 @@ impl<'a> Message<'a> {
     }
 
     /// The message.
+    #[inline]
     pub fn as_slice(&self) -> &[u8] {
         match &self.0 {
             Body::Borrowed(data, _) => data,
@@ -95,12 +97,14 @@ impl<'a> Message<'a> {
 impl Deref for Message<'_> {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         self.as_slice()
     }
 }
 
 impl AsRef<[u8]> for Message<'_> {
+    #[inline]
     fn as_ref(&self) -> &[u8] {
         self.as_slice()
     }

@@ -48,6 +48,8 @@ pub struct Connection<L> {
     pub(super) ledger: RefCell<Ledger>,
     /// How many accepted messages are in the backend's totals.
     pub(super) counted: Cell<u64>,
+    /// Messages accepted when it was flushed last.
+    pub(super) flushed: Cell<u64>,
     pub(super) pool: RefCell<Option<BufferPool>>,
     /// A buffer was asked for in vain.
     pub(super) starved: Cell<bool>,

@@ -212,6 +212,7 @@ impl<T: Transport> Engine<T> {
             direction,
             ledger: RefCell::new(Ledger::new(&params)),
             counted: Cell::new(0),
+            flushed: Cell::new(0),
             meter: Meter::new(Arc::clone(&counters), self.caps.clone()),
             params,
             counters,

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -157,8 +157,8 @@ impl<T: Transport> LocalBackend<T> {
         if was_empty {
             self.begin_queue(connection);
         }
-        match connection.params.flush_at.checked_sub(unsent) {
-            None | Some(0) => engine.flush(connection),
+        match engine.until_flush(connection, unsent) {
+            None => engine.flush(connection),
             // After one message there may be no other; after two there are many.
             Some(rest) if connection.listed.unflushed.get() => engine.grant(connection, rest),
             Some(_) => engine.flush_later(connection),
@@ -181,7 +181,10 @@ impl<T: Transport> LocalBackend<T> {
         if was_empty {
             self.begin_queue(&connection);
         }
-        if unsent >= connection.params.flush_at { engine.flush(&connection) } else { engine.flush_later(&connection) }
+        match engine.until_flush(&connection, unsent) {
+            None => engine.flush(&connection),
+            Some(_) => engine.flush_later(&connection),
+        }
     }
 
     /// A queue that was empty has something.
@@ -213,6 +216,15 @@ impl<T: Transport> LocalBackend<T> {
             Some(pool) => Ok(f(&connection, pool)),
             None => Err(BufferError::NoBuffersAllocated(to.into())),
         }
+    }
+}
+
+/// The bytes of pieces, of which there is mostly one.
+#[inline(always)]
+pub(super) fn len_of<P: Deref<Target = [u8]>>(pieces: &[P]) -> usize {
+    match pieces {
+        [piece] => piece.len(),
+        pieces => pieces.iter().map(|piece| piece.len()).sum(),
     }
 }
 
@@ -266,11 +278,16 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Keeps the regions of an accepted message.
-    #[inline]
+    #[inline(always)]
     fn hold(&self, held: HeldRegions) {
         if !held.is_none() {
-            self.regions.borrow_mut().hold(held);
+            self.hold_some(held);
         }
+    }
+
+    #[inline(never)]
+    fn hold_some(&self, held: HeldRegions) {
+        self.regions.borrow_mut().hold(held);
     }
 
     /// The regions of a zero-copy message.
@@ -341,17 +358,14 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
     }
 
     fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
-        let len = header.len() + data.iter().map(Bytes::len).sum::<usize>();
+        let len = header.len() + len_of(data);
         let message = || Outgoing { header, payload: Payload::Shared(data), len };
         self.submit(to, key, CompletionKind::ZeroCopy, |engine| engine.find_regions(data), message)
     }
 
     fn send_copy_iov(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
-        let payload_len = match data {
-            [piece] => piece.len(),
-            pieces => pieces.iter().map(|piece| piece.len()).sum(),
-        };
-        let message = || Outgoing { header, payload: Payload::Copied(data), len: header.len() + payload_len };
+        let len = header.len() + len_of(data);
+        let message = || Outgoing { header, payload: Payload::Copied(data), len };
         self.submit(to, key, CompletionKind::Copy, |_| Some(HeldRegions::default()), message)
     }
 

@@ -127,9 +127,18 @@ impl<T: Transport> Engine<T> {
         queued.messages < self.config.total_queue_messages as u64 && queued.bytes + len as u64 <= self.config.total_queue_bytes as u64
     }
 
-    /// Lets a connection accept messages without a look at any limit, until `bytes` more wait or it is flushed, which
-    /// it must be listed for.
-    pub(super) fn grant(&self, connection: &Connection<T::Link>, bytes: usize) {
+    /// How much more may wait on a connection, of which `unsent` bytes do, before it is flushed; `None` when it is time.
+    pub(super) fn until_flush(&self, connection: &Connection<T::Link>, unsent: usize) -> Option<Amount> {
+        let params = &connection.params;
+        let newly = connection.ledger.borrow().accepted() - connection.flushed.get();
+        let messages = (params.flush_messages as u64).checked_sub(newly).filter(|rest| *rest > 0)?;
+        let bytes = (params.flush_at as u64).checked_sub(unsent as u64).filter(|rest| *rest > 0)?;
+        Some(Amount { messages, bytes })
+    }
+
+    /// Lets a connection accept messages without a look at any limit, until the one with which so much more waits or it is
+    /// flushed, which it must be listed for.
+    pub(super) fn grant(&self, connection: &Connection<T::Link>, rest: Amount) {
         let limit = Amount { messages: self.config.total_queue_messages as u64, bytes: self.config.total_queue_bytes as u64 };
         let queued = self.queued.get();
         // Only while there is plenty: what connections hold unused is then no reason to refuse others.
@@ -139,8 +148,8 @@ impl<T: Transport> Engine<T> {
         // Small limits are kept to the message.
         let portion = Amount { messages: limit.messages / 1_024, bytes: limit.bytes / 1_024 };
         // With room for the heads of so many messages, of 8 bytes each.
-        let messages = bytes as u64 / 64;
-        let bytes = (bytes as u64 - 8 * messages).min(connection.limits.get().max_message_len as u64);
+        let messages = (rest.messages - 1).min(rest.bytes / 64);
+        let bytes = (rest.bytes - 8 * messages).min(connection.limits.get().max_message_len as u64);
         let granted = connection.ledger.borrow_mut().grant(Amount { messages, bytes }.min(portion));
         self.queued.set(queued + granted);
     }
@@ -153,8 +162,9 @@ impl<T: Transport> Engine<T> {
     /// Sends what a connection has queued, as far as it goes without waiting.
     pub(super) fn flush(&self, connection: &Rc<Connection<T::Link>>) {
         self.transport.flush(self, connection);
+        connection.flushed.set(connection.ledger.borrow().accepted());
         // What is to be sent should not wait for being counted, and is if it left.
-        if connection.counted.get() != connection.ledger.borrow().accepted() {
+        if connection.counted.get() != connection.flushed.get() {
             self.count_queue(connection);
         }
         let filled = connection.filled.take();

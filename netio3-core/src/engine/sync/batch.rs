@@ -75,10 +75,10 @@ impl Batch {
         self.done.messages == self.records.len()
     }
 
-    /// The copied bytes in it.
+    /// Whether it holds so many messages or so many copied bytes.
     #[inline]
-    pub(super) fn len(&self) -> usize {
-        self.copies.len()
+    pub(super) fn has(&self, messages: usize, bytes: usize) -> bool {
+        self.copies.len() >= bytes || self.records.len() >= messages
     }
 
     /// Adds a message. Zero-copy ones up to `copy_below` bytes are copied.

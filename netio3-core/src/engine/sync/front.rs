@@ -12,7 +12,7 @@ use crate::address::EndPointAddress;
 use crate::backend::{ConnectionState, ListenerState, NetworkBackend, Phase, Unsent};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits};
 use crate::endpoint::Endpoint;
-use crate::engine::local::too_many;
+use crate::engine::local::{len_of, too_many};
 use crate::engine::sync::SyncBackend;
 use crate::engine::sync::inbox::{Adoption, Command};
 use crate::engine::sync::loop_side::here;
@@ -109,7 +109,7 @@ impl<T: Transport> SyncBackend<T> {
                 side.engine().adopt_listener(bound, params, Arc::clone(&counters), listening).map_err(failed)?;
                 None
             }
-            None => Some(Command::Listen { address: bound, params, counters: Arc::clone(&counters), listening }),
+            None => Some(Command::Listen { address: bound, params: Box::new(params), counters: Arc::clone(&counters), listening }),
         };
         {
             let mut directory = shared.directory.write();
@@ -206,13 +206,13 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
     }
 
     fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
-        let len = header.len() + data.iter().map(Bytes::len).sum::<usize>();
+        let len = header.len() + len_of(data);
         let offer = Offer { header_len: header.len(), len, key, kind: CompletionKind::ZeroCopy };
         self.shared.submit::<T>(to, &offer, Some(&|regions| regions.find(data)), Outgoing { header, payload: Payload::Shared(data), len })
     }
 
     fn send_copy_iov(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
-        let len = header.len() + data.iter().map(|piece| piece.len()).sum::<usize>();
+        let len = header.len() + len_of(data);
         let offer = Offer { header_len: header.len(), len, key, kind: CompletionKind::Copy };
         if len < COPIED_APART || !self.shared.would_accept(to, &offer)? {
             return self.shared.submit::<T>(to, &offer, None, Outgoing { header, payload: Payload::Copied(data), len });

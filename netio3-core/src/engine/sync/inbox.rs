@@ -33,7 +33,7 @@ pub(super) enum Command<O: Opener> {
     /// Take a bound listener on.
     Listen {
         address: EndPointAddress,
-        params: ConnectionParametersRecv,
+        params: Box<ConnectionParametersRecv>,
         counters: Arc<ListenerCounters>,
         listening: O::Listening,
     },

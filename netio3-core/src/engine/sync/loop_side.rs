@@ -231,7 +231,7 @@ impl<T: Transport> LoopSide<T> {
             match command {
                 Command::Adopt(adoption) => self.adopt(adoption),
                 Command::Listen { address, params, counters, listening } => {
-                    let adopted = self.engine().adopt_listener(address, params, counters, listening);
+                    let adopted = self.engine().adopt_listener(address, *params, counters, listening);
                     if let Err(error) = adopted {
                         tracing::error!(backend = T::NAME, listener = %address, %error, "the loop cannot take a listener on");
                         self.shared.directory.write().listeners.retain(|(listed, _)| *listed != address);

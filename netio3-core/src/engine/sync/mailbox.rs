@@ -32,8 +32,8 @@ pub(super) struct Mail {
     /// A buffer was asked for in vain.
     pub(super) starved: bool,
     pub(super) copy_below: usize,
-    /// The copied bytes with which a batch is full.
-    pub(super) batch_bytes: usize,
+    /// The messages and copied bytes of which either fills a batch.
+    pub(super) batch_limits: (usize, usize),
 
     // What waits for the loop.
     /// Full batches, and the rest of one that was handed over in part; they go first.
@@ -55,8 +55,8 @@ pub(super) struct Mail {
     pub(super) used_at: Instant,
 }
 
-/// The copied bytes with which a batch is full, at least: below, handing it over would cost more than its messages.
-const LEAST_BATCH: usize = 4 << 10;
+/// The messages and copied bytes that a batch takes at least: below, handing it over would cost more than they.
+const LEAST_BATCH: (usize, usize) = (64, 4 << 10);
 
 /// How a connection was asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,7 +116,10 @@ impl Mail {
             granted: Granted::default(),
             starved: false,
             copy_below: params.copy_below,
-            batch_bytes: params.flush_at.clamp(LEAST_BATCH, ConnectionParameters::DEFAULT_FLUSH_AT),
+            batch_limits: (
+                params.flush_messages.max(LEAST_BATCH.0),
+                params.flush_at.clamp(LEAST_BATCH.1, ConnectionParameters::DEFAULT_FLUSH_AT),
+            ),
             full: VecDeque::new(),
             batch: Batch::default(),
             spare: Vec::new(),
@@ -168,7 +171,7 @@ impl Mail {
     pub(super) fn accept<T: Transport>(&mut self, offer: &Offer, held: HeldRegions, message: Outgoing<'_>) {
         self.ledger.push(offer.key, offer.kind, offer.len, held);
         self.batch.push::<T>(message, offer.key, offer.kind, self.copy_below);
-        if self.batch.len() >= self.batch_bytes {
+        if self.batch.has(self.batch_limits.0, self.batch_limits.1) {
             self.close_batch();
         }
     }

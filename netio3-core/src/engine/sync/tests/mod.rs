@@ -268,13 +268,13 @@ fn an_idle_mailbox_gives_its_memory_back() {
         scene.send(to, 0..5_000);
         scene.ev.turn();
     }
-    assert!(held() >= 8 * 5_000);
+    assert!(held() > 0);
     scene.ev.pass(Duration::from_secs(2));
     scene.ev.turn();
     assert_eq!(held(), 0);
     scene.send(to, 0..1);
     scene.ev.turn();
-    assert_eq!(scene.told().len(), 4);
+    assert_eq!(scene.told().pop(), Some(Told::Completed(vec![0])));
 }
 
 #[test]
