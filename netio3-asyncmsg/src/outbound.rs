@@ -42,7 +42,7 @@ pub(crate) struct Spares(RefCell<Vec<Copies>>);
 /// How many are kept, and of what length, in bytes: passing less on is not worth it.
 const MOST_SPARES: usize = 64;
 const SHORTEST_SPARE: usize = 4 << 10;
-const LONGEST_SPARE: usize = 256 << 10;
+const LONGEST_SPARE: usize = 512 << 10;
 
 #[derive(Debug)]
 enum Segment {
@@ -143,10 +143,10 @@ impl Outbound {
     }
 
     /// Adds a run of messages, if possible without copying it.
-    pub(crate) fn push_run(&mut self, mut run: Run<'_>) {
+    pub(crate) fn push_run(&mut self, run: Run<'_>) {
         match run.take(SHORTEST_SPARE, || self.spares.take()) {
-            Some(memory) => self.push_memory(memory),
-            None => self.copy(run.bytes()),
+            Ok(memory) => self.push_memory(memory),
+            Err(run) => self.copy(run.bytes()),
         }
     }
 

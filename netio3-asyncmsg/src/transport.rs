@@ -246,6 +246,9 @@ impl<N: Net> Transport for Tcp<N> {
         if connection.link.blocked.get() { 0 } else { outbound.weight() }
     }
 
+    // One segment of the loopback interface with messages of 64 bytes. What is kept of each message until it completes, 32
+    // bytes, would otherwise push the bytes of the first ones out of the second-level cache before they are written.
+    const FLUSH_MESSAGES: usize = 840;
     const RUN_HEAD: Option<fn(usize) -> [u8; HEAD_LEN]> = Some(|len| Frame::Data(len).head());
 
     fn enqueue_run(&self, connection: &Connection<Self::Link>, run: Run<'_>) -> usize {

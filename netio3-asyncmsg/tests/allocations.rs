@@ -181,7 +181,7 @@ fn messages_of_one_turn_share_their_system_calls() {
 
 #[test]
 fn a_queue_of_many_messages_is_flushed_before_the_turn_ends() {
-    let pair = Pair::new(&ConnectionParameters { flush_messages: 10, ..Default::default() });
+    let pair = Pair::new(&ConnectionParameters { flush_messages: Some(10), ..Default::default() });
     let writes = || pair.sender.totals().writes.get();
     let before = writes();
     let send = || assert!(accepted(pair.sender.send_copy(pair.to, &[7; 8], &[], 1)));

@@ -216,9 +216,12 @@ pub struct ConnectionParameters {
     /// that are gathered from the user's memory count a quarter, since larger batches of them pay.
     /// Default [`DEFAULT_FLUSH_AT`](Self::DEFAULT_FLUSH_AT).
     pub flush_at: usize,
-    /// Messages waiting in a queue at which it is flushed as well, which matters below some 150 bytes each. Default
-    /// [`DEFAULT_FLUSH_MESSAGES`](Self::DEFAULT_FLUSH_MESSAGES).
-    pub flush_messages: usize,
+    /// Messages accepted since a queue was flushed at which it is flushed likewise; it matters where they are small.
+    /// Default: as is best for the backend, 840 on TCP and without limit over RDMA.
+    ///
+    /// On a synchronized backend the loop gets messages in batches of at least 64 messages or 4 KiB and at most 120 KiB,
+    /// whatever this and [`flush_at`](Self::flush_at) say.
+    pub flush_messages: Option<usize>,
 }
 
 impl ConnectionParameters {
@@ -228,10 +231,6 @@ impl ConnectionParameters {
     /// Default of [`flush_at`](Self::flush_at): two segments of the loopback interface, which takes at most
     /// 65,483 bytes each, with room for a last message of some KiB. A write just above one leaves a tiny second.
     pub const DEFAULT_FLUSH_AT: usize = 120 << 10;
-    /// Default of [`flush_messages`](Self::flush_messages): one segment of the loopback interface with messages of 64
-    /// bytes. What is kept of each message until it completes, 32 bytes, would otherwise push the bytes of the first ones
-    /// out of the processor's second-level cache before they are written.
-    pub const DEFAULT_FLUSH_MESSAGES: usize = 840;
 }
 
 impl ConnectionParameters {
@@ -263,7 +262,7 @@ impl Default for ConnectionParameters {
             traffic_class: None,
             copy_below: Self::DEFAULT_COPY_BELOW,
             flush_at: Self::DEFAULT_FLUSH_AT,
-            flush_messages: Self::DEFAULT_FLUSH_MESSAGES,
+            flush_messages: None,
         }
     }
 }

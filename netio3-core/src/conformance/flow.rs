@@ -125,7 +125,7 @@ pub(super) fn large_totals_of_all_queues_are_bounded(world: &World) {
     const TOTAL: usize = 4_100;
     let dialer = NetworkConfig { total_queue_messages: TOTAL, ..config() };
     // Nothing leaves meanwhile.
-    let dial = ConnectionParameters { flush_messages: usize::MAX, ..Default::default() };
+    let dial = ConnectionParameters { flush_messages: Some(usize::MAX), ..Default::default() };
     let pair = Pair::with(world, Setup { dial, dialer, ..Default::default() });
     let (second, second_back) = pair.another(world);
     let mut open = vec![pair.out, second];

@@ -145,10 +145,16 @@ impl Run<'_> {
         &self.copies.as_slice()[self.place.clone()]
     }
 
-    /// Takes the memory that it lies in, in exchange for other, where nothing else lies there and it is not less than
-    /// `least` bytes.
-    pub fn take(&mut self, least: usize, spare: impl FnOnce() -> Option<Copies>) -> Option<Copies> {
-        let is_all = self.place == (0..self.copies.len()) && self.copies.len() >= least;
-        is_all.then(|| std::mem::replace(self.copies, spare().unwrap_or_default()))
+    /// Takes the memory that it lies in, in exchange for other, where nothing else lies there.
+    ///
+    /// # Errors
+    /// The run, where something does, or where it is less than `least` bytes or a small part of the memory.
+    pub fn take(self, least: usize, spare: impl FnOnce() -> Option<Copies>) -> Result<Copies, Self> {
+        let len = self.copies.len();
+        if self.place == (0..len) && len >= least && len >= self.copies.capacity() / 8 {
+            Ok(std::mem::replace(self.copies, spare().unwrap_or_default()))
+        } else {
+            Err(self)
+        }
     }
 }

@@ -131,7 +131,7 @@ impl<T: Transport> Engine<T> {
     pub(super) fn until_flush(&self, connection: &Connection<T::Link>, unsent: usize) -> Option<Amount> {
         let params = &connection.params;
         let newly = connection.ledger.borrow().accepted() - connection.flushed.get();
-        let messages = (params.flush_messages as u64).checked_sub(newly).filter(|rest| *rest > 0)?;
+        let messages = (params.flush_messages.unwrap_or(T::FLUSH_MESSAGES) as u64).checked_sub(newly).filter(|rest| *rest > 0)?;
         let bytes = (params.flush_at as u64).checked_sub(unsent as u64).filter(|rest| *rest > 0)?;
         Some(Amount { messages, bytes })
     }

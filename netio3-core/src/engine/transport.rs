@@ -98,10 +98,14 @@ pub trait Transport: Sized + 'static {
     /// waits to be sent, in bytes, to be compared with `flush_at`.
     fn enqueue(&self, connection: &Connection<Self::Link>, message: Outgoing<'_>) -> usize;
 
+    /// The messages at which a queue is flushed before the turn ends, if the user does not say.
+    const FLUSH_MESSAGES: usize = usize::MAX;
+
     /// What goes before each message that another thread copies into a run, so that a run can be sent as it is.
     const RUN_HEAD: Option<fn(usize) -> [u8; RUN_HEAD_LEN]> = None;
 
-    /// The same as [`enqueue`](Self::enqueue) for each message of a run.
+    /// The same as [`enqueue`](Self::enqueue) for each message of a run. Zero-copy ones among them that are copied for
+    /// being small were counted already.
     fn enqueue_run(&self, connection: &Connection<Self::Link>, run: Run<'_>) -> usize {
         let mut unsent = 0;
         for message in run.messages() {

@@ -146,7 +146,7 @@ impl Batch {
         }
     }
 
-    /// Hands copied messages over, up to the one at `end`.
+    /// Hands copied messages over, up to the one at `end`; where that is not all, without their memory.
     fn hand_over_run<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget, end: usize) {
         let records = &self.records[self.done.messages..end];
         let head = T::RUN_HEAD.map_or(0, |_| RUN_HEAD_LEN);

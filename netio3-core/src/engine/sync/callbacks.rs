@@ -20,7 +20,7 @@ impl<T: Transport> FrontCallbacks<T> {
     fn enter(&self, info: &ConnectionInfo) {
         let Self(side) = self;
         let Some(connection) = side.engine().get(info.endpoint) else { return };
-        let mail = Mail::new(info.endpoint, info.address, &connection.params, &side.shared.config, connection.counters.clone());
+        let mail = Mail::new::<T>(info.endpoint, info.address, &connection.params, &side.shared.config, connection.counters.clone());
         let pool = connection.pool.borrow_mut().take();
         let mail = Mail { direction: Direction::Incoming, listener: info.listener, pool, ..mail };
         let mut directory = side.shared.directory.write();

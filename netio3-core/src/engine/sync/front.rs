@@ -67,7 +67,7 @@ impl<T: Transport> SyncBackend<T> {
         };
         let dialing = shared.opener.dial(&address, params)?;
         let counters: Arc<ConnectionCounters> = Arc::default();
-        let mail = Mail::new(endpoint, address, params, &shared.config, counters.clone());
+        let mail = Mail::new::<T>(endpoint, address, params, &shared.config, counters.clone());
         let mail = Mail { owns_address: owns, pool, ..mail };
         // The pool is in the mailbox.
         let params = Arc::new(ConnectionParameters { buffers: None, ..params.clone() });

@@ -106,6 +106,12 @@ impl<O: Opener> Inbox<O> {
         !self.contents.lock().is_empty()
     }
 
+    /// How many mailboxes it tells of.
+    #[cfg(test)]
+    pub(super) fn listed(&self) -> usize {
+        self.contents.lock().dirty.len()
+    }
+
     /// Moves the mailboxes that have something to the end of a list.
     pub(super) fn take_dirty(&self, list: &mut Vec<Endpoint>) {
         list.append(&mut self.contents.lock().dirty);

@@ -119,18 +119,27 @@ impl<T: Transport> LoopSide<T> {
         let mut list = self.spare.mailboxes.take();
         list.append(&mut self.later.borrow_mut());
         self.shared.inbox.take_dirty(&mut list);
+        let mut cut = None;
         for endpoint in list.drain(..) {
-            if budget.is_spent() || self.hand_over(endpoint, budget) == Progress::OutOfBudget {
+            if budget.is_spent() {
                 self.later.borrow_mut().push(endpoint);
+            } else if self.hand_over(endpoint, budget) == Progress::OutOfBudget {
+                cut = Some(endpoint);
             }
         }
+        // The others go first next time.
+        self.later.borrow_mut().extend(cut);
         self.spare.mailboxes.set(list);
     }
 
     /// Carries out at once what calls have left for one connection.
     pub(super) fn settle(&self, endpoint: Endpoint) {
         self.run_commands();
-        self.hand_over(endpoint, &mut { UNLIMITED });
+        // Not what other threads add meanwhile.
+        let messages = self.shared.with(endpoint, |mail| mail.ledger.messages()).unwrap_or(0);
+        if self.hand_over(endpoint, &mut Budget { messages, ..UNLIMITED }) == Progress::OutOfBudget {
+            self.later.borrow_mut().push(endpoint);
+        }
     }
 
     /// Starts sending what calls have left for one connection.
@@ -145,11 +154,18 @@ impl<T: Transport> LoopSide<T> {
         !self.later.borrow().is_empty() || !self.refused.borrow().is_empty() || self.shared.inbox.is_filled()
     }
 
+    /// How many mailboxes are to be looked at in the next turn.
+    #[cfg(test)]
+    pub(super) fn listed_for_later(&self) -> usize {
+        self.later.borrow().len()
+    }
+
     /// The backend takes messages of this connection again.
     pub(super) fn unstick(&self, endpoint: Endpoint) {
         self.later.borrow_mut().push(endpoint);
     }
 
+    /// Hands over what a mailbox has. Where the budget ends it, the caller lists it for later.
     fn hand_over(&self, endpoint: Endpoint, budget: &mut Budget) -> Progress {
         let now = self.engine().event_loop().now();
         loop {
@@ -163,17 +179,19 @@ impl<T: Transport> LoopSide<T> {
             if let Some(mut batch) = taken.batch.take_if(|_| progress != Progress::Done) {
                 let mut handed_over = batch.take_handed_over();
                 // Should the mailbox be gone, the batch is dropped here, with no lock held.
-                let mut rest = Some(batch);
+                let (mut rest, mut listed) = (Some(batch), false);
                 self.shared.with(endpoint, |mail| {
                     if let Some(rest) = rest.take() {
                         mail.full.push_front(rest);
                     }
+                    // Where there was nothing more, somebody has sent and told of it since.
+                    listed = !taken.more && mail.dirty;
                     mail.dirty = progress == Progress::OutOfBudget;
                 });
                 // Last, since it may call back.
                 drop_each(&mut handed_over, drop);
                 drop(rest);
-                return progress;
+                return if listed && progress == Progress::OutOfBudget { Progress::Done } else { progress };
             }
             match taken.end {
                 Some(End::Abort) => drop(self.inner.abort(endpoint)),
@@ -209,7 +227,9 @@ impl<T: Transport> LoopSide<T> {
             self.untrimmed.borrow_mut().push(mail.endpoint);
         }
         let batch = mail.take_batch(self.spare.batch.take());
-        Taken { batch: Some(batch), more: mail.is_filled(), ..taken }
+        // The loop comes back for more without being told.
+        mail.dirty = mail.is_filled();
+        Taken { batch: Some(batch), more: mail.dirty, ..taken }
     }
 
     fn count_copied(&self, endpoint: Endpoint, copied: usize) {

@@ -89,7 +89,7 @@ pub(super) struct Offer {
 
 impl Mail {
     /// The mailbox of a connection that is being opened.
-    pub(super) fn new(
+    pub(super) fn new<T: Transport>(
         endpoint: Endpoint,
         address: EndPointAddress,
         params: &ConnectionParameters,
@@ -117,7 +117,7 @@ impl Mail {
             starved: false,
             copy_below: params.copy_below,
             batch_limits: (
-                params.flush_messages.max(LEAST_BATCH.0),
+                params.flush_messages.unwrap_or(T::FLUSH_MESSAGES).max(LEAST_BATCH.0),
                 params.flush_at.clamp(LEAST_BATCH.1, ConnectionParameters::DEFAULT_FLUSH_AT),
             ),
             full: VecDeque::new(),

@@ -12,7 +12,9 @@ use bytes::Bytes;
 
 use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
-use crate::engine::{Connection, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, State, Transport, Upcalls};
+use crate::engine::{
+    Connection, Copies, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, Run, State, Transport, Upcalls,
+};
 use crate::error::RunError;
 use crate::event_loop::{Budget, EventLoop, Interest, Next, Ready, Remote, Source, SourceId, WatchId};
 use crate::message::Message;
@@ -189,6 +191,8 @@ pub(super) struct Wire {
     pub(super) blocked: Cell<bool>,
     /// The loop cannot take anything on.
     pub(super) full: Cell<bool>,
+    /// What others do while a run is handed over.
+    pub(super) meanwhile: RefCell<Option<Box<dyn Fn()>>>,
 }
 
 impl std::ops::Deref for MockTransport {
@@ -261,6 +265,28 @@ impl Transport for MockTransport {
         assert_eq!(bytes.len(), message.len);
         self.enqueued.borrow_mut().push(bytes);
         connection.link.unsent.set(connection.link.unsent.get() + 1);
+        0
+    }
+
+    const RUN_HEAD: Option<fn(usize) -> [u8; 8]> = Some(|len| (len as u64).to_le_bytes());
+
+    fn enqueue_run(&self, connection: &Connection<MockLink>, run: Run<'_>) -> usize {
+        let messages: Vec<Vec<u8>> = run.messages().map(<[u8]>::to_vec).collect();
+        let framed = messages.iter().flat_map(|message| [&(message.len() as u64).to_le_bytes(), &message[..]].concat());
+        let bytes = run.bytes().to_vec();
+        assert!(framed.eq(bytes.iter().copied()));
+        let spare = || {
+            let mut spare = Copies::default();
+            spare.push(&[9; 64], || None);
+            spare.clear();
+            Some(spare)
+        };
+        if let Ok(taken) = run.take(16, spare) {
+            assert!(taken.as_slice() == bytes);
+        }
+        connection.link.unsent.set(connection.link.unsent.get() + messages.len());
+        self.enqueued.borrow_mut().extend(messages);
+        self.meanwhile.borrow().iter().for_each(|meanwhile| meanwhile());
         0
     }
 

@@ -1,6 +1,7 @@
 //! The front before a transport that goes nowhere, turn by turn.
 
 mod mock;
+mod runs;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -292,6 +293,38 @@ fn batches_are_filled_again() {
     assert_eq!(scene.wire.enqueued.borrow().len(), 50_000);
 }
 
+/// A connection with more than a turn's worth does not keep another one from its turn.
+#[test]
+fn every_mailbox_gets_its_turn() {
+    let (scene, busy) = Scene::connected(&ConnectionParameters::default());
+    let other = scene.elsewhere(|backend| backend.open_send_endpoint(&EndPointAddress::localhost(6), &Default::default()).unwrap());
+    scene.ev.turn();
+    scene.ev.readable(1);
+    scene.send(busy, 0..100);
+    scene.send(other, 7_777..7_778);
+    for _ in 0..2 {
+        scene.send(busy, 0..40);
+        scene.ev.turn_within(Budget { messages: 10, bytes: 1 << 20 });
+    }
+    assert!(scene.enqueued().contains(&7_777));
+}
+
+/// However long others go on sending, a mailbox is listed once.
+#[test]
+fn a_mailbox_beyond_the_budget_is_listed_once() {
+    let (scene, to) = Scene::connected(&ConnectionParameters { flush_messages: Some(0), ..Default::default() });
+    let view = SyncBackend::<MockTransport>::view(scene.backend.shared.clone());
+    let send = move |n: u64| (0..n).for_each(|key| assert_eq!(view.send_copy(to, &key.to_le_bytes(), b"", key), Ok(NetioStatus::Ok)));
+    send(25);
+    scene.wire.meanwhile.replace(Some(Box::new(move || send(5))));
+    for budget in [10, 70, 130, 10, 70, 130].repeat(10) {
+        scene.ev.turn_within(Budget { messages: budget, bytes: 1 << 20 });
+        let listed = super::loop_side::here::<MockTransport>(&scene.backend.shared).unwrap().listed_for_later();
+        assert!(listed + scene.backend.shared.inbox.listed() <= 1, "listed {listed} times");
+    }
+    scene.wire.meanwhile.take();
+}
+
 #[test]
 fn a_drop_elsewhere_is_carried_out_in_the_next_turn() {
     let (scene, to) = Scene::connected(&ConnectionParameters::default());
@@ -424,7 +457,7 @@ fn an_end_that_overtakes_its_opening_is_one_refusal() {
     let endpoint = shared.ids.allocate(crate::MAX_ENDPOINTS).unwrap();
     let counters: Arc<ConnectionCounters> = Arc::default();
     shared.directory.write().connections += 1;
-    shared.put(Mail::new(endpoint, address, &params, &shared.config, counters.clone()));
+    shared.put(Mail::new::<MockTransport>(endpoint, address, &params, &shared.config, counters.clone()));
     scene.elsewhere(|backend| backend.close(endpoint).unwrap());
     scene.ev.turn();
     assert_eq!(scene.told(), []);
