@@ -16,6 +16,8 @@ use crate::plan::Plan;
 pub struct Messages {
     layout: Layout,
     mode: Mode,
+    /// Bytes that go as header.
+    header_len: usize,
     content: Content,
     /// The pieces of all messages, as shared memory.
     shared: Arc<[Bytes]>,
@@ -29,7 +31,7 @@ impl Messages {
         let content = Content::new(&plan.layout);
         let shared = content.shared_pieces().into();
         let queue_bytes = (ALL_QUEUES_BYTES / plan.busy().max(1) as usize).clamp(QUEUE_BYTES / 16, QUEUE_BYTES);
-        Self { layout: plan.layout, mode, content, shared, queue_bytes }
+        Self { layout: plan.layout, mode, header_len: plan.layout.header_len(), content, shared, queue_bytes }
     }
 
     /// The parameters of a connection for them.
@@ -125,55 +127,75 @@ impl Outgoing {
     pub fn fill(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<Filled, String> {
         let turn = TURN_MESSAGES.min(self.messages.queue_bytes as u64 / self.messages.layout.size.max(1) as u64).max(1);
         let end = self.limit.min(self.next + turn);
-        while self.next < end && !self.blocked {
-            self.send_next(backend, to)?;
+        // A loop for each way, so that none of them looks again for what does not change.
+        match self.messages.mode {
+            Mode::Buffered => self.fill_by(end, |it| it.offer_buffer(backend, to))?,
+            Mode::ZeroCopy => self.fill_by(end, |it| it.offer_shared(backend, to))?,
+            Mode::Copy => self.fill_by(end, |it| it.offer_copy(backend, to))?,
         }
         Ok(if self.next == self.limit { Filled::Finished } else { Filled::NotYet })
+    }
+
+    #[inline(always)]
+    fn fill_by(&mut self, end: u64, mut offer: impl FnMut(&mut Self) -> Result<NetioStatus, SendError>) -> Result<(), String> {
+        while self.next < end && !self.blocked {
+            match offer(self) {
+                Ok(NetioStatus::Ok) => self.next += 1,
+                other => self.not_accepted(other)?,
+            }
+        }
+        Ok(())
     }
 
     /// Offers the next message.
     ///
     /// # Errors
     /// As [`fill`](Self::fill).
-    #[inline]
     pub fn send_next(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<(), String> {
-        match self.offer_next(backend, to) {
-            Ok(NetioStatus::Ok) => {
-                self.next += 1;
-                Ok(())
-            }
-            other => self.not_accepted(other),
+        let outcome = match self.messages.mode {
+            Mode::Buffered => self.offer_buffer(backend, to),
+            Mode::ZeroCopy => self.offer_shared(backend, to),
+            Mode::Copy => self.offer_copy(backend, to),
+        };
+        match outcome {
+            Ok(NetioStatus::Ok) => self.next += 1,
+            other => self.not_accepted(other)?,
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn offer_copy(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
+        let Self { messages: Messages { header_len, content, .. }, next, head, .. } = self;
+        content.write_head(*next, head);
+        if head.len() == *header_len {
+            return backend.send_copy_iov(to, content.pieces(*next), head, *next);
+        }
+        let (header, tag) = head.split_at(*header_len);
+        match content.pieces(*next) {
+            [piece] => backend.send_copy_iov(to, &[IoSlice::new(tag), *piece], header, *next),
+            pieces => backend.send_copy_iov(to, &[&[IoSlice::new(tag)], pieces].concat(), header, *next),
         }
     }
 
     #[inline(always)]
-    fn offer_next(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
-        let Self { messages, next, head, .. } = self;
-        let Messages { layout, mode, content, shared, .. } = messages;
-        if *mode == Mode::Buffered {
-            return self.offer_buffer(backend, to);
-        }
+    fn offer_shared(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
+        let Self { messages: Messages { header_len, content, shared, .. }, next, head, .. } = self;
         content.write_head(*next, head);
-        let (header, tag) = head.split_at(layout.header_len());
-        match (mode, tag) {
-            (Mode::ZeroCopy, []) => backend.send_iov(to, &shared[content.variant_range(*next)], header, *next),
-            (Mode::ZeroCopy, tag) => {
-                // The tag needs memory of its own until the message has left.
-                if self.tags.capacity() < tag.len() {
-                    self.tags.reserve(64 << 10);
-                }
-                self.tags.extend_from_slice(tag);
-                self.pieces.clear();
-                self.pieces.push(self.tags.split().freeze());
-                self.pieces.extend_from_slice(&shared[content.variant_range(*next)]);
-                backend.send_iov(to, &self.pieces, header, *next)
-            }
-            (_, []) => backend.send_copy_iov(to, content.pieces(*next), header, *next),
-            (_, tag) => match content.pieces(*next) {
-                [piece] => backend.send_copy_iov(to, &[IoSlice::new(tag), *piece], header, *next),
-                pieces => backend.send_copy_iov(to, &[&[IoSlice::new(tag)], pieces].concat(), header, *next),
-            },
+        let pieces = &shared[content.variant_range(*next)];
+        if head.len() == *header_len {
+            return backend.send_iov(to, pieces, head, *next);
         }
+        let (header, tag) = head.split_at(*header_len);
+        // The tag needs memory of its own until the message has left.
+        if self.tags.capacity() < tag.len() {
+            self.tags.reserve(64 << 10);
+        }
+        self.tags.extend_from_slice(tag);
+        self.pieces.clear();
+        self.pieces.push(self.tags.split().freeze());
+        self.pieces.extend_from_slice(pieces);
+        backend.send_iov(to, &self.pieces, header, *next)
     }
 
     #[cold]

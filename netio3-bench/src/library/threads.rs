@@ -1,9 +1,8 @@
 //! `send --threads`: each connection is a thread's, which calls the backend from there; the main one runs the loop.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -73,15 +72,35 @@ enum Notice {
 }
 
 /// Where the threads of connections listen.
-type Wires = Arc<Mutex<HashMap<Endpoint, Sender<Notice>>>>;
+type Wires = Arc<Mutex<HashMap<Endpoint, Arc<Wire>>>>;
+
+/// What a connection's thread has not heard yet. It is woken with no lock held, as a channel of the standard library does
+/// not: on the same processor it would run at once, and wait for that lock.
+#[derive(Default)]
+struct Wire {
+    notices: Mutex<VecDeque<Notice>>,
+    more: Condvar,
+}
+
+impl Wire {
+    fn send(&self, notice: Notice) {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner).push_back(notice);
+        self.more.notify_one();
+    }
+
+    fn receive(&self, limit: Duration) -> Option<Notice> {
+        let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.more.wait_timeout_while(notices, limit, |notices| notices.is_empty());
+        waited.unwrap_or_else(PoisonError::into_inner).0.pop_front()
+    }
+}
 
 struct Notices(Wires);
 
 impl Notices {
     fn tell(&self, endpoint: Endpoint, notice: Notice) {
-        let wires = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A thread that has failed does not listen any more.
-        let _ = wires.get(&endpoint).map(|wire| wire.send(notice));
+        let wire = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&endpoint).cloned();
+        wire.inspect(|wire| wire.send(notice));
     }
 }
 
@@ -119,7 +138,7 @@ struct Line<'a> {
     network: &'a (dyn NetworkBackend + Send + Sync),
     address: EndPointAddress,
     endpoint: Endpoint,
-    notices: Receiver<Notice>,
+    wire: Arc<Wire>,
 }
 
 /// What a thread has done.
@@ -137,12 +156,12 @@ impl<'a> Line<'a> {
         wires: &Wires,
         address: EndPointAddress,
     ) -> Result<Self, String> {
-        let (wire, notices) = mpsc::channel();
+        let wire = Arc::new(Wire::default());
         // Nothing is told before the wire is there.
         let mut wires = wires.lock().unwrap_or_else(PoisonError::into_inner);
         let endpoint = network.connect(&address, &messages.parameters()).map_err(|error| chain(&error))?;
-        wires.insert(endpoint, wire);
-        Ok(Self { network, address, endpoint, notices })
+        wires.insert(endpoint, wire.clone());
+        Ok(Self { network, address, endpoint, wire })
     }
 
     /// Says what is going to be sent, and waits until that is welcome.
@@ -204,10 +223,7 @@ impl<'a> Line<'a> {
     }
 
     fn next(&self, limit: Duration) -> Result<Notice, String> {
-        self.notices.recv_timeout(limit).map_err(|error| match error {
-            RecvTimeoutError::Timeout => format!("nothing came from {} for {} s", self.address, limit.as_secs()),
-            RecvTimeoutError::Disconnected => unreachable!("the wire is kept"),
-        })
+        self.wire.receive(limit).ok_or_else(|| format!("nothing came from {} for {} s", self.address, limit.as_secs()))
     }
 
     fn complaint(&self, notice: &Notice) -> String {
