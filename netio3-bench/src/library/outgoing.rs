@@ -52,7 +52,7 @@ impl Messages {
 /// Bytes that may wait for the kernel: a few writes' worth, so that they stay in the processor's cache.
 const QUEUE_BYTES: usize = 1 << 20;
 /// The same of all connections together, so that the first ones do not take all the room there is.
-const ALL_QUEUES_BYTES: usize = 64 << 20;
+const ALL_QUEUES_BYTES: usize = 512 << 20;
 
 /// The messages of one connection.
 pub struct Outgoing {

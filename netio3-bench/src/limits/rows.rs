@@ -122,11 +122,12 @@ const KIB: usize = 1 << 10;
 
 /// All lines, for transfers of this duration.
 pub fn rows(time: Duration) -> Vec<Row> {
-    let transfer = |backend: Backend, size: usize, title: &str, args: &[&str]| {
+    let lasting = |time: Duration, backend: Backend, size: usize, title: &str, args: &[&str]| {
         let mut pairing = Pairing::transfer(backend, size, time);
         pairing.args.extend(args.iter().map(|arg| (*arg).to_owned()));
         Setup { pairing, spin: 0, awake: false, title: title.into() }
     };
+    let transfer = |backend: Backend, size: usize, title: &str, args: &[&str]| lasting(time, backend, size, title, args);
     let in_mode = |backend: Backend, size: usize, mode: Mode| transfer(backend, size, mode.name(), &["--mode", mode.name()]);
     // Without a mode: the one that is faster at this size.
     let raw = |size: usize| transfer(Backend::Raw, size, "the faster way", &[]);
@@ -139,14 +140,21 @@ pub fn rows(time: Duration) -> Vec<Row> {
     for (size, asked) in [(64, 0.60), (KIB, 0.90), (16 * KIB, 0.97), (64 * KIB, 0.97), (KIB * KIB, 0.97)] {
         rows.push(rate(in_mode(Backend::Tcp, size, Mode::ZeroCopy), raw(size), Some(asked)));
     }
+    // What libraries are compared with that always spin.
+    let spinning = |backend| Setup { spin: SPIN, ..transfer(backend, KIB * KIB, "zero-copy, spinning", &["--mode", "zero-copy"]) };
+    rows.push(rate(spinning(Backend::Tcp), spinning(Backend::Raw), Some(0.97)));
     rows.push(rate(in_mode(Backend::Tcp, 16 * KIB, Mode::Buffered), raw(16 * KIB), Some(0.97)));
     let pieces = ["--header", "16", "--iov", "4"];
     let in_pieces = |backend: Backend| transfer(backend, KIB, "header of 16 B and 4 pieces", &pieces);
     rows.push(rate(in_pieces(Backend::Tcp), in_pieces(Backend::Raw), Some(0.85)));
-    for connections in ["64", "1024"] {
+    // It takes a while until the windows of so many have grown.
+    for (connections, time) in [("64", time), ("1024", 5 * time)] {
         let title = format!("{connections} connections (of one)");
-        let own = transfer(Backend::Tcp, KIB, &title, &["--mode", "zero-copy", "--connections", connections]);
-        rows.push(rate(own.clone(), in_mode(Backend::Tcp, KIB, Mode::ZeroCopy), Some(0.90)));
+        let of = |title: &str, connections: &str| {
+            lasting(time, Backend::Tcp, KIB, title, &["--mode", "zero-copy", "--connections", connections])
+        };
+        let own = of(&title, connections);
+        rows.push(rate(own.clone(), of("zero-copy", "1"), Some(0.90)));
         rows.push(Row { own, base: None, figure: Figure::Slowest, asked: Some(0.8) });
     }
     let idle = ["--mode", "zero-copy", "--connections", "64", "--idle", "10000"];

@@ -1,6 +1,7 @@
 //! The libraries, one file each with the same two functions.
 
 mod netio3;
+mod nng;
 mod tokio;
 mod zeromq;
 
@@ -16,6 +17,7 @@ use crate::job::{Job, Measured};
 pub enum Library {
     Netio3,
     Zeromq,
+    Nng,
     Tokio,
 }
 
@@ -24,13 +26,14 @@ const STALL_LIMIT: Duration = Duration::from_secs(10);
 
 impl Library {
     /// All of them; the first is the one that the others are compared with.
-    pub const ALL: [Self; 3] = [Self::Netio3, Self::Zeromq, Self::Tokio];
+    pub const ALL: [Self; 4] = [Self::Netio3, Self::Zeromq, Self::Nng, Self::Tokio];
 
     /// The name on the command line and in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Netio3 => "netio3",
             Self::Zeromq => "zeromq",
+            Self::Nng => "nng",
             Self::Tokio => "tokio",
         }
     }
@@ -40,12 +43,13 @@ impl Library {
         match self {
             Self::Netio3 => "one thread; copied below 1 KiB, zero-copy from there on",
             Self::Zeromq => "libzmq 4.3.5, two threads on its processor; PUSH/PULL, PAIR; 100,000 messages or 16 MiB may wait",
+            Self::Nng => "the system's libnng, all its threads on its processor; PAIR; 4,096 messages or 16 MiB may wait on each side",
             Self::Tokio => "one thread; LengthDelimitedCodec, fed and written 128 KiB at a time",
         }
     }
 
-    /// Announces an address, and receives or sends back until the other side has gone. ZeroMQ does not tell that; its
-    /// server ends after [`STALL_LIMIT`], or with the process.
+    /// Announces an address, and receives or sends back until the other side has gone. ZeroMQ and nng do not tell
+    /// that; their servers end after [`STALL_LIMIT`], or with the process.
     ///
     /// # Errors
     /// What arrived is not what should have.
@@ -53,6 +57,7 @@ impl Library {
         match self {
             Self::Netio3 => netio3::serve(job),
             Self::Zeromq => zeromq::serve(job),
+            Self::Nng => nng::serve(job),
             Self::Tokio => tokio::serve(job),
         }
     }
@@ -65,6 +70,7 @@ impl Library {
         match self {
             Self::Netio3 => netio3::drive(job, address),
             Self::Zeromq => zeromq::drive(job, address),
+            Self::Nng => nng::drive(job, address),
             Self::Tokio => tokio::drive(job, address),
         }
     }
