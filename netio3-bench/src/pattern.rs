@@ -7,7 +7,7 @@
 
 use std::io::IoSlice;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
@@ -31,12 +31,17 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// The bodies of messages of `size` bytes on the first connection. They stay in memory until the program ends.
+    /// The bodies of messages of `size` bytes on the first connection. They stay in memory until the program ends, and
+    /// are made again only for longer ones.
     pub fn new(size: usize) -> Self {
+        static LONGEST: Mutex<&[u8]> = Mutex::new(&[]);
         let body_len = size.saturating_sub(TAG_LEN);
         let words = (body_len + (VARIANTS as usize - 1) * STRIDE).div_ceil(8);
-        let bytes: Vec<u8> = (0..words as u64).flat_map(|index| mix(index).to_le_bytes()).collect();
-        Self { bytes: bytes.leak(), body_len, shift: 0 }
+        let mut longest = LONGEST.lock().unwrap_or_else(PoisonError::into_inner);
+        if longest.len() < 8 * words {
+            *longest = (0..words as u64).flat_map(|index| mix(index).to_le_bytes()).collect::<Vec<u8>>().leak();
+        }
+        Self { bytes: &longest[..8 * words], body_len, shift: 0 }
     }
 
     /// The same for a certain connection.
@@ -192,6 +197,15 @@ pub fn read_tag(message: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_share_the_memory_of_their_pattern() {
+        // Longer than in any other test, so that none makes it anew meanwhile.
+        let first = Pattern::new(3 << 20);
+        let second = Pattern::new(4_000).of_stream(1);
+        assert!(std::ptr::eq(first.bytes.as_ptr(), second.bytes.as_ptr()));
+        assert_eq!(second.body(0), &first.body(1)[..3_992]);
+    }
 
     #[test]
     fn shared_pieces_are_the_pieces() {
