@@ -8,13 +8,14 @@ mod util;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::IoSlice;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use netio3_core::{
-    Buffers, Callbacks, Completion, ConnectionInfo, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, Endpoint, EventLoop,
-    Message, NetioStatus, NetworkBackend, NetworkConfig,
+    Buffers, Callbacks, Completion, ConnectionInfo, ConnectionParameters, ConnectionParametersRecv, CreateError, EndPointAddress, Endpoint,
+    EventLoop, Message, NetioStatus, NetworkBackend, NetworkConfig,
 };
 use netio3_evloop::EpollEventLoop;
 use util::{Node, config, until};
@@ -65,26 +66,40 @@ static ALLOCATOR: Counting = Counting;
 
 /// Callbacks that count and keep nothing.
 #[derive(Clone, Default)]
-struct Tally(Rc<Counts>);
+struct Tally(Arc<Counts>);
 
 #[derive(Default)]
 struct Counts {
-    established: Cell<Option<Endpoint>>,
-    received: Cell<usize>,
-    completed: Cell<usize>,
+    established: AtomicBool,
+    received: AtomicUsize,
+    completed: AtomicUsize,
+}
+
+impl Tally {
+    fn established(&self) -> bool {
+        self.0.established.load(Ordering::Relaxed)
+    }
+
+    fn received(&self) -> usize {
+        self.0.received.load(Ordering::Relaxed)
+    }
+
+    fn completed(&self) -> usize {
+        self.0.completed.load(Ordering::Relaxed)
+    }
 }
 
 impl Callbacks for Tally {
-    fn on_connection_established(&mut self, _: &dyn NetworkBackend, connection: &ConnectionInfo) {
-        self.0.established.set(Some(connection.endpoint));
+    fn on_connection_established(&mut self, _: &dyn NetworkBackend, _: &ConnectionInfo) {
+        self.0.established.store(true, Ordering::Relaxed);
     }
 
     fn on_data(&mut self, _: &dyn NetworkBackend, _: Endpoint, _: &EndPointAddress, _: Message<'_>) {
-        self.0.received.set(self.0.received.get() + 1);
+        self.0.received.fetch_add(1, Ordering::Relaxed);
     }
 
     fn on_send_completed(&mut self, _: &dyn NetworkBackend, _: Endpoint, _: &EndPointAddress, completions: &[Completion]) {
-        self.0.completed.set(self.0.completed.get() + completions.len());
+        self.0.completed.fetch_add(completions.len(), Ordering::Relaxed);
     }
 }
 
@@ -98,25 +113,34 @@ struct Pair {
 }
 
 impl Pair {
+    /// Both backends for the loop's thread alone.
     fn new(params: &ConnectionParameters) -> Self {
+        Self::with(params, |ev, tally| netio3_asyncmsg::create_local(NetworkConfig::default(), Box::new(tally), ev))
+    }
+
+    /// The sender made like this.
+    fn with(
+        params: &ConnectionParameters,
+        create: impl FnOnce(&EpollEventLoop, Tally) -> Result<Box<dyn NetworkBackend>, CreateError>,
+    ) -> Self {
         let ev = EpollEventLoop::new().expect("descriptors are left");
         let (sent, got) = (Tally::default(), Tally::default());
         // With heartbeats, as by default.
-        let create = |tally: &Tally| netio3_asyncmsg::create_local(NetworkConfig::default(), Box::new(tally.clone()), &ev);
-        let sender = create(&sent).expect("the configuration is valid");
-        let receiver = create(&got).expect("the configuration is valid");
+        let sender = create(&ev, sent.clone()).expect("the configuration is valid");
+        let receiver =
+            netio3_asyncmsg::create_local(NetworkConfig::default(), Box::new(got.clone()), &ev).expect("the configuration is valid");
         let listen = ConnectionParametersRecv::default();
         let address = receiver.open_listen_endpoint(&EndPointAddress::localhost(0), &listen).expect("a port is free");
         let to = sender.open_send_endpoint(&address, params).expect("a connection is started");
-        until(&ev, "established", || sent.0.established.get().is_some() && got.0.established.get().is_some());
+        until(&ev, "established", || sent.established() && got.established());
         Self { ev, sender, receiver, to, sent, got }
     }
 
     /// Sends so many messages in one turn and waits until they have arrived and come back.
     fn round(&self, count: usize, mut send: impl FnMut(&dyn NetworkBackend, Endpoint) -> bool) {
-        let target = self.got.0.received.get() + count;
+        let target = self.got.received() + count;
         (0..count).for_each(|_| assert!(send(&*self.sender, self.to), "accepted"));
-        until(&self.ev, "arrived", || self.got.0.received.get() == target && self.sent.0.completed.get() == target);
+        until(&self.ev, "arrived", || self.got.received() == target && self.sent.completed() == target);
     }
 }
 
@@ -142,9 +166,23 @@ fn expect_no_allocation(what: &str, pair: &Pair, count: usize, mut send: impl Fn
 
 #[test]
 fn no_message_costs_an_allocation() {
+    expect_no_allocations(usize::MAX, Pair::new);
+}
+
+/// It takes the way over the mailbox even on the loop's thread. Long copies are made in memory of their own, so that no
+/// lock is held meanwhile.
+#[test]
+fn no_message_of_the_synchronized_kind_costs_an_allocation() {
+    expect_no_allocations(64 << 10, |params| {
+        Pair::with(params, |ev, tally| Ok(netio3_asyncmsg::create(NetworkConfig::default(), Box::new(tally), ev)?))
+    });
+}
+
+/// In every mode, copies up to a length.
+fn expect_no_allocations(longest_copy: usize, pair: impl Fn(&ConnectionParameters) -> Pair) {
     for len in [64, 1 << 10, 64 << 10, 1 << 20] {
         let params = ConnectionParameters { buffers: Some(Buffers { size: len, count: 64 }), queue_bytes: 1 << 30, ..Default::default() };
-        let pair = Pair::new(&params);
+        let pair = pair(&params);
         let count = (4 << 20) / len;
         let count = count.clamp(2, 32);
         let data = Bytes::from(vec![7; len]);
@@ -152,10 +190,13 @@ fn no_message_costs_an_allocation() {
         let header = [1; 16];
         expect_no_allocation(&format!("zero-copy, {len} bytes"), &pair, count, |backend, to| accepted(backend.send(to, &data, &header, 1)));
         expect_no_allocation(&format!("iov, {len} bytes"), &pair, count, |backend, to| accepted(backend.send_iov(to, &pieces, &header, 1)));
-        expect_no_allocation(&format!("copy, {len} bytes"), &pair, count, |backend, to| accepted(backend.send_copy(to, &data, &header, 1)));
-        expect_no_allocation(&format!("copy iov, {len} bytes"), &pair, count, |backend, to| {
-            accepted(backend.send_copy_iov(to, &[IoSlice::new(&pieces[0]), IoSlice::new(&pieces[1])], &header, 1))
-        });
+        if len <= longest_copy {
+            let send_copy = |backend: &dyn NetworkBackend, to| accepted(backend.send_copy(to, &data, &header, 1));
+            expect_no_allocation(&format!("copy, {len} bytes"), &pair, count, send_copy);
+            expect_no_allocation(&format!("copy iov, {len} bytes"), &pair, count, |backend, to| {
+                accepted(backend.send_copy_iov(to, &[IoSlice::new(&pieces[0]), IoSlice::new(&pieces[1])], &header, 1))
+            });
+        }
         expect_no_allocation(&format!("buffered, {len} bytes"), &pair, count, |backend, to| {
             let mut buffer = backend.take_buffer(to).expect("there are buffers").expect("one is free");
             buffer.extend_from_slice(&data).expect("it fits");

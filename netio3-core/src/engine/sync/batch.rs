@@ -201,10 +201,10 @@ impl Batch {
         true
     }
 
-    /// Takes the shared memory of what was handed over out; the backend has its own share of it. This is for
-    /// batches that are kept: when the last share goes is the affair of the backend alone.
-    pub(super) fn take_handed_over(&mut self) -> Vec<Bytes> {
-        self.shared.drain(..std::mem::take(&mut self.done.shared)).collect()
+    /// Moves the shared memory of what was handed over into `handed_over`; the backend has its own share of it. This is
+    /// for batches that are kept: when the last share goes is the affair of the backend alone.
+    pub(super) fn take_handed_over(&mut self, handed_over: &mut Vec<Bytes>) {
+        handed_over.extend(self.shared.drain(..std::mem::take(&mut self.done.shared)));
     }
 
     /// How many of the messages are zero-copy ones that were copied.

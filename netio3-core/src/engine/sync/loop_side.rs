@@ -7,6 +7,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use crate::address::EndPointAddress;
 use crate::backend::{NetworkBackend, Phase};
 use crate::callbacks::Callbacks;
@@ -48,10 +50,12 @@ pub(super) struct LoopSide<T: Transport> {
 }
 
 /// Memory used again and again.
+#[derive(Default)]
 struct Spare {
     batch: Cell<Option<Batch>>,
     mailboxes: Cell<Vec<Endpoint>>,
     completions: Cell<Vec<Completion>>,
+    shared: Cell<Vec<Bytes>>,
 }
 
 thread_local! {
@@ -78,7 +82,7 @@ impl<T: Transport> LoopSide<T> {
             later: RefCell::default(),
             waiting: RefCell::default(),
             untrimmed: RefCell::default(),
-            spare: Spare { batch: Cell::default(), mailboxes: Cell::default(), completions: Cell::default() },
+            spare: Spare::default(),
             shared,
         });
         HERE.with_borrow_mut(|list| list.push((side.shared.id, side.clone())));
@@ -177,7 +181,8 @@ impl<T: Transport> LoopSide<T> {
             }
             let progress = taken.batch.as_mut().map_or(Progress::Done, |batch| batch.hand_over(endpoint, &self.inner, budget));
             if let Some(mut batch) = taken.batch.take_if(|_| progress != Progress::Done) {
-                let mut handed_over = batch.take_handed_over();
+                let mut handed_over = self.spare.shared.take();
+                batch.take_handed_over(&mut handed_over);
                 // Should the mailbox be gone, the batch is dropped here, with no lock held.
                 let (mut rest, mut listed) = (Some(batch), false);
                 self.shared.with(endpoint, |mail| {
@@ -190,6 +195,7 @@ impl<T: Transport> LoopSide<T> {
                 });
                 // Last, since it may call back.
                 drop_each(&mut handed_over, drop);
+                self.spare.shared.set(handed_over);
                 drop(rest);
                 return if listed && progress == Progress::OutOfBudget { Progress::Done } else { progress };
             }
@@ -364,6 +370,7 @@ impl<T: Transport> LoopSide<T> {
         if untrimmed.is_empty() {
             *untrimmed = Vec::new();
             drop(self.spare.batch.take());
+            self.spare.shared.take();
         }
     }
 }
