@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use netio3_asyncmsg::Frame;
 pub use netio3_core::conformance::{Noted as Node, Told, Witness};
-use netio3_core::{ConnectionParameters, EndPointAddress, Endpoint, EventLoop, NetworkConfig};
+use netio3_core::{ClosedReason, ConnectionParameters, EndPointAddress, Endpoint, EventLoop, NetworkConfig};
 use netio3_evloop::EpollEventLoop;
 
 /// Long enough for a machine that is busy otherwise; reached only by failing tests.
@@ -123,5 +123,52 @@ impl Bare {
     /// Ends the stream of this side.
     pub fn shutdown(&self) -> io::Result<()> {
         self.socket.shutdown(std::net::Shutdown::Write)
+    }
+}
+
+/// A server with a witness.
+pub struct Server {
+    pub ev: EpollEventLoop,
+    pub node: Node,
+    pub address: EndPointAddress,
+    pub witness: Witness,
+}
+
+impl Server {
+    pub fn new() -> Self {
+        Self::with(config(), ConnectionParameters::default())
+    }
+
+    pub fn with(config: NetworkConfig, params: ConnectionParameters) -> Self {
+        let ev = EpollEventLoop::new().expect("descriptors are left");
+        let node = node_with(&ev, config);
+        let address = node.listen_with(params);
+        let witness = Witness::new(&ev, self::node(&ev), &node, address);
+        Self { ev, node, address, witness }
+    }
+
+    pub fn greeted(&self) -> (Bare, Endpoint) {
+        Bare::greeted(&self.ev, &self.node, self.address)
+    }
+
+    #[track_caller]
+    pub fn until(&self, what: &str, condition: impl FnMut() -> bool) {
+        until(&self.ev, what, condition);
+    }
+
+    #[track_caller]
+    pub fn until_closed(&self, endpoint: Endpoint) -> (usize, ClosedReason) {
+        self.until("the connection is closed", || self.node.closed(endpoint).is_some());
+        let (pending, reason) = self.node.closed(endpoint).expect("it was awaited");
+        (pending.len(), reason)
+    }
+
+    /// Nobody else noticed anything: of connections, there is the witness's alone.
+    #[track_caller]
+    pub fn check(mut self) {
+        self.witness.testify(&self.ev, &self.node);
+        until(&self.ev, "the witness alone is left", || self.node.backend.totals().connections.get() == 1);
+        assert_eq!(self.node.backend.connections().len(), 1);
+        assert_eq!(self.node.backend.totals().queued_messages.get(), 0);
     }
 }
