@@ -60,7 +60,7 @@ pub enum OpenSendError {
         address: EndPointAddress,
     },
     /// The connection could not even be started.
-    #[error("cannot start a connection to {address}")]
+    #[error("cannot start a connection to {address}{}", remedy(.source, false))]
     FailedOpenSendEndpoint {
         /// The address.
         address: EndPointAddress,
@@ -89,7 +89,7 @@ pub enum OpenListenError {
         address: EndPointAddress,
     },
     /// The address is in use, not of this machine, or not permitted.
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {address}{}", remedy(.source, true))]
     FailedOpenListenEndpoint {
         /// The address.
         address: EndPointAddress,
@@ -97,6 +97,17 @@ pub enum OpenListenError {
         #[source]
         source: Arc<io::Error>,
     },
+}
+
+/// What to do about an error of the operating system's that does not say so itself.
+fn remedy(cause: &io::Error, is_listening: bool) -> &'static str {
+    match cause.raw_os_error() {
+        Some(libc::EMFILE) => " (raise the limit of open files, `ulimit -n`)",
+        Some(libc::ENFILE) => " (raise the system's limit of open files, fs.file-max)",
+        Some(libc::EADDRNOTAVAIL) if is_listening => " (no interface of this machine has that address)",
+        Some(libc::EACCES) if is_listening => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
+        _ => "",
+    }
 }
 
 /// What a call named that is not there.
@@ -301,5 +312,12 @@ mod tests {
         assert_eq!(error.to_string(), "a send endpoint for 127.0.0.1:7 is open already; `connect` opens a further one");
         let error = CreateError::NotCompiledIn { backend: "rdma", feature: "rdma" };
         assert!(error.to_string().contains("--features rdma"));
+        let address = EndPointAddress::localhost(7);
+        let system = |errno| Arc::new(io::Error::from_raw_os_error(errno));
+        let open = |errno| OpenSendError::FailedOpenSendEndpoint { address, source: system(errno) }.to_string();
+        let listen = |errno| OpenListenError::FailedOpenListenEndpoint { address, source: system(errno) }.to_string();
+        assert_eq!(open(libc::EMFILE), "cannot start a connection to 127.0.0.1:7 (raise the limit of open files, `ulimit -n`)");
+        assert_eq!(open(libc::ENETUNREACH), "cannot start a connection to 127.0.0.1:7");
+        assert_eq!(listen(libc::EADDRNOTAVAIL), "cannot listen on 127.0.0.1:7 (no interface of this machine has that address)");
     }
 }
