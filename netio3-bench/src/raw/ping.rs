@@ -1,7 +1,7 @@
 //! `ping` over bare sockets.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
 use nix::poll::PollFlags;
@@ -26,7 +26,7 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
     }
     let (socket, address) = connect_any(&dial(args.connect.as_deref())?)?;
     let mut inbox = Inbox::new();
-    let silent = |_| Failure::NoConnection(format!("what listens on {address} does not answer as `netio3-bench echo --backend raw` does"));
+    let silent = |_| no_echo(address);
     send_one(&socket, &Control::Start(plan.start(0)).encode(args.size)).map_err(silent)?;
     match Control::decode(&receive_first(&socket, &mut inbox, ANSWER_DEADLINE).map_err(silent)?) {
         Some(Control::Welcome) => {}
@@ -62,6 +62,10 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
     Ok(report)
 }
 
+fn no_echo(address: SocketAddr) -> Failure {
+    Failure::NoConnection(format!("what listens on {address} does not answer as `netio3-bench echo --backend raw` does"))
+}
+
 /// A connection for each round trip.
 fn reconnect(common: &Common, args: &PingArgs, plan: &Plan) -> Result<Report, Failure> {
     let addresses = dial(args.connect.as_deref())?;
@@ -74,7 +78,7 @@ fn reconnect(common: &Common, args: &PingArgs, plan: &Plan) -> Result<Report, Fa
         run.check = StreamCheck::new(args.size, stream, common.verify);
         (run.next, run.answered, run.count) = (0, 0, 1);
         let opened = Instant::now();
-        let (socket, _) = match connect_any(&addresses) {
+        let (socket, address) = match connect_any(&addresses) {
             Ok(connected) => connected,
             Err(failure) if stream == 0 => return Err(failure),
             Err(failure) => {
@@ -85,6 +89,7 @@ fn reconnect(common: &Common, args: &PingArgs, plan: &Plan) -> Result<Report, Fa
         inbox.begin_with(&[]);
         match run.once(&socket, &mut inbox, &Control::Start(plan.start(stream.into()))) {
             Ok(tally) => total.add_faults(&tally),
+            Err(_) if stream == 0 => return Err(no_echo(address)),
             Err(cause) => {
                 error = Some(format!("{}: {} round trips were not made", explain(&cause), args.count - u64::from(stream)));
                 break;

@@ -134,6 +134,10 @@ fn what_listens_is_something_else() {
         let asked = run(&format!("ping --connect {address} --backend {backend} --size 64 --count 1"));
         assert_eq!((asked.status, asked.stderr.lines().count()), (2, 1), "{asked:?}");
     }
+    for backend in ["tcp", "raw"] {
+        let asked = run(&format!("ping --connect {address} --backend {backend} --size 64 --count 3 --reconnect"));
+        assert_eq!((asked.status, asked.stderr.lines().count()), (2, 1), "{asked:?}");
+    }
 }
 
 #[test]
