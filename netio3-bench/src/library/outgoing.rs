@@ -127,39 +127,35 @@ impl Outgoing {
     pub fn fill(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<Filled, String> {
         let turn = TURN_MESSAGES.min(self.messages.queue_bytes as u64 / self.messages.layout.size.max(1) as u64).max(1);
         let end = self.limit.min(self.next + turn);
-        // A loop for each way, so that none of them looks again for what does not change.
-        match self.messages.mode {
-            Mode::Buffered => self.fill_by(end, |it| it.offer_buffer(backend, to))?,
-            Mode::ZeroCopy => self.fill_by(end, |it| it.offer_shared(backend, to))?,
-            Mode::Copy => self.fill_by(end, |it| it.offer_copy(backend, to))?,
-        }
+        self.send_until(end, backend, to)?;
         Ok(if self.next == self.limit { Filled::Finished } else { Filled::NotYet })
     }
 
+    /// Offers the next message, unless there is no room.
+    ///
+    /// # Errors
+    /// As [`fill`](Self::fill).
+    pub fn send_next(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<(), String> {
+        self.send_until(self.next + 1, backend, to)
+    }
+
+    /// A loop for each way, so that none of them looks again for what does not change.
+    #[inline]
+    fn send_until(&mut self, end: u64, backend: &dyn NetworkBackend, to: Endpoint) -> Result<(), String> {
+        match self.messages.mode {
+            Mode::Buffered => self.offer_until(end, |it| it.offer_buffer(backend, to)),
+            Mode::ZeroCopy => self.offer_until(end, |it| it.offer_shared(backend, to)),
+            Mode::Copy => self.offer_until(end, |it| it.offer_copy(backend, to)),
+        }
+    }
+
     #[inline(always)]
-    fn fill_by(&mut self, end: u64, mut offer: impl FnMut(&mut Self) -> Result<NetioStatus, SendError>) -> Result<(), String> {
+    fn offer_until(&mut self, end: u64, mut offer: impl FnMut(&mut Self) -> Result<NetioStatus, SendError>) -> Result<(), String> {
         while self.next < end && !self.blocked {
             match offer(self) {
                 Ok(NetioStatus::Ok) => self.next += 1,
                 other => self.not_accepted(other)?,
             }
-        }
-        Ok(())
-    }
-
-    /// Offers the next message.
-    ///
-    /// # Errors
-    /// As [`fill`](Self::fill).
-    pub fn send_next(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<(), String> {
-        let outcome = match self.messages.mode {
-            Mode::Buffered => self.offer_buffer(backend, to),
-            Mode::ZeroCopy => self.offer_shared(backend, to),
-            Mode::Copy => self.offer_copy(backend, to),
-        };
-        match outcome {
-            Ok(NetioStatus::Ok) => self.next += 1,
-            other => self.not_accepted(other)?,
         }
         Ok(())
     }

@@ -74,8 +74,8 @@ enum Notice {
 /// Where the threads of connections listen.
 type Wires = Arc<Mutex<HashMap<Endpoint, Arc<Wire>>>>;
 
-/// What a connection's thread has not heard yet. It is woken with no lock held, as a channel of the standard library does
-/// not: on the same processor it would run at once, and wait for that lock.
+/// What a connection's thread has not heard yet. It is woken with no lock held: a channel of the standard library wakes
+/// under its own, for which a thread on the same processor waits at once.
 #[derive(Default)]
 struct Wire {
     notices: Mutex<VecDeque<Notice>>,
