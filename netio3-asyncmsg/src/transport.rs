@@ -235,7 +235,7 @@ impl<N: Net> Transport for Tcp<N> {
 
     // Inlined, so that a message is never built in memory: each call of the library has one kind of payload.
     #[inline(always)]
-    fn enqueue(&self, connection: &Connection<Self::Link>, message: Outgoing<'_>) -> usize {
+    fn enqueue(&self, _engine: &Engine<Self>, connection: &Conn<N>, message: Outgoing<'_>) -> usize {
         let copy_below = connection.params.copy_below;
         if message.len <= copy_below && matches!(message.payload, Payload::Shared(_) | Payload::Raw(_)) {
             connection.counters.copied_messages.add(1);
@@ -251,7 +251,7 @@ impl<N: Net> Transport for Tcp<N> {
     const FLUSH_MESSAGES: usize = 840;
     const RUN_HEAD: Option<fn(usize) -> [u8; HEAD_LEN]> = Some(|len| Frame::Data(len).head());
 
-    fn enqueue_run(&self, connection: &Connection<Self::Link>, run: Run<'_>) -> usize {
+    fn enqueue_run(&self, _engine: &Engine<Self>, connection: &Conn<N>, run: Run<'_>) -> usize {
         let mut outbound = connection.link.outbound.borrow_mut();
         outbound.push_run(run);
         if connection.link.blocked.get() { 0 } else { outbound.weight() }

@@ -6,6 +6,7 @@
 mod built;
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::mem;
 
 use bytes::Bytes;
@@ -42,8 +43,6 @@ pub(crate) struct Sending {
     sends: Vec<Slot>,
     heads: Vec<Slot>,
     spare: Vec<Box<[u8]>>,
-    /// Memory of copied messages that have left, for the next ones.
-    spare_copies: Vec<Vec<u8>>,
     packet_len: usize,
     /// Bytes that wait to be posted.
     waiting: usize,
@@ -58,10 +57,13 @@ enum Item {
     Message { header: usize, pieces: usize, len: usize },
 }
 
-/// Whole messages one after the other, with room for the head before them.
+/// A packet in memory of its own: whole messages one after the other, or a part of a long one, with room for the head
+/// before them if there is one.
 struct Packed {
     memory: Memory,
+    kind: Option<Kind>,
     len: usize,
+    /// Those that end with it.
     messages: u32,
     /// So many pieces are held back until the packet has left: buffers, which return to their pools then.
     held: usize,
@@ -71,7 +73,17 @@ enum Piece {
     Shared(Bytes),
     Raw(HeldSlice),
     Buffer(NetworkBuffer),
-    Copied(Vec<u8>),
+}
+
+/// A message to be copied that is too long for one packet.
+pub(crate) struct Long<'a> {
+    header: &'a [u8],
+    pieces: &'a [IoSlice<'a>],
+    /// Which piece comes next, the header being the first, and what of it is copied.
+    at: usize,
+    offset: usize,
+    len: usize,
+    rest: usize,
 }
 
 /// Of the first item, when it is a message: the pieces and bytes that are sent.
@@ -118,7 +130,6 @@ impl Sending {
             sends,
             heads,
             spare: Vec::new(),
-            spare_copies: Vec::new(),
             packet_len,
             waiting: 0,
             retired: Vec::new(),
@@ -166,11 +177,18 @@ impl Sending {
     /// Takes a message in. Tells whether it was a zero-copy one that was copied for being small.
     #[inline]
     pub(crate) fn push(&mut self, message: Outgoing<'_>, copy_below: usize, slab: &Slab) -> bool {
-        let fits = message.len <= self.packet_len - HEAD_LEN - LEN_LEN;
+        let fits = self.fits(message.len);
         let small = fits && message.len <= copy_below;
+        if let (false, Payload::Copied(pieces)) = (fits, message.payload) {
+            let mut long = Long::new(message.header, pieces, message.len);
+            while !long.is_done() {
+                self.push_part(&mut long, slab);
+            }
+            return false;
+        }
         self.waiting += LEN_LEN + message.len;
         match message.payload {
-            Payload::Copied(pieces) if fits => {
+            Payload::Copied(pieces) => {
                 self.pack(message.len, slab, |room| fill(room, message.header, pieces.iter().map(|piece| &**piece)));
                 false
             }
@@ -189,30 +207,56 @@ impl Sending {
                 self.open.iter_mut().for_each(|open| open.held += 1);
                 false
             }
-            payload => {
-                self.push_pieces(message.header, payload, message.len);
+            Payload::Shared(pieces) => {
+                let pieces = pieces.iter().filter(|piece| !piece.is_empty()).cloned().map(Piece::Shared);
+                self.push_pieces(message.header, message.len, pieces);
+                false
+            }
+            Payload::Raw(pieces) => {
+                self.push_pieces(message.header, message.len, pieces.held().map(Piece::Raw));
+                false
+            }
+            Payload::Buffer(buffer) => {
+                self.push_pieces(message.header, message.len, std::iter::once(Piece::Buffer(Payload::take(buffer))));
                 false
             }
         }
     }
 
-    /// Takes a message in that is gathered from the user's memory, or too long for one packet.
-    fn push_pieces(&mut self, header: &[u8], payload: Payload<'_>, len: usize) {
+    /// Whether a message of this length goes into one packet.
+    #[inline]
+    pub(crate) fn fits(&self, len: usize) -> bool {
+        len <= self.packet_len - HEAD_LEN - LEN_LEN
+    }
+
+    /// Copies the next part of a long message, as much as goes into a packet.
+    pub(crate) fn push_part(&mut self, long: &mut Long<'_>, slab: &Slab) {
+        self.close_open();
+        let mut memory = self.chunk();
+        let kind = (long.rest == long.len).then_some(Kind::First(long.len as u32));
+        // Further parts have no head, so that they can lie behind each other where they arrive.
+        let (start, end) = match kind {
+            Some(_) => (HEAD_LEN, self.packet_len),
+            None => (0, self.longest_part(long.rest)),
+        };
+        let copied = long.copy_to(&mut memory.bytes_mut(slab)[start..end]);
+        // What a whole one would count beside its bytes.
+        self.waiting += copied + if kind.is_some() { LEN_LEN } else { 0 };
+        let messages = u32::from(long.is_done());
+        self.items.push_back(Item::Packed(Packed { memory, kind, len: start + copied, messages, held: 0 }));
+    }
+
+    /// How long a further part of a message may be of which so much is left: one of just the length of a head would be
+    /// taken for one.
+    fn longest_part(&self, rest: usize) -> usize {
+        if rest == HEAD_LEN { HEAD_LEN / 2 } else { self.packet_len }
+    }
+
+    /// Takes a message in that is gathered from the user's memory.
+    fn push_pieces(&mut self, header: &[u8], len: usize, pieces: impl Iterator<Item = Piece>) {
         self.close_open();
         let before = self.pieces.len();
-        match payload {
-            Payload::Shared(pieces) => {
-                self.pieces.extend(pieces.iter().filter(|piece| !piece.is_empty()).cloned().map(Piece::Shared));
-            }
-            Payload::Raw(pieces) => self.pieces.extend(pieces.held().map(Piece::Raw)),
-            Payload::Buffer(buffer) => self.pieces.push_back(Piece::Buffer(Payload::take(buffer))),
-            Payload::Copied(pieces) => {
-                let mut copy = self.spare_copies.pop().unwrap_or_default();
-                copy.reserve(len - header.len());
-                pieces.iter().for_each(|piece| copy.extend_from_slice(piece));
-                self.pieces.push_back(Piece::Copied(copy));
-            }
-        }
+        self.pieces.extend(pieces);
         self.headers.extend(header);
         self.items.push_back(Item::Message { header: header.len(), pieces: self.pieces.len() - before, len });
     }
@@ -222,7 +266,7 @@ impl Sending {
         let packet_len = self.packet_len;
         if self.open.as_ref().is_none_or(|open| open.len + LEN_LEN + len > packet_len) {
             self.close_open();
-            self.open = Some(Packed { memory: self.chunk(), len: HEAD_LEN, messages: 0, held: 0 });
+            self.open = Some(Packed { memory: self.chunk(), kind: Some(Kind::Messages), len: HEAD_LEN, messages: 0, held: 0 });
         }
         let Some(open) = &mut self.open else { return };
         let room = &mut open.memory.bytes_mut(slab)[open.len..open.len + LEN_LEN + len];
@@ -278,7 +322,7 @@ impl Sending {
             let before = mem::replace(&mut packed.memory, Memory::Send(slot));
             self.give_back(before);
         }
-        self.built.begin(Some(Kind::Messages), Some(packed.memory), packed.messages, packed.held);
+        self.built.begin(packed.kind, Some(packed.memory), packed.messages, packed.held);
         self.built.add_memory(slab, 0, packed.len);
     }
 
@@ -315,8 +359,7 @@ impl Sending {
         let mut copied = 0;
         let room = memory.as_mut().map_or(&mut [][..], |memory| memory.bytes_mut(slab));
         let mut filled = head_len;
-        // The longest there may be. One of just that length would be taken for a head.
-        let packet_len = if kind.is_none() && len - self.cursor.bytes == HEAD_LEN { HEAD_LEN / 2 } else { self.packet_len };
+        let packet_len = if kind.is_none() { self.longest_part(len - self.cursor.bytes) } else { self.packet_len };
         if whole {
             room[filled..filled + LEN_LEN].copy_from_slice(&(len as u32).to_le_bytes());
             filled += LEN_LEN;
@@ -464,10 +507,6 @@ impl Sending {
             for _ in 0..flight.pieces {
                 match self.pieces.pop_front() {
                     None => break,
-                    Some(Piece::Copied(mut memory)) => {
-                        memory.clear();
-                        self.spare_copies.push(memory);
-                    }
                     Some(piece) => self.retired.extend(piece.retire()),
                 }
             }
@@ -494,7 +533,7 @@ impl Sending {
 
     /// Gives memory back that an idle connection does not need.
     pub(crate) fn trim(&mut self) {
-        (self.spare, self.spare_copies) = Default::default();
+        self.spare = Vec::new();
         if self.is_empty() && self.flights.is_empty() {
             (self.items, self.pieces, self.headers, self.flights) = Default::default();
         }
@@ -520,13 +559,41 @@ fn fill(room: &mut [u8], header: &[u8], pieces: impl Iterator<Item: AsRef<[u8]>>
     }
 }
 
+impl<'a> Long<'a> {
+    pub(crate) fn new(header: &'a [u8], pieces: &'a [IoSlice<'a>], len: usize) -> Self {
+        Self { header, pieces, at: 0, offset: 0, len, rest: len }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.rest == 0
+    }
+
+    /// Copies as much as there is room for; gives how much.
+    fn copy_to(&mut self, room: &mut [u8]) -> usize {
+        let mut filled = 0;
+        while filled < room.len() && !self.is_done() {
+            let piece: &[u8] = if self.at == 0 { self.header } else { &self.pieces[self.at - 1] };
+            let rest = &piece[self.offset..];
+            let n = rest.len().min(room.len() - filled);
+            room[filled..filled + n].copy_from_slice(&rest[..n]);
+            filled += n;
+            self.rest -= n;
+            if n == rest.len() {
+                (self.at, self.offset) = (self.at + 1, 0);
+            } else {
+                self.offset += n;
+            }
+        }
+        filled
+    }
+}
+
 impl Piece {
     fn as_slice(&self) -> &[u8] {
         match self {
             Self::Shared(bytes) => bytes,
             Self::Raw(slice) => slice.as_slice(),
             Self::Buffer(buffer) => buffer.as_slice(),
-            Self::Copied(bytes) => bytes,
         }
     }
 
@@ -534,7 +601,7 @@ impl Piece {
         match self {
             Self::Shared(bytes) => Some(Retired::Shared(bytes)),
             Self::Buffer(buffer) => Some(Retired::Buffer(buffer)),
-            Self::Raw(_) | Self::Copied(_) => None,
+            Self::Raw(_) => None,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
-use netio3_core::engine::{Connection, Engine, Freed, Listener, OWN, Outgoing, Release, Retired, State, Transport, Upcalls};
+use netio3_core::engine::{Connection, Engine, Freed, Listener, OWN, Outgoing, Payload, Release, Retired, State, Transport, Upcalls};
 use netio3_core::{Budget, ClosedReason, ConnectionParameters, Interest, Next, Polled, Ready, RefusedReason, WatchId};
 
 use crate::devices::{Device, Devices, Known, Net, Queue};
@@ -18,6 +18,7 @@ use crate::fabric::{Completion, Desc, EventQueue};
 use crate::helper::{self, Done, Helper, Job};
 use crate::link::{Link, Listening, SharedEndpoint, Stage};
 use crate::opener::{Dialing, FabricOpener};
+use crate::sending::Long;
 use crate::slab::Layout;
 use crate::wire::{CONTROL_RECEIVES, Hello, Kind, PACKET_EXTRA, VERSIONS};
 
@@ -310,17 +311,21 @@ impl Transport for Rdma {
     }
 
     #[inline]
-    fn enqueue(&self, connection: &Connection<Link>, message: Outgoing<'_>) -> usize {
+    fn enqueue(&self, engine: &Engine<Self>, connection: &Conn, message: Outgoing<'_>) -> usize {
         let mut body = connection.link.body.borrow_mut();
-        let Some(body) = &mut *body else { return 0 };
+        let Some(open) = &mut *body else { return 0 };
+        if let (Payload::Copied(pieces), false) = (message.payload, open.sending.fits(message.len)) {
+            drop(body);
+            return self.enqueue_long(engine, connection, Long::new(message.header, pieces, message.len));
+        }
         let copy_below = match connection.params.copy_below {
             ConnectionParameters::DEFAULT_COPY_BELOW => self.devices.params().pack_below,
             set => set,
         };
-        if body.sending.push(message, copy_below, &body.slab) {
+        if open.sending.push(message, copy_below, &open.slab) {
             connection.counters.copied_messages.add(1);
         }
-        if body.credits > 0 { body.sending.waiting() } else { 0 }
+        open.unsent()
     }
 
     fn flush(&self, engine: &Engine<Self>, connection: &Conn) {
@@ -489,6 +494,24 @@ impl Transport for Rdma {
 }
 
 impl Rdma {
+    /// Takes in a message that is copied into several packets. Each is posted as soon as it is there, while it is in the
+    /// processor's cache, and on its way while the next one is copied.
+    fn enqueue_long(&self, engine: &Engine<Self>, connection: &Conn, mut long: Long<'_>) -> usize {
+        loop {
+            let mut body = connection.link.body.borrow_mut();
+            let Some(open) = &mut *body else { return 0 };
+            open.sending.push_part(&mut long, &open.slab);
+            if long.is_done() {
+                return open.unsent();
+            }
+            let may_post = open.may_post();
+            drop(body);
+            if may_post {
+                self.flush(engine, connection);
+            }
+        }
+    }
+
     /// A connection's peer or device is gone: to be handled when what came before has been.
     pub(crate) fn lose(&self, engine: &Engine<Self>, connection: &Conn) {
         if !connection.is_over() && !connection.link.listed_lost.replace(true) {

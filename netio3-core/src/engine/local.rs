@@ -114,7 +114,7 @@ impl<T: Transport> LocalBackend<T> {
         ledger.push(key, kind, len, held);
         drop(ledger);
         engine.hold(held);
-        engine.transport.enqueue(connection, message());
+        engine.transport.enqueue(engine, connection, message());
         Ok(NetioStatus::Ok)
     }
 
@@ -153,7 +153,7 @@ impl<T: Transport> LocalBackend<T> {
         drop(ledger);
         engine.hold(held);
         engine.queued.set(engine.queued.get() + Amount { messages: 1, bytes: len as u64 });
-        let unsent = engine.transport.enqueue(connection, message);
+        let unsent = engine.transport.enqueue(engine, connection, message);
         if was_empty {
             self.begin_queue(connection);
         }
@@ -177,7 +177,7 @@ impl<T: Transport> LocalBackend<T> {
         let was_empty = connection.ledger.borrow().messages() == 0;
         connection.ledger.borrow_mut().push_run(records, added);
         engine.queued.set(engine.queued.get() + added);
-        let unsent = engine.transport.enqueue_run(&connection, Run { records, copies, place, head });
+        let unsent = engine.transport.enqueue_run(engine, &connection, Run { records, copies, place, head });
         if was_empty {
             self.begin_queue(&connection);
         }

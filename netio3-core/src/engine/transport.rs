@@ -96,7 +96,7 @@ pub trait Transport: Sized + 'static {
 
     /// Takes an accepted message into the connection's queue. Its record is in the ledger already. Gives what
     /// waits to be sent, in bytes, to be compared with `flush_at`.
-    fn enqueue(&self, connection: &Connection<Self::Link>, message: Outgoing<'_>) -> usize;
+    fn enqueue(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>, message: Outgoing<'_>) -> usize;
 
     /// The messages at which a queue is flushed before the turn ends, if the user does not say.
     const FLUSH_MESSAGES: usize = usize::MAX;
@@ -106,11 +106,11 @@ pub trait Transport: Sized + 'static {
 
     /// The same as [`enqueue`](Self::enqueue) for each message of a run. Zero-copy ones among them that are copied for
     /// being small were counted already.
-    fn enqueue_run(&self, connection: &Connection<Self::Link>, run: Run<'_>) -> usize {
+    fn enqueue_run(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>, run: Run<'_>) -> usize {
         let mut unsent = 0;
         for message in run.messages() {
             let payload = Payload::Copied(&[IoSlice::new(message)]);
-            unsent = self.enqueue(connection, Outgoing { header: &[], payload, len: message.len() });
+            unsent = self.enqueue(engine, connection, Outgoing { header: &[], payload, len: message.len() });
         }
         unsent
     }

@@ -166,7 +166,7 @@ impl Transport for Loopback {
         Next::Wait
     }
 
-    fn enqueue(&self, connection: &Connection<Link>, message: Outgoing<'_>) -> usize {
+    fn enqueue(&self, _engine: &Engine<Self>, connection: &Rc<Connection<Link>>, message: Outgoing<'_>) -> usize {
         let mut outbox = connection.link.outbox.borrow_mut();
         if outbox.push(message, connection.params.copy_below) {
             connection.counters.copied_messages.add(1);

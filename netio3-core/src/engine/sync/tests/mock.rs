@@ -251,7 +251,7 @@ impl Transport for MockTransport {
         unreachable!()
     }
 
-    fn enqueue(&self, connection: &Connection<MockLink>, message: Outgoing<'_>) -> usize {
+    fn enqueue(&self, _engine: &Engine<Self>, connection: &Rc<Connection<MockLink>>, message: Outgoing<'_>) -> usize {
         let mut bytes = message.header.to_vec();
         match message.payload {
             Payload::Shared(pieces) => {
@@ -270,7 +270,7 @@ impl Transport for MockTransport {
 
     const RUN_HEAD: Option<fn(usize) -> [u8; 8]> = Some(|len| (len as u64).to_le_bytes());
 
-    fn enqueue_run(&self, connection: &Connection<MockLink>, run: Run<'_>) -> usize {
+    fn enqueue_run(&self, _engine: &Engine<Self>, connection: &Rc<Connection<MockLink>>, run: Run<'_>) -> usize {
         let messages: Vec<Vec<u8>> = run.messages().map(<[u8]>::to_vec).collect();
         let framed = messages.iter().flat_map(|message| [&(message.len() as u64).to_le_bytes(), &message[..]].concat());
         let bytes = run.bytes().to_vec();
