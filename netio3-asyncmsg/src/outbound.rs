@@ -88,13 +88,13 @@ impl Outbound {
     }
 
     /// Bytes that wait.
-    #[cfg(test)]
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.gathered + self.taken + self.copied.len() - self.copied_start
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.gathered == 0 && self.taken == 0 && self.copied_start == self.copied.len()
+        self.len() == 0
     }
 
     /// Adds the hello; nothing else has been added before.
@@ -156,20 +156,12 @@ impl Outbound {
         self.segments.push_back(Segment::Run(memory));
     }
 
-    /// How much waits, as far as it bears on when to write: bytes that were copied count whole, those to be
-    /// gathered a quarter. Copied ones are best written while they are in the cache, gathered ones many at once.
-    #[inline]
-    pub(crate) fn weight(&self) -> usize {
-        self.copied.len() - self.copied_start + self.taken + self.gathered / 4
-    }
-
     /// How many pieces wait, not counting copied bytes after the last one of the user's.
     pub(crate) fn segments(&self) -> usize {
         self.segments.len()
     }
 
-    /// Fills `slices` with what is to be written next, at most `max_bytes` (but at least one piece); gives
-    /// their number and their bytes.
+    /// Fills `slices` with what is to be written next, at most `max_bytes`; gives their number and their bytes.
     pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>], max_bytes: usize) -> (usize, usize) {
         let (mut count, mut bytes) = (0, 0);
         let mut copied = self.copied_start;
@@ -192,12 +184,14 @@ impl Outbound {
                 Segment::Run(copies) => copies.as_slice(),
             };
             let rest = &whole[skip..];
+            let rest = &rest[..rest.len().min(max_bytes - bytes)];
             skip = 0;
             slices[count] = IoSlice::new(rest);
             count += 1;
             bytes += rest.len();
         }
         let open = &self.copied.as_slice()[self.open..];
+        let open = &open[..open.len().min(max_bytes - bytes)];
         if !open.is_empty() && count < slices.len() && bytes < max_bytes {
             slices[count] = IoSlice::new(open);
             count += 1;

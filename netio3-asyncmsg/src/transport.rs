@@ -46,8 +46,9 @@ pub(crate) type Conn<N> = Rc<Connection<Link<<N as Net>::Stream>>>;
 const MAX_SLICES: usize = 256;
 /// So few need not the room for all.
 const FEW_SLICES: usize = 8;
-/// Bytes in one gathered write, as soon as they are reached.
-const WRITE_BATCH: usize = 1 << 20;
+/// The most bytes in one write. Longer ones take up to twice as long for each byte, and so do those that go on a little
+/// beyond what the kernel hands to the network at once.
+const WRITE_LEN: usize = ConnectionParameters::DEFAULT_FLUSH_AT;
 /// With more connections it is faster to ask the kernel which of them have something.
 const POLLED_CONNECTIONS: u64 = 4;
 /// Peers accepted in one go, before other descriptors get their turn.
@@ -138,13 +139,70 @@ impl<N: Net> Tcp<N> {
     }
 }
 
+impl<N: Net> Tcp<N> {
+    /// Writes, as far as the socket takes it, as long as at least so many bytes wait.
+    fn write_out(&self, engine: &Engine<Self>, connection: &Conn<N>, least: usize) {
+        let link = &connection.link;
+        let Some(socket) = link.socket() else { return };
+        if link.blocked.get() || link.broken.get() || link.session.get().stage == Stage::Connecting {
+            return;
+        }
+        let mut left = 0;
+        let failure = loop {
+            let mut outbound = link.outbound.borrow_mut();
+            if outbound.len() < least {
+                break None;
+            }
+            let (written, offered) = match outbound.segments() {
+                0..FEW_SLICES => write(&*socket, &outbound, [IoSlice::new(&[]); FEW_SLICES]),
+                _ => write(&*socket, &outbound, [IoSlice::new(&[]); MAX_SLICES]),
+            };
+            match written {
+                Ok(0) => break Some(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    engine.count_write(connection);
+                    left += outbound.written(n);
+                    if n < offered {
+                        // The socket is full; asking again would only say so.
+                        link.blocked.set(true);
+                        break None;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    link.blocked.set(true);
+                    break None;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Some(error),
+            }
+        };
+        if left > 0 {
+            engine.left_bytes(connection, left, HEAD_LEN);
+        }
+        if let Some(error) = failure {
+            return self.write_failed(engine, connection, &error);
+        }
+        if link.blocked.get() {
+            self.rewatch(engine);
+        }
+        let session = link.session.get();
+        if session.has_said_goodbye() && link.outbound.borrow().is_empty() {
+            // Where it fails the stream has ended already, which reading tells.
+            _ = socket.shutdown_write();
+            if session.is_agreed() {
+                engine.finish(connection, ClosedReason::Local, Release::Orderly);
+            }
+        }
+    }
+}
+
 /// Writes what comes next; gives what came of it, and how many bytes were offered.
 fn write<'a, S: Stream, const SLICES: usize>(
     socket: &S,
     outbound: &'a Outbound,
     mut slices: [IoSlice<'a>; SLICES],
 ) -> (io::Result<usize>, usize) {
-    let (count, offered) = outbound.slices(&mut slices, WRITE_BATCH);
+    let (count, offered) = outbound.slices(&mut slices, WRITE_LEN);
     (socket.write(&slices[..count]), offered)
 }
 
@@ -243,7 +301,7 @@ impl<N: Net> Transport for Tcp<N> {
         let mut outbound = connection.link.outbound.borrow_mut();
         outbound.push(message, copy_below);
         // A blocked socket is flushed when it is writable, not for more bytes.
-        if connection.link.blocked.get() { 0 } else { outbound.weight() }
+        if connection.link.blocked.get() { 0 } else { outbound.len() }
     }
 
     // One segment of the loopback interface with messages of 64 bytes. What is kept of each message until it completes, 32
@@ -254,61 +312,18 @@ impl<N: Net> Transport for Tcp<N> {
     fn enqueue_run(&self, _engine: &Engine<Self>, connection: &Conn<N>, run: Run<'_>) -> usize {
         let mut outbound = connection.link.outbound.borrow_mut();
         outbound.push_run(run);
-        if connection.link.blocked.get() { 0 } else { outbound.weight() }
+        if connection.link.blocked.get() { 0 } else { outbound.len() }
     }
 
     fn flush(&self, engine: &Engine<Self>, connection: &Conn<N>) {
-        let link = &connection.link;
-        let Some(socket) = link.socket() else { return };
-        if link.blocked.get() || link.broken.get() || link.session.get().stage == Stage::Connecting {
-            return;
-        }
-        let mut left = 0;
-        let failure = loop {
-            let mut outbound = link.outbound.borrow_mut();
-            if outbound.is_empty() {
-                break None;
-            }
-            let (written, offered) = match outbound.segments() {
-                0..FEW_SLICES => write(&*socket, &outbound, [IoSlice::new(&[]); FEW_SLICES]),
-                _ => write(&*socket, &outbound, [IoSlice::new(&[]); MAX_SLICES]),
-            };
-            match written {
-                Ok(0) => break Some(io::ErrorKind::WriteZero.into()),
-                Ok(n) => {
-                    engine.count_write(connection);
-                    left += outbound.written(n);
-                    if n < offered {
-                        // The socket is full; asking again would only say so.
-                        link.blocked.set(true);
-                        break None;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    link.blocked.set(true);
-                    break None;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => break Some(error),
-            }
-        };
-        if left > 0 {
-            engine.left_bytes(connection, left, HEAD_LEN);
-        }
-        if let Some(error) = failure {
-            return self.write_failed(engine, connection, &error);
-        }
-        if link.blocked.get() {
-            self.rewatch(engine);
-        }
-        let session = link.session.get();
-        if session.has_said_goodbye() && link.outbound.borrow().is_empty() {
-            // Where it fails the stream has ended already, which reading tells.
-            _ = socket.shutdown_write();
-            if session.is_agreed() {
-                engine.finish(connection, ClosedReason::Local, Release::Orderly);
-            }
-        }
+        self.write_out(engine, connection, 1);
+    }
+
+    fn flush_full(&self, engine: &Engine<Self>, connection: &Conn<N>) {
+        let waiting = connection.link.outbound.borrow().len();
+        // Who asks for less than a write's worth wants it to leave at once.
+        let fills_writes = waiting >= WRITE_LEN && connection.params.flush_at >= WRITE_LEN;
+        self.write_out(engine, connection, if fills_writes { WRITE_LEN } else { 1 });
     }
 
     fn retire(&self, connection: &Connection<Self::Link>, retired: &mut Vec<Retired>) {

@@ -233,6 +233,29 @@ fn a_queue_of_many_messages_is_flushed_before_the_turn_ends() {
 }
 
 #[test]
+fn a_queue_of_many_bytes_is_flushed_in_full_writes_and_the_rest_of_it_when_the_turn_ends() {
+    let params = ConnectionParameters { send_buffer: Some(1 << 20), ..Default::default() };
+    let pair = Pair::new(&params);
+    let (writes, before) = (|| pair.sender.totals().writes.get(), pair.sender.totals().writes.get());
+    let left = || pair.sender.totals().messages_sent.get();
+    // 31 and a quarter of such frames make a write.
+    let data = Bytes::from(vec![7; 4_000]);
+    let send = || assert!(accepted(pair.sender.send_iov(pair.to, std::slice::from_ref(&data), &[], 1)));
+    (0..31).for_each(|_| send());
+    assert_eq!((writes(), left()), (before, 0));
+    (31..60).for_each(|_| send());
+    assert_eq!((writes(), left()), (before + 1, 31), "the 32nd is cut, and the others wait for more or for the end of the turn");
+    until(&pair.ev, "the rest has left", || left() == 60);
+    assert_eq!(writes(), before + 2);
+
+    // Asked for less than a write's worth, everything leaves at once.
+    let pair = Pair::new(&ConnectionParameters { flush_at: 10_000, ..params });
+    let send = || assert!(accepted(pair.sender.send_copy(pair.to, &data, &[], 1)));
+    (0..3).for_each(|_| send());
+    assert_eq!(pair.sender.totals().messages_sent.get(), 3);
+}
+
+#[test]
 fn an_idle_connection_costs_little_memory_and_no_time() {
     const CONNECTIONS: usize = 200;
     let ev = EpollEventLoop::new().expect("descriptors are left");

@@ -212,8 +212,8 @@ pub struct ConnectionParameters {
     /// the same, since that is faster; their keys come back alike. Default
     /// [`DEFAULT_COPY_BELOW`](Self::DEFAULT_COPY_BELOW).
     pub copy_below: usize,
-    /// Bytes waiting in a queue at which it is flushed without waiting for the end of the turn. On TCP those
-    /// that are gathered from the user's memory count a quarter, since larger batches of them pay.
+    /// Bytes waiting in a queue at which it is flushed without waiting for the end of the turn; on TCP, as far as they
+    /// fill writes of the default's length.
     /// Default [`DEFAULT_FLUSH_AT`](Self::DEFAULT_FLUSH_AT).
     pub flush_at: usize,
     /// Messages accepted since a queue was flushed at which it is flushed likewise; it matters where they are small.
@@ -228,9 +228,10 @@ impl ConnectionParameters {
     /// Default of [`copy_below`](Self::copy_below): measured over loopback, copying beats
     /// gathering up to a few hundred bytes and loses from 4 KiB on.
     pub const DEFAULT_COPY_BELOW: usize = 1_024;
-    /// Default of [`flush_at`](Self::flush_at): two segments of the loopback interface, which takes at most
-    /// 65,483 bytes each, with room for a last message of some KiB. A write just above one leaves a tiny second.
-    pub const DEFAULT_FLUSH_AT: usize = 120 << 10;
+    /// Default of [`flush_at`](Self::flush_at): two of the stretches in which Linux hands a TCP stream to the network, of
+    /// at most 64 KiB and of whole segments: 65,483 bytes over loopback, 65,160 in packets of 1,500, 62,636 in packets of
+    /// 9,000. A write that goes on a little beyond them leaves a tiny one.
+    pub const DEFAULT_FLUSH_AT: usize = 2 * 62_636;
 }
 
 impl ConnectionParameters {

@@ -140,6 +140,7 @@ fn run(steps: Vec<Step>, hello: bool) {
                 let (count, offered) = outbound.slices(&mut slices, max_bytes);
                 let bytes = slices[..count].iter().map(|slice| &slice[..]).collect::<Vec<_>>().concat();
                 assert_eq!(bytes.len(), offered);
+                assert!(offered <= max_bytes);
                 assert!(bytes == model.stream[model.written..][..offered], "other bytes are offered");
                 assert_eq!(offered == 0, model.written == model.stream.len(), "something is offered as long as there is something");
                 let n = offered * taken / 1_000;

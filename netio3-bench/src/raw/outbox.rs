@@ -10,14 +10,15 @@ use crate::raw::frame::{HEAD_LEN, head};
 /// tie from there to 8 KiB, and gathering wins from 16 KiB on.
 pub const COPY_UP_TO: usize = 8 << 10;
 
-/// Copied bytes written at once: what stays in the nearer caches, and a little less than 64 KiB, so that they fit
-/// in one segment of the loopback interface. A batch that is a few bytes too long for that leaves as one large
-/// and one tiny segment, at half the rate (measured at 504 and 1,016 bytes).
-const COPIED_LEN: usize = (64 << 10) - 256;
-/// Gathered bytes written at once. They are in no buffer of ours, so that more of them cost nothing.
-const GATHERED_LEN: usize = 512 << 10;
+/// Gathered bytes that are prepared at once. They are in no buffer of ours, so that more of them cost nothing; few
+/// batches mean few writes that are not full.
+const GATHERED_LEN: usize = 4 << 20;
 /// The kernel takes that many pieces in one call.
 const MAX_PIECES: usize = 1_024;
+/// The most bytes in one write: two segments of the loopback interface, over IPv6, where they are shorter. Copied ones are
+/// all of a batch. Of 1 MiB in one write each byte takes 1.5 times as long, and so it does in writes that are a little
+/// longer than two segments.
+const WRITE_LEN: usize = 2 * 65_464;
 
 /// The messages of one connection, on their way out.
 pub struct Outbox {
@@ -60,7 +61,7 @@ impl Outbox {
             let capacity = (MAX_PIECES / (1 + pieces)).min(GATHERED_LEN.div_ceil(frame_len)).max(1);
             Batch::Gathered { heads: vec![0; capacity * head_len], first: 0, count: 0, capacity }
         } else {
-            Batch::Copied { bytes: vec![0; COPIED_LEN.max(frame_len)].into(), len: 0 }
+            Batch::Copied { bytes: vec![0; WRITE_LEN.max(frame_len)].into(), len: 0 }
         };
         Self { frame_head: head(frame_len - HEAD_LEN), content, frame_len, next: 0, limit, batch, written: 0 }
     }
@@ -82,7 +83,7 @@ impl Outbox {
 
     /// Batches as many messages as go into one write.
     pub fn fill(&mut self) {
-        let Self { content, frame_head, frame_len, next, limit, batch, written } = self;
+        let Self { content, frame_head, frame_len, next, limit, batch, written, .. } = self;
         let head_len = HEAD_LEN + content.head_len();
         *written = 0;
         match batch {
@@ -116,30 +117,29 @@ impl Outbox {
     /// # Errors
     /// Those of the socket.
     pub fn write(&mut self, socket: &mut impl Write) -> io::Result<Written> {
-        let head_len = HEAD_LEN + self.content.head_len();
-        match &self.batch {
-            Batch::Copied { bytes, len } => {
-                let mut rest = &bytes[self.written..*len];
-                drive(&mut self.written, || {
-                    let n = if rest.is_empty() { 0 } else { socket.write(rest)? };
-                    rest = &rest[n..];
-                    Ok((n, rest.is_empty()))
-                })
-            }
-            Batch::Gathered { heads, first, count, .. } => {
-                let mut pieces = Vec::with_capacity(count * (1 + self.content.pieces(0).len()));
-                for (head, sequence) in heads.chunks_exact(head_len).zip(*first..).take(*count) {
-                    pieces.push(IoSlice::new(head));
-                    pieces.extend_from_slice(self.content.pieces(sequence));
+        let Self { content, frame_len, batch, written, .. } = self;
+        match batch {
+            Batch::Copied { bytes, len } => drive(written, *len, |from| {
+                let to = (*len).min(from + WRITE_LEN);
+                socket.write(&bytes[from..to])
+            }),
+            Batch::Gathered { heads, first, count, .. } => drive(written, *count * *frame_len, |from| {
+                let head_len = HEAD_LEN + content.head_len();
+                let (mut skip, mut room) = (from % *frame_len, WRITE_LEN);
+                let mut pieces = Vec::with_capacity((room / *frame_len + 2) * (1 + content.pieces(0).len()));
+                for (head, sequence) in heads.chunks_exact(head_len).zip(*first..).take(*count).skip(from / *frame_len) {
+                    if room == 0 {
+                        break;
+                    }
+                    for piece in std::iter::once(head).chain(content.pieces(sequence).iter().map(|piece| &**piece)) {
+                        let rest = &piece[skip.min(piece.len())..];
+                        skip -= piece.len() - rest.len();
+                        pieces.push(IoSlice::new(&rest[..rest.len().min(room)]));
+                        room -= rest.len().min(room);
+                    }
                 }
-                let mut rest = &mut pieces[..];
-                IoSlice::advance_slices(&mut rest, self.written);
-                drive(&mut self.written, || {
-                    let n = if rest.is_empty() { 0 } else { socket.write_vectored(rest)? };
-                    IoSlice::advance_slices(&mut rest, n);
-                    Ok((n, rest.is_empty()))
-                })
-            }
+                socket.write_vectored(&pieces[..pieces.len().min(MAX_PIECES)])
+            }),
         }
     }
 }
@@ -150,24 +150,18 @@ fn write_head(content: &Content, frame_head: &[u8; HEAD_LEN], sequence: u64, hea
     content.write_head(sequence, own);
 }
 
-/// Repeats a write until it is done or would block.
-fn drive(written: &mut usize, mut write: impl FnMut() -> io::Result<(usize, bool)>) -> io::Result<Written> {
-    loop {
-        match write() {
-            Ok((n, done)) => {
-                *written += n;
-                if done {
-                    return Ok(Written::All);
-                }
-                if n == 0 {
-                    return Err(io::ErrorKind::WriteZero.into());
-                }
-            }
+/// Writes from where the last write ended until `end`, or until that would block.
+fn drive(written: &mut usize, end: usize, mut write: impl FnMut(usize) -> io::Result<usize>) -> io::Result<Written> {
+    while *written < end {
+        match write(*written) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => *written += n,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Written::Blocked),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
+    Ok(Written::All)
 }
 
 #[cfg(test)]

@@ -192,16 +192,25 @@ impl Ledger {
     /// `n` bytes of a stream left, in which every message is preceded by a head of `head` bytes.
     pub(crate) fn complete_bytes(&mut self, n: usize, head: usize, regions: &mut RegionTable) -> Amount {
         let waiting = &self.records[self.first..];
+        let frame = |record: &Record| head + record.len as usize;
         let mut credit = self.credit + n;
         let mut whole = 0;
-        if credit == self.bytes() + head * waiting.len() {
-            // All of them, as after most writes.
-            (credit, whole) = (0, waiting.len());
-        }
-        for record in &waiting[whole..] {
-            let Some(rest) = credit.checked_sub(head + record.len as usize) else { break };
-            credit = rest;
-            whole += 1;
+        let behind = (self.bytes() + head * waiting.len()).saturating_sub(credit);
+        if behind < credit {
+            // Most of them, as after most writes: those that have not left are counted.
+            whole = waiting.len();
+            let mut counted = 0;
+            while counted < behind && whole > 0 {
+                whole -= 1;
+                counted += frame(&waiting[whole]);
+            }
+            credit = counted.saturating_sub(behind);
+        } else {
+            for record in waiting {
+                let Some(rest) = credit.checked_sub(frame(record)) else { break };
+                credit = rest;
+                whole += 1;
+            }
         }
         self.credit = credit;
         self.complete_messages(whole, regions)
@@ -315,6 +324,32 @@ mod tests {
         assert_eq!(ledger.complete_bytes(16, 8, &mut regions), Amount { messages: 1, bytes: 0 });
         assert_eq!(keys(&mut ledger), [2]);
         assert_eq!((ledger.messages(), ledger.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn bytes_complete_the_same_messages_however_they_are_cut() {
+        const HEAD: usize = 8;
+        // Every fifth is a frame of the transport's own.
+        let len = |at: usize| if at % 5 == 4 { 0 } else { at * 37 % 90 };
+        let ends: Vec<usize> = (0..200).scan(0, |end, at| Some(std::mem::replace(end, *end + HEAD + len(at)) + HEAD + len(at))).collect();
+        let all = ends[199];
+        for cut in [1, 7, 90, 1_000, all - 1, all] {
+            let mut regions = RegionTable::new(0, false);
+            let mut ledger = ledger(1_000, 100_000);
+            for at in 0..200 {
+                if at % 5 == 4 { ledger.push_control() } else { push(&mut ledger, at as u64, len(at)) }
+            }
+            let mut told = Vec::new();
+            for from in (0..all).step_by(cut) {
+                let to = all.min(from + cut);
+                ledger.complete_bytes(to - from, HEAD, &mut regions);
+                told.extend(keys(&mut ledger));
+                let expected = (0..200).filter(|at| ends[*at] <= to && at % 5 != 4).map(|at| at as u64);
+                assert!(expected.eq(told.iter().copied()), "{to} bytes, {cut} at once");
+                assert_eq!(ledger.messages() + told.len(), 160);
+            }
+            assert_eq!(ledger.bytes(), 0);
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, Netw
 use crate::endpoint::{Endpoint, EndpointIds};
 use crate::engine::driver::Driver;
 use crate::engine::ledger::{Amount, Record};
+use crate::engine::sync::FULL_BATCH;
 use crate::engine::{Connection, Copies, Engine, Opener, Outgoing, Payload, RUN_HEAD_LEN, Release, Run, State, Transport};
 use crate::error::{
     BufferError, CloseListenError, CloseSendError, CreateError, DeregisterError, OpenListenError, OpenSendError, RegisterError, SendError,
@@ -158,7 +159,7 @@ impl<T: Transport> LocalBackend<T> {
             self.begin_queue(connection);
         }
         match engine.until_flush(connection, unsent) {
-            None => engine.flush(connection),
+            None => engine.flush_full(connection),
             // After one message there may be no other; after two there are many.
             Some(rest) if connection.listed.unflushed.get() => engine.grant(connection, rest),
             Some(_) => engine.flush_later(connection),
@@ -182,8 +183,9 @@ impl<T: Transport> LocalBackend<T> {
             self.begin_queue(&connection);
         }
         match engine.until_flush(&connection, unsent) {
-            None => engine.flush(&connection),
-            Some(_) => engine.flush_later(&connection),
+            Some(_) if unsent < FULL_BATCH => engine.flush_later(&connection),
+            // A batch is as long as is best sent at once.
+            _ => engine.flush(&connection),
         }
     }
 

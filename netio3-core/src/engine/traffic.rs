@@ -162,6 +162,17 @@ impl<T: Transport> Engine<T> {
     /// Sends what a connection has queued, as far as it goes without waiting.
     pub(super) fn flush(&self, connection: &Rc<Connection<T::Link>>) {
         self.transport.flush(self, connection);
+        self.flushed(connection);
+    }
+
+    /// Sends what a connection has queued, as far as it is worth it before the end of the turn.
+    pub(super) fn flush_full(&self, connection: &Rc<Connection<T::Link>>) {
+        self.transport.flush_full(self, connection);
+        self.flushed(connection);
+        self.flush_later(connection);
+    }
+
+    fn flushed(&self, connection: &Connection<T::Link>) {
         connection.flushed.set(connection.ledger.borrow().accepted());
         // What is to be sent should not wait for being counted, and is if it left.
         if connection.counted.get() != connection.flushed.get() {

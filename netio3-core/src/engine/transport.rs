@@ -118,6 +118,11 @@ pub trait Transport: Sized + 'static {
     /// Sends what is queued, as far as it goes without waiting. Tells the ledger what left.
     fn flush(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>);
 
+    /// The same when so much is queued that it should not wait for the end of the turn. What does not fill a write may.
+    fn flush_full(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>) {
+        self.flush(engine, connection);
+    }
+
     /// Moves memory that is no longer needed into `retired`; after the end of a connection, all of it.
     fn retire(&self, connection: &Connection<Self::Link>, retired: &mut Vec<Retired>);
 
