@@ -200,7 +200,7 @@ impl Outbound {
         (count, bytes)
     }
 
-    /// `n` bytes were written; gives how many of them belong to frames.
+    /// `n` bytes were written; gives how many of them belong to frames. [`compact`](Self::compact) follows the last write.
     pub(crate) fn written(&mut self, n: usize) -> usize {
         let mut rest = n;
         while let Some(front) = self.segments.front() {
@@ -228,7 +228,6 @@ impl Outbound {
         self.copied_start += rest;
         self.open = self.open.max(self.copied_start);
         debug_assert!(self.copied_start <= self.copied.len(), "more was written than waited");
-        self.compact();
         let hello = n.min(self.hello);
         self.hello -= hello;
         n - hello
@@ -284,7 +283,7 @@ impl Outbound {
 
     /// Keeps the copied bytes from wandering off: they move to the front when more room is lost there than
     /// they take, so that each byte is moved at most once on average.
-    fn compact(&mut self) {
+    pub(crate) fn compact(&mut self) {
         let left = self.copied.len() - self.copied_start;
         if left == 0 {
             (self.copied_start, self.open) = (0, 0);

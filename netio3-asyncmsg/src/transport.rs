@@ -176,6 +176,7 @@ impl<N: Net> Tcp<N> {
                 Err(error) => break Some(error),
             }
         };
+        link.outbound.borrow_mut().compact();
         if left > 0 {
             engine.left_bytes(connection, left, HEAD_LEN);
         }
@@ -321,8 +322,8 @@ impl<N: Net> Transport for Tcp<N> {
 
     fn flush_full(&self, engine: &Engine<Self>, connection: &Conn<N>) {
         let waiting = connection.link.outbound.borrow().len();
-        // Who asks for less than a write's worth wants it to leave at once.
-        let fills_writes = waiting >= WRITE_LEN && connection.params.flush_at >= WRITE_LEN;
+        // Who sets limits of his own wants what reaches them to leave at once.
+        let fills_writes = waiting >= WRITE_LEN && connection.params.flush_at >= WRITE_LEN && connection.params.flush_messages.is_none();
         self.write_out(engine, connection, if fills_writes { WRITE_LEN } else { 1 });
     }
 

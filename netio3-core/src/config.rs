@@ -212,8 +212,9 @@ pub struct ConnectionParameters {
     /// the same, since that is faster; their keys come back alike. Default
     /// [`DEFAULT_COPY_BELOW`](Self::DEFAULT_COPY_BELOW).
     pub copy_below: usize,
-    /// Bytes waiting in a queue at which it is flushed without waiting for the end of the turn; on TCP, as far as they
-    /// fill writes of the default's length.
+    /// Bytes waiting in a queue at which it is flushed without waiting for the end of the turn; on TCP, unless this is
+    /// less than the default or [`flush_messages`](Self::flush_messages) is set, as far as they fill writes of the
+    /// default's length.
     /// Default [`DEFAULT_FLUSH_AT`](Self::DEFAULT_FLUSH_AT).
     pub flush_at: usize,
     /// Messages accepted since a queue was flushed at which it is flushed likewise; it matters where they are small.

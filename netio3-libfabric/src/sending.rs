@@ -44,6 +44,8 @@ pub(crate) struct Sending {
     heads: Vec<Slot>,
     spare: Vec<Box<[u8]>>,
     packet_len: usize,
+    /// The next part of a message is being copied.
+    is_mid_copy: bool,
     /// Bytes that wait to be posted.
     waiting: usize,
     retired: Vec<Retired>,
@@ -131,6 +133,7 @@ impl Sending {
             heads,
             spare: Vec::new(),
             packet_len,
+            is_mid_copy: false,
             waiting: 0,
             retired: Vec::new(),
             unknown: None,
@@ -154,9 +157,9 @@ impl Sending {
         self.unknown.take()
     }
 
-    /// Whether something waits beyond the built packet.
+    /// Whether something waits beyond the built packet, or is about to.
     pub(crate) fn has_more(&self) -> bool {
-        !self.items.is_empty() || self.open.is_some()
+        !self.items.is_empty() || self.open.is_some() || self.is_mid_copy
     }
 
     /// Whether the next packet may have to wait for one on its way to leave its slot.
@@ -242,6 +245,7 @@ impl Sending {
         let copied = long.copy_to(&mut memory.bytes_mut(slab)[start..end]);
         // What a whole one would count beside its bytes.
         self.waiting += copied + if kind.is_some() { LEN_LEN } else { 0 };
+        self.is_mid_copy = !long.is_done();
         let messages = u32::from(long.is_done());
         self.items.push_back(Item::Packed(Packed { memory, kind, len: start + copied, messages, held: 0 }));
     }

@@ -494,19 +494,21 @@ impl Transport for Rdma {
 }
 
 impl Rdma {
-    /// Takes in a message that is copied into several packets. Each is posted as soon as it is there, while it is in the
-    /// processor's cache, and on its way while the next one is copied.
+    /// Takes in a message that is copied into several packets. All but the last are posted as soon as they are there,
+    /// while they are in the processor's cache, and on their way while the next one is copied.
     fn enqueue_long(&self, engine: &Engine<Self>, connection: &Conn, mut long: Long<'_>) -> usize {
+        let mut goes_on = true;
         loop {
             let mut body = connection.link.body.borrow_mut();
             let Some(open) = &mut *body else { return 0 };
+            // What could not be posted before waits for the end of the turn.
+            goes_on &= open.may_post() && open.sending.is_empty();
             open.sending.push_part(&mut long, &open.slab);
             if long.is_done() {
                 return open.unsent();
             }
-            let may_post = open.may_post();
             drop(body);
-            if may_post {
+            if goes_on {
                 self.flush(engine, connection);
             }
         }

@@ -80,8 +80,8 @@ impl Shared {
             queue_bytes: random.choose(&[0, 1_000, 64 << 10, 16 << 20]).unwrap_or(1),
             buffers: random.percent(70).then(|| Buffers { size: 1 + random.skewed(32 << 10), count: 1 + random.up_to(5) }),
             copy_below: random.choose(&[0, 100, 1_024, 1 << 20]).unwrap_or(1),
-            flush_at: random.choose(&[1, 2_000, 64 << 10]).unwrap_or(1),
-            flush_messages: random.choose(&[0, 7, 840]),
+            flush_at: random.choose(&[1, 2_000, ConnectionParameters::DEFAULT_FLUSH_AT]).unwrap_or(1),
+            flush_messages: random.choose(&[None, Some(0), Some(7)]).flatten(),
             connect_deadline: Duration::from_secs(36_000),
             close_deadline,
             ..Default::default()

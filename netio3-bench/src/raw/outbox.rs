@@ -15,10 +15,12 @@ pub const COPY_UP_TO: usize = 8 << 10;
 const GATHERED_LEN: usize = 4 << 20;
 /// The kernel takes that many pieces in one call.
 const MAX_PIECES: usize = 1_024;
-/// The most bytes in one write: two segments of the loopback interface, over IPv6, where they are shorter. Copied ones are
-/// all of a batch. Of 1 MiB in one write each byte takes 1.5 times as long, and so it does in writes that are a little
-/// longer than two segments.
-const WRITE_LEN: usize = 2 * 65_464;
+/// The most bytes in one write: two of the stretches in which the kernel hands a stream to the network, which are a little
+/// longer over the loopback interface. Of 1 MiB in one write each byte takes 1.5 times as long, and so it does in writes
+/// that are a little longer than two stretches.
+const WRITE_LEN: usize = 2 * 62_636;
+/// Gathered messages that are prepared at once, so that their heads stay in the cache.
+const MAX_GATHERED: usize = 4_096;
 
 /// The messages of one connection, on their way out.
 pub struct Outbox {
@@ -55,10 +57,9 @@ impl Outbox {
     /// All messages up to a number of them, copied or gathered.
     pub fn new(content: Content, limit: u64, gather: bool) -> Self {
         let head_len = HEAD_LEN + content.head_len();
-        let pieces = content.pieces(0).len();
         let frame_len = head_len + content.pieces(0).iter().map(|piece| piece.len()).sum::<usize>();
         let batch = if gather {
-            let capacity = (MAX_PIECES / (1 + pieces)).min(GATHERED_LEN.div_ceil(frame_len)).max(1);
+            let capacity = GATHERED_LEN.div_ceil(frame_len).min(MAX_GATHERED);
             Batch::Gathered { heads: vec![0; capacity * head_len], first: 0, count: 0, capacity }
         } else {
             Batch::Copied { bytes: vec![0; WRITE_LEN.max(frame_len)].into(), len: 0 }
@@ -81,7 +82,7 @@ impl Outbox {
         self.next == self.limit
     }
 
-    /// Batches as many messages as go into one write.
+    /// Batches messages: copied ones as many as go into one write, gathered ones for many.
     pub fn fill(&mut self) {
         let Self { content, frame_head, frame_len, next, limit, batch, written, .. } = self;
         let head_len = HEAD_LEN + content.head_len();
@@ -126,9 +127,9 @@ impl Outbox {
             Batch::Gathered { heads, first, count, .. } => drive(written, *count * *frame_len, |from| {
                 let head_len = HEAD_LEN + content.head_len();
                 let (mut skip, mut room) = (from % *frame_len, WRITE_LEN);
-                let mut pieces = Vec::with_capacity((room / *frame_len + 2) * (1 + content.pieces(0).len()));
+                let mut pieces = Vec::with_capacity(((room / *frame_len + 2) * (1 + content.pieces(0).len())).min(2 * MAX_PIECES));
                 for (head, sequence) in heads.chunks_exact(head_len).zip(*first..).take(*count).skip(from / *frame_len) {
-                    if room == 0 {
+                    if room == 0 || pieces.len() >= MAX_PIECES {
                         break;
                     }
                     for piece in std::iter::once(head).chain(content.pieces(sequence).iter().map(|piece| &**piece)) {

@@ -183,9 +183,11 @@ impl<T: Transport> LocalBackend<T> {
             self.begin_queue(&connection);
         }
         match engine.until_flush(&connection, unsent) {
-            Some(_) if unsent < FULL_BATCH => engine.flush_later(&connection),
-            // A batch is as long as is best sent at once.
-            _ => engine.flush(&connection),
+            // A batch is about as long as is best sent at once.
+            Some(_) if unsent < FULL_BATCH || connection.params.flush_at > ConnectionParameters::DEFAULT_FLUSH_AT => {
+                engine.flush_later(&connection);
+            }
+            _ => engine.flush_full(&connection),
         }
     }
 

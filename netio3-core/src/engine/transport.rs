@@ -95,7 +95,8 @@ pub trait Transport: Sized + 'static {
     fn listener_ready(&self, engine: &Rc<Engine<Self>>, listener: &Rc<Listener<Self::Listener>>, budget: &mut Budget) -> Next;
 
     /// Takes an accepted message into the connection's queue. Its record is in the ledger already. Gives what
-    /// waits to be sent, in bytes, to be compared with `flush_at`.
+    /// waits to be sent, in bytes, to be compared with `flush_at`. It may send, too, but no connection enters or leaves
+    /// the engine's table meanwhile.
     fn enqueue(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>, message: Outgoing<'_>) -> usize;
 
     /// The messages at which a queue is flushed before the turn ends, if the user does not say.
