@@ -30,7 +30,9 @@ impl Messages {
     pub fn new(plan: &Plan, mode: Mode) -> Self {
         let content = Content::new(&plan.layout);
         let shared = content.shared_pieces().into();
-        let queue_bytes = (ALL_QUEUES_BYTES / plan.busy().max(1) as usize).clamp(QUEUE_BYTES / 16, QUEUE_BYTES);
+        let gathers = mode == Mode::ZeroCopy && plan.layout.size > ConnectionParameters::DEFAULT_COPY_BELOW;
+        let most = if gathers { GATHERED_BYTES } else { QUEUE_BYTES };
+        let queue_bytes = (ALL_QUEUES_BYTES / plan.busy().max(1) as usize).clamp(QUEUE_BYTES / 16, most);
         Self { layout: plan.layout, mode, header_len: plan.layout.header_len(), content, shared, queue_bytes }
     }
 
@@ -51,6 +53,8 @@ impl Messages {
 
 /// Bytes that may wait for the kernel: a few writes' worth, so that they stay in the processor's cache.
 const QUEUE_BYTES: usize = 1 << 20;
+/// The same of bytes that lie in the user's memory anyway: the last write of a turn is seldom full.
+const GATHERED_BYTES: usize = 4 << 20;
 /// The same of all connections together, so that the first ones do not take all the room there is.
 const ALL_QUEUES_BYTES: usize = 512 << 20;
 
