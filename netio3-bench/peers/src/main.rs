@@ -1,15 +1,15 @@
-//! `netio3-peers`: compares netio3 over TCP with what else could carry the messages: ZeroMQ, nng, and tokio with
-//! length-delimited frames.
+//! `netio3-peers`: compares netio3 over TCP with what else could carry the messages: ZeroMQ, nng, tokio with
+//! length-delimited frames, and asio.
 //!
 //! ```sh
 //! cargo run --release --manifest-path netio3-bench/peers/Cargo.toml
 //! ```
 //!
-//! Needs a C++ compiler, with which libzmq is built, and libnng with its headers (`libnng-dev`). Messages go over the
-//! loopback interface between two processes, each with all its threads pinned to a processor of its own. Every round
-//! measures every library at every size, one after another in changing order, and ratios are taken within a round,
-//! since a machine's speed drifts by more than libraries differ. The receiver checks the length and the sequence number
-//! of each message, and a transfer ends when it has confirmed the last one.
+//! Needs a C++ compiler, with which libzmq is built, and the headers of libnng and asio (`apt-get install g++ libnng-dev
+//! libasio-dev`). Messages go over the loopback interface between two processes, each with all its threads pinned to a
+//! processor of its own. Every round measures every library at every size, one after another in changing order, and
+//! ratios are taken within a round, since a machine's speed drifts by more than libraries differ. The receiver checks
+//! the length and the sequence number of each message, and a transfer ends when it has confirmed the last one.
 //!
 //! Exit status: 0 all delivered, 1 not, 2 bad arguments.
 #![forbid(unsafe_code)]
@@ -33,7 +33,7 @@ use crate::table::{Figure, Row, Table};
 /// What went wrong.
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
-/// Compares netio3 over TCP with ZeroMQ, nng, and tokio's length-delimited frames
+/// Compares netio3 over TCP with ZeroMQ, nng, tokio's length-delimited frames, and asio
 #[derive(Parser, Debug)]
 #[command(name = "netio3-peers", version, disable_help_subcommand = true, args_conflicts_with_subcommands = true)]
 struct Cli {

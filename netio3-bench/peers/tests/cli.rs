@@ -20,12 +20,12 @@ fn every_library_is_measured_at_every_size() {
     let times = [("p50", 64), ("p99", 64), ("p50", 1_024), ("p99", 1_024)];
     assert_eq!(names, [&rates[..], &times].concat());
     for row in rows {
-        for library in ["netio3", "zeromq", "tokio"] {
+        for library in ["netio3", "zeromq", "nng", "tokio", "asio"] {
             let found = &row["libraries"][library];
             assert!(found["median"].as_f64().is_some_and(|value| value > 0.0), "{library}: {row}");
             assert_eq!(found["rounds"].as_array().map(Vec::len), Some(1), "{library}: {row}");
         }
-        for peer in ["zeromq", "tokio"] {
+        for peer in ["zeromq", "nng", "tokio", "asio"] {
             assert!(row["netio3_to"][peer]["median"].as_f64().is_some_and(|ratio| ratio > 0.0), "{peer}: {row}");
         }
     }
@@ -49,7 +49,9 @@ fn wrong_arguments_are_named() {
 
 #[test]
 fn a_side_that_finds_nobody_says_so() {
-    for (library, text) in [("netio3", "no connection to 127.0.0.1:1"), ("tokio", "cannot connect to 127.0.0.1:1")] {
+    for (library, text) in
+        [("netio3", "no connection to 127.0.0.1:1"), ("tokio", "cannot connect to 127.0.0.1:1"), ("asio", "cannot connect to 127.0.0.1:1")]
+    {
         let ended = run(&["drive", library, "--connect", "127.0.0.1:1", "--task", "transfer", "--size", "64", "--time", "0.1"]);
         let stderr = String::from_utf8_lossy(&ended.stderr);
         assert_eq!(ended.status.code(), Some(1), "{library}: {stderr}");

@@ -1,5 +1,6 @@
 //! The libraries, one file each with the same two functions.
 
+mod asio;
 mod netio3;
 mod nng;
 mod tokio;
@@ -19,6 +20,7 @@ pub enum Library {
     Zeromq,
     Nng,
     Tokio,
+    Asio,
 }
 
 /// The time without any progress after which the other side counts as gone.
@@ -26,7 +28,7 @@ const STALL_LIMIT: Duration = Duration::from_secs(10);
 
 impl Library {
     /// All of them; the first is the one that the others are compared with.
-    pub const ALL: [Self; 4] = [Self::Netio3, Self::Zeromq, Self::Nng, Self::Tokio];
+    pub const ALL: [Self; 5] = [Self::Netio3, Self::Zeromq, Self::Nng, Self::Tokio, Self::Asio];
 
     /// The name on the command line and in the table.
     pub fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Library {
             Self::Zeromq => "zeromq",
             Self::Nng => "nng",
             Self::Tokio => "tokio",
+            Self::Asio => "asio",
         }
     }
 
@@ -45,6 +48,7 @@ impl Library {
             Self::Zeromq => "libzmq 4.3.5, two threads on its processor; PUSH/PULL, PAIR; 100,000 messages or 16 MiB may wait",
             Self::Nng => "the system's libnng, all its threads on its processor; PAIR; 4,096 messages or 16 MiB may wait on each side",
             Self::Tokio => "one thread; LengthDelimitedCodec, fed and written 128 KiB at a time",
+            Self::Asio => "one thread; frames by hand: copied together below 4 KiB, 128 KiB for each write, gathered from there on",
         }
     }
 
@@ -59,6 +63,7 @@ impl Library {
             Self::Zeromq => zeromq::serve(job),
             Self::Nng => nng::serve(job),
             Self::Tokio => tokio::serve(job),
+            Self::Asio => asio::serve(job),
         }
     }
 
@@ -72,6 +77,7 @@ impl Library {
             Self::Zeromq => zeromq::drive(job, address),
             Self::Nng => nng::drive(job, address),
             Self::Tokio => tokio::drive(job, address),
+            Self::Asio => asio::drive(job, address),
         }
     }
 }
