@@ -137,9 +137,7 @@ impl<N: Net> Tcp<N> {
             _ => engine.finish(connection, ClosedReason::PeerLost, Release::Reset),
         }
     }
-}
 
-impl<N: Net> Tcp<N> {
     /// Writes, as far as the socket takes it, as long as at least so many bytes wait.
     fn write_out(&self, engine: &Engine<Self>, connection: &Conn<N>, least: usize) {
         let link = &connection.link;
