@@ -104,11 +104,6 @@ impl Body {
         self.depth + usize::from(self.slab.layout().receives)
     }
 
-    /// Whether a packet can be posted now.
-    pub(crate) fn may_post(&self) -> bool {
-        self.credits > 0 && self.sending.in_flight() < self.depth
-    }
-
     /// Bytes that wait for being posted and not for credits.
     pub(crate) fn unsent(&self) -> usize {
         if self.credits > 0 { self.sending.waiting() } else { 0 }

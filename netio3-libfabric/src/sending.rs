@@ -4,9 +4,9 @@
 //! [`Sending::left`] are told what became of it.
 
 mod built;
+mod long;
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
 use std::mem;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use netio3_core::engine::{Outgoing, Payload, Retired};
 use netio3_core::{HeldSlice, MemoryRegion, NetworkBuffer};
 
 use self::built::{Built, Memory};
+pub(crate) use self::long::Long;
 use crate::fabric::Desc;
 use crate::slab::{HEAD_SLOT_LEN, Slab, Slot};
 use crate::wire::{HEAD_LEN, Kind, LEN_LEN};
@@ -44,8 +45,6 @@ pub(crate) struct Sending {
     heads: Vec<Slot>,
     spare: Vec<Box<[u8]>>,
     packet_len: usize,
-    /// The next part of a message is being copied.
-    is_mid_copy: bool,
     /// Bytes that wait to be posted.
     waiting: usize,
     retired: Vec<Retired>,
@@ -75,17 +74,6 @@ enum Piece {
     Shared(Bytes),
     Raw(HeldSlice),
     Buffer(NetworkBuffer),
-}
-
-/// A message to be copied that is too long for one packet.
-pub(crate) struct Long<'a> {
-    header: &'a [u8],
-    pieces: &'a [IoSlice<'a>],
-    /// Which piece comes next, the header being the first, and what of it is copied.
-    at: usize,
-    offset: usize,
-    len: usize,
-    rest: usize,
 }
 
 /// Of the first item, when it is a message: the pieces and bytes that are sent.
@@ -133,7 +121,6 @@ impl Sending {
             heads,
             spare: Vec::new(),
             packet_len,
-            is_mid_copy: false,
             waiting: 0,
             retired: Vec::new(),
             unknown: None,
@@ -157,9 +144,10 @@ impl Sending {
         self.unknown.take()
     }
 
-    /// Whether something waits beyond the built packet, or is about to.
+    /// Whether something comes behind the built packet: it waits, or is about to be copied, since the packet ends no
+    /// message.
     pub(crate) fn has_more(&self) -> bool {
-        !self.items.is_empty() || self.open.is_some() || self.is_mid_copy
+        !self.items.is_empty() || self.open.is_some() || self.built.messages == 0
     }
 
     /// Whether the next packet may have to wait for one on its way to leave its slot.
@@ -177,18 +165,11 @@ impl Sending {
         self.packet_len = self.packet_len.min(packet_len);
     }
 
-    /// Takes a message in. Tells whether it was a zero-copy one that was copied for being small.
+    /// Takes a message in; one that is to be copied must [fit](Self::fits) into a packet, since longer ones come
+    /// [part by part](Self::push_part). Tells whether it was a zero-copy one that was copied for being small.
     #[inline]
     pub(crate) fn push(&mut self, message: Outgoing<'_>, copy_below: usize, slab: &Slab) -> bool {
-        let fits = self.fits(message.len);
-        let small = fits && message.len <= copy_below;
-        if let (false, Payload::Copied(pieces)) = (fits, message.payload) {
-            let mut long = Long::new(message.header, pieces, message.len);
-            while !long.is_done() {
-                self.push_part(&mut long, slab);
-            }
-            return false;
-        }
+        let small = message.len <= copy_below && self.fits(message.len);
         self.waiting += LEN_LEN + message.len;
         match message.payload {
             Payload::Copied(pieces) => {
@@ -245,7 +226,6 @@ impl Sending {
         let copied = long.copy_to(&mut memory.bytes_mut(slab)[start..end]);
         // What a whole one would count beside its bytes.
         self.waiting += copied + if kind.is_some() { LEN_LEN } else { 0 };
-        self.is_mid_copy = !long.is_done();
         let messages = u32::from(long.is_done());
         self.items.push_back(Item::Packed(Packed { memory, kind, len: start + copied, messages, held: 0 }));
     }
@@ -560,35 +540,6 @@ fn fill(room: &mut [u8], header: &[u8], pieces: impl Iterator<Item: AsRef<[u8]>>
         let (to, rest) = room.split_at_mut(piece.len());
         to.copy_from_slice(piece);
         room = rest;
-    }
-}
-
-impl<'a> Long<'a> {
-    pub(crate) fn new(header: &'a [u8], pieces: &'a [IoSlice<'a>], len: usize) -> Self {
-        Self { header, pieces, at: 0, offset: 0, len, rest: len }
-    }
-
-    pub(crate) fn is_done(&self) -> bool {
-        self.rest == 0
-    }
-
-    /// Copies as much as there is room for; gives how much.
-    fn copy_to(&mut self, room: &mut [u8]) -> usize {
-        let mut filled = 0;
-        while filled < room.len() && !self.is_done() {
-            let piece: &[u8] = if self.at == 0 { self.header } else { &self.pieces[self.at - 1] };
-            let rest = &piece[self.offset..];
-            let n = rest.len().min(room.len() - filled);
-            room[filled..filled + n].copy_from_slice(&rest[..n]);
-            filled += n;
-            self.rest -= n;
-            if n == rest.len() {
-                (self.at, self.offset) = (self.at + 1, 0);
-            } else {
-                self.offset += n;
-            }
-        }
-        filled
     }
 }
 

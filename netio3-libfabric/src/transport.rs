@@ -502,7 +502,7 @@ impl Rdma {
             let mut body = connection.link.body.borrow_mut();
             let Some(open) = &mut *body else { return 0 };
             // What could not be posted before waits for the end of the turn.
-            goes_on &= open.may_post() && open.sending.is_empty();
+            goes_on &= open.sending.is_empty();
             open.sending.push_part(&mut long, &open.slab);
             if long.is_done() {
                 return open.unsent();

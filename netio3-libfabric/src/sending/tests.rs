@@ -72,7 +72,14 @@ impl Side {
         match plan.how {
             How::Copied => {
                 let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-                self.sending.push(Outgoing { header: &header, payload: Payload::Copied(&slices), len }, copy_below, &self.slab);
+                if self.sending.fits(len) {
+                    self.sending.push(Outgoing { header: &header, payload: Payload::Copied(&slices), len }, copy_below, &self.slab);
+                    return;
+                }
+                let mut long = Long::new(&header, &slices, len);
+                while !long.is_done() {
+                    self.sending.push_part(&mut long, &self.slab);
+                }
             }
             How::Shared => {
                 let shared: Vec<Bytes> = pieces.into_iter().map(Bytes::from).collect();
