@@ -220,8 +220,8 @@ pub struct ConnectionParameters {
     /// Messages accepted since a queue was flushed at which it is flushed likewise; it matters where they are small.
     /// Default: as is best for the backend, 840 on TCP and without limit over RDMA.
     ///
-    /// On a synchronized backend the loop gets messages in batches of at least 64 messages or 4 KiB and at most 120 KiB,
-    /// whatever this and [`flush_at`](Self::flush_at) say.
+    /// On a synchronized backend the loop gets messages in batches of at least 64 messages or 4 KiB and at most
+    /// [`DEFAULT_FLUSH_AT`](Self::DEFAULT_FLUSH_AT) and a message, whatever this and [`flush_at`](Self::flush_at) say.
     pub flush_messages: Option<usize>,
 }
 

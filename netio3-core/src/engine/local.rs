@@ -16,7 +16,6 @@ use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, Netw
 use crate::endpoint::{Endpoint, EndpointIds};
 use crate::engine::driver::Driver;
 use crate::engine::ledger::{Amount, Record};
-use crate::engine::sync::FULL_BATCH;
 use crate::engine::{Connection, Copies, Engine, Opener, Outgoing, Payload, RUN_HEAD_LEN, Release, Run, State, Transport};
 use crate::error::{
     BufferError, CloseListenError, CloseSendError, CreateError, DeregisterError, OpenListenError, OpenSendError, RegisterError, SendError,
@@ -183,11 +182,8 @@ impl<T: Transport> LocalBackend<T> {
             self.begin_queue(&connection);
         }
         match engine.until_flush(&connection, unsent) {
-            // A batch is about as long as is best sent at once.
-            Some(_) if unsent < FULL_BATCH || connection.params.flush_at > ConnectionParameters::DEFAULT_FLUSH_AT => {
-                engine.flush_later(&connection);
-            }
-            _ => engine.flush_full(&connection),
+            None => engine.flush_full(&connection),
+            Some(_) => engine.flush_later(&connection),
         }
     }
 

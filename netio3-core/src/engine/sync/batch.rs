@@ -15,9 +15,6 @@ use crate::event_loop::Budget;
 use crate::memory::{NetworkBuffer, RawSlice};
 use crate::status::{CompletionKind, NetioStatus};
 
-/// The copied bytes of a full batch: with a last message of some KiB they are what TCP writes at once.
-pub(in crate::engine) const FULL_BATCH: usize = 120 << 10;
-
 /// Accepted messages in send order, by kind of memory. It is emptied as a whole and filled again, so that in
 /// steady state no message allocates.
 #[derive(Default)]

@@ -8,7 +8,7 @@ use crate::address::EndPointAddress;
 use crate::backend::{ConnectionState, Phase};
 use crate::config::{ConnectionParameters, Limits, NetworkConfig};
 use crate::endpoint::Endpoint;
-use crate::engine::sync::batch::{Batch, FULL_BATCH};
+use crate::engine::sync::batch::Batch;
 use crate::engine::sync::quota::{Granted, Quota};
 use crate::engine::{Ledger, Outgoing, Transport};
 use crate::memory::{BufferPool, HeldRegions};
@@ -118,7 +118,7 @@ impl Mail {
             copy_below: params.copy_below,
             batch_limits: (
                 params.flush_messages.unwrap_or(T::FLUSH_MESSAGES).max(LEAST_BATCH.0),
-                params.flush_at.clamp(LEAST_BATCH.1, FULL_BATCH),
+                params.flush_at.clamp(LEAST_BATCH.1, ConnectionParameters::DEFAULT_FLUSH_AT),
             ),
             full: VecDeque::new(),
             batch: Batch::default(),

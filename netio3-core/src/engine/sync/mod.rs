@@ -26,7 +26,6 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-pub(super) use self::batch::FULL_BATCH;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
