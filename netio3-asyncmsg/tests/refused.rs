@@ -11,12 +11,18 @@ use netio3_core::{
 use netio3_evloop::EpollEventLoop;
 use util::{Bare, hello, until};
 
+/// A listener that is no netio3, and its address.
+fn bare_listener() -> (TcpListener, EndPointAddress) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("it is bound").into();
+    (listener, address)
+}
+
 /// A client and a bare listener that it dials; tells what becomes of it when it is answered like this.
 fn refused_when_answered(answer: &[u8]) -> RefusedReason {
     let ev = EpollEventLoop::new().expect("descriptors are left");
     let node = util::node(&ev);
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let address = EndPointAddress::from(listener.local_addr().expect("it is bound"));
+    let (listener, address) = bare_listener();
     let endpoint = node.backend.open_send_endpoint(&address, &ConnectionParameters::default()).expect("a connection is started");
     let (socket, _) = listener.accept().expect("it dials");
     let mut bare = Bare::new(socket);
@@ -53,8 +59,7 @@ fn strange_listeners_are_refusals_with_a_reason() {
 fn a_listener_that_says_nothing_is_a_timeout() {
     let ev = EpollEventLoop::new().expect("descriptors are left");
     let node = util::node(&ev);
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let address = EndPointAddress::from(listener.local_addr().expect("it is bound"));
+    let (_listener, address) = bare_listener();
     let params = ConnectionParameters { connect_deadline: Duration::from_millis(100), ..Default::default() };
     let endpoint = node.backend.open_send_endpoint(&address, &params).expect("a connection is started");
     until(&ev, "it is refused", || node.refused(endpoint).is_some());
@@ -77,8 +82,7 @@ fn who_is_filtered_is_told_so() {
 fn an_address_in_use_is_said_to_be() {
     let ev = EpollEventLoop::new().expect("descriptors are left");
     let node = util::node(&ev);
-    let other = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let taken = EndPointAddress::from(other.local_addr().expect("it is bound"));
+    let (_other, taken) = bare_listener();
     match node.backend.open_listen_endpoint(&taken, &ConnectionParametersRecv::default()) {
         Err(OpenListenError::FailedOpenListenEndpoint { address, source }) => {
             assert_eq!(address, taken);

@@ -84,7 +84,7 @@ impl Outbox {
 
     /// Batches messages: copied ones as many as go into one write, gathered ones for many.
     pub fn fill(&mut self) {
-        let Self { content, frame_head, frame_len, next, limit, batch, written, .. } = self;
+        let Self { content, frame_head, frame_len, next, limit, batch, written } = self;
         let head_len = HEAD_LEN + content.head_len();
         *written = 0;
         match batch {
