@@ -81,25 +81,30 @@ impl Copies {
     /// Room for so many more bytes, to be filled by the caller.
     #[inline(always)]
     fn room(&mut self, n: usize, spare: impl FnOnce() -> Option<Self>) -> &mut [u8] {
-        if self.memory.len() - self.filled < n {
-            self.grow(n, spare);
-        }
         let start = self.filled;
-        self.filled += n;
-        &mut self.memory[start..start + n]
+        // One look at the length: in this way round the compiler needs no other.
+        match start.checked_add(n) {
+            Some(end) if end <= self.memory.len() => {
+                self.filled = end;
+                &mut self.memory[start..end]
+            }
+            _ => self.grow(n, spare),
+        }
     }
 
     #[cold]
-    fn grow(&mut self, n: usize, spare: impl FnOnce() -> Option<Self>) {
+    fn grow(&mut self, n: usize, spare: impl FnOnce() -> Option<Self>) -> &mut [u8] {
         if self.memory.is_empty() {
             *self = spare().unwrap_or_default();
-            if self.memory.len() - self.filled >= n {
-                return;
-            }
         }
-        self.memory.truncate(self.filled);
-        self.memory.reserve(n);
-        self.memory.resize(self.memory.capacity(), 0);
+        if self.memory.len() - self.filled < n {
+            self.memory.truncate(self.filled);
+            self.memory.reserve(n);
+            self.memory.resize(self.memory.capacity(), 0);
+        }
+        let room = &mut self.memory[self.filled..][..n];
+        self.filled += n;
+        room
     }
 }
 

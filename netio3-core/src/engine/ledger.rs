@@ -17,12 +17,14 @@ pub struct Ledger {
     held: VecDeque<(u64, HeldRegions)>,
     /// The number of the record at `first`.
     passed: u64,
-    /// All that was ever accepted, what of that has completed, and what of that was told.
-    accepted: Amount,
+    /// The bytes of all that was ever accepted.
+    accepted_bytes: u64,
+    /// What of it has completed, and what of that was told.
     left: Amount,
     told: Amount,
-    /// How far `accepted` may go without a look at any limit.
-    granted: Amount,
+    /// How far `records` and `accepted_bytes` may go without a look at any limit.
+    granted_records: usize,
+    granted_bytes: u64,
     limit: Amount,
     /// Frames of the transport's own among the records.
     controls: usize,
@@ -82,10 +84,11 @@ impl Ledger {
             first: 0,
             held: VecDeque::new(),
             passed: 0,
-            accepted: Amount::default(),
+            accepted_bytes: 0,
             left: Amount::default(),
             told: Amount::default(),
-            granted: Amount::default(),
+            granted_records: 0,
+            granted_bytes: 0,
             limit: Amount { messages: params.queue_messages.max(1) as u64, bytes: params.queue_bytes as u64 },
             controls: 0,
             credit: 0,
@@ -97,7 +100,8 @@ impl Ledger {
     /// Accepted messages that have not completed.
     #[inline]
     pub(crate) fn queued(&self) -> Amount {
-        self.accepted - self.left
+        let messages = self.records.len() - self.first - self.controls;
+        Amount { messages: messages as u64, bytes: self.accepted_bytes - self.left.bytes }
     }
 
     /// The number of them.
@@ -114,7 +118,13 @@ impl Ledger {
 
     /// All messages ever accepted.
     pub(crate) fn accepted(&self) -> u64 {
-        self.accepted.messages
+        self.left.messages + self.queued().messages
+    }
+
+    /// Accepted messages that were not told yet.
+    #[inline]
+    fn untold(&self) -> Amount {
+        self.left + self.queued() - self.told
     }
 
     /// Whether a message of this length fits; an empty queue takes any one.
@@ -123,34 +133,36 @@ impl Ledger {
     /// to an end even when everything leaves at once.
     #[inline]
     pub(crate) fn fits(&self, len: usize) -> bool {
-        let untold = self.accepted - self.told;
-        self.is_empty() || (untold.messages < self.limit.messages && len as u64 <= self.limit.bytes.saturating_sub(untold.bytes))
+        let untold = self.untold();
+        untold.messages == 0 || (untold.messages < self.limit.messages && len as u64 <= self.limit.bytes.saturating_sub(untold.bytes))
     }
 
     /// Whether nothing is queued, so that any one message fits.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.accepted.messages == self.told.messages
+        self.untold().messages == 0
     }
 
     /// Whether a message of this length is within what was granted.
     #[inline]
     pub(crate) fn is_granted(&self, len: usize) -> bool {
-        self.accepted.messages < self.granted.messages && self.accepted.bytes + len as u64 <= self.granted.bytes
+        self.records.len() < self.granted_records && self.accepted_bytes + len as u64 <= self.granted_bytes
     }
 
     /// Lets up to so much more be accepted without a look at any limit, as far as its own limits go; gives how much.
     pub(crate) fn grant(&mut self, more: Amount) -> Amount {
-        let more = more.min(self.limit.saturating_sub(self.accepted - self.told));
-        self.granted = self.accepted + more;
+        let more = more.min(self.limit.saturating_sub(self.untold()));
+        self.granted_records = self.records.len() + more.messages as usize;
+        self.granted_bytes = self.accepted_bytes + more.bytes;
         more
     }
 
     /// Ends the grant; gives what is left of it.
     pub(crate) fn end_grant(&mut self) -> Amount {
-        let unspent = self.granted.saturating_sub(self.accepted);
-        self.granted = Amount::default();
-        unspent
+        let messages = self.granted_records.saturating_sub(self.records.len()) as u64;
+        let bytes = self.granted_bytes.saturating_sub(self.accepted_bytes);
+        (self.granted_records, self.granted_bytes) = (0, 0);
+        Amount { messages, bytes }
     }
 
     /// Notes a refusal; `true` for the first since the last *writable*.
@@ -168,24 +180,30 @@ impl Ledger {
     }
 
     #[inline(always)]
-    pub(crate) fn push(&mut self, key: u64, kind: CompletionKind, len: usize, held: HeldRegions) {
-        if !held.is_none() {
-            self.held.push_back((self.passed + (self.records.len() - self.first) as u64, held));
-        }
-        self.accepted.messages += 1;
-        self.accepted.bytes += len as u64;
+    pub(crate) fn push(&mut self, key: u64, kind: CompletionKind, len: usize) {
+        self.accepted_bytes += len as u64;
         self.records.push(Record { key, len: len as u32, kind: Some(kind) });
     }
 
-    /// Enters messages that hold no regions, so many and of so many bytes.
-    pub(crate) fn push_run(&mut self, records: &[Record], added: Amount) {
-        self.accepted = self.accepted + added;
+    /// The same for a message that holds regions.
+    pub(crate) fn push_holding(&mut self, key: u64, kind: CompletionKind, len: usize, held: HeldRegions) {
+        if !held.is_none() {
+            self.held.push_back((self.passed + (self.records.len() - self.first) as u64, held));
+        }
+        self.push(key, kind, len);
+    }
+
+    /// Enters messages that hold no regions and have so many bytes.
+    pub(crate) fn push_run(&mut self, records: &[Record], bytes: usize) {
+        self.accepted_bytes += bytes as u64;
         self.records.extend_from_slice(records);
     }
 
     /// Enters a frame of the transport's own, which completes in turn without being told to anybody.
     pub fn push_control(&mut self) {
         self.controls += 1;
+        // It does not use up what is granted.
+        self.granted_records += usize::from(self.granted_records > 0);
         self.records.push(Record { key: 0, len: 0, kind: None });
     }
 
@@ -253,11 +271,9 @@ impl Ledger {
     /// Keeps the records at the beginning of their memory, so that a short queue stays in the cache: they move
     /// there when less is left than was passed, so that each is moved at most once on average.
     fn compact(&mut self) {
-        if self.first == self.records.len() {
-            self.records.clear();
-            self.first = 0;
-        } else if 2 * self.first > self.records.len() {
+        if 2 * self.first > self.records.len() {
             self.records.drain(..self.first);
+            self.granted_records = self.granted_records.saturating_sub(self.first);
             self.first = 0;
         }
     }
@@ -274,14 +290,14 @@ impl Ledger {
 
     /// Everything that has not completed, at the end of a connection.
     pub(crate) fn take_pending(&mut self, regions: &mut RegionTable) -> Vec<Completion> {
+        // They count as told at once, since that is what follows.
+        let queued = self.queued();
+        self.left = self.left + queued;
+        self.told = self.told + queued;
         let records = std::mem::take(&mut self.records).split_off(self.first);
-        self.first = 0;
+        (self.first, self.controls) = (0, 0);
         self.passed += records.len() as u64;
         self.release_passed(regions);
-        // They count as told at once, since that is what follows.
-        self.told = self.told + self.queued();
-        self.left = self.accepted;
-        self.controls = 0;
         records.iter().filter_map(|record| record.kind.map(|kind| Completion { key: record.key, kind })).collect()
     }
 
@@ -304,7 +320,7 @@ mod tests {
     }
 
     fn push(ledger: &mut Ledger, key: u64, len: usize) {
-        ledger.push(key, CompletionKind::Copy, len, HeldRegions::default());
+        ledger.push(key, CompletionKind::Copy, len);
     }
 
     fn keys(ledger: &mut Ledger) -> Vec<u64> {
@@ -376,6 +392,21 @@ mod tests {
         push(&mut ledger, 3, 5_000);
         assert_eq!(ledger.grant(Amount { messages: 50, bytes: 1_000 }), Amount::default(), "an oversized one used more than there is");
         assert_eq!(ledger.end_grant(), Amount::default());
+    }
+
+    #[test]
+    fn what_is_granted_is_not_used_up_by_anything_but_messages() {
+        let mut ledger = ledger(100, 1_000);
+        (1..=5).for_each(|key| push(&mut ledger, key, 1));
+        assert_eq!(ledger.grant(Amount { messages: 3, bytes: 100 }), Amount { messages: 3, bytes: 100 });
+        ledger.push_control();
+        push(&mut ledger, 6, 1);
+        // The records move to the front of their memory.
+        ledger.complete_messages(5, &mut RegionTable::new(0, false));
+        push(&mut ledger, 7, 1);
+        assert!(ledger.is_granted(98) && !ledger.is_granted(99));
+        assert_eq!(ledger.end_grant(), Amount { messages: 1, bytes: 98 });
+        assert_eq!((ledger.messages(), ledger.accepted()), (2, 7));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::ops::{Deref, Range};
 use std::rc::Rc;
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,14 +88,14 @@ impl<T: Transport> LocalBackend<T> {
     }
 
     /// Accepts or refuses a message, without looking at its bytes. It is asked for where it is needed, so that it is
-    /// not built in memory on the way.
-    #[inline]
+    /// not built in memory on the way. `regions` says which regions it lies in, if it may lie in some.
+    #[inline(always)]
     fn submit<'a>(
         &self,
         to: Endpoint,
         key: u64,
         kind: CompletionKind,
-        regions: impl FnOnce(&Engine<T>) -> Option<HeldRegions>,
+        regions: Option<impl FnOnce(&Engine<T>) -> Option<HeldRegions>>,
         message: impl Fn() -> Outgoing<'a>,
     ) -> Result<NetioStatus, SendError> {
         let engine = &*self.engine;
@@ -104,29 +105,28 @@ impl<T: Transport> LocalBackend<T> {
             return Err(SendError::UnknownSendEndpoint(to.into()));
         };
         let mut ledger = connection.ledger.borrow_mut();
-        if connection.state() != State::Established || header_len > connection.limits.get().max_header_len || !ledger.is_granted(len) {
+        let may_hold = regions.is_some() && engine.look_up_regions.get();
+        if may_hold || header_len > connection.limits.get().max_header_len || !ledger.is_granted(len) {
             drop(ledger);
             let connection = connection.clone();
             drop(table);
             return Ok(self.submit_ungranted(&connection, key, kind, regions, message()));
         }
-        let Some(held) = regions(engine) else { return Ok(NetioStatus::NotRegistered) };
-        ledger.push(key, kind, len, held);
+        ledger.push(key, kind, len);
         drop(ledger);
-        engine.hold(held);
         engine.transport.enqueue(engine, connection, message());
         Ok(NetioStatus::Ok)
     }
 
-    /// The same for the first message since the last flush, one that goes beyond what was granted then, or one that is
-    /// not accepted.
+    /// The same for the first message since the last flush, one that goes beyond what was granted then, one that may lie
+    /// in regions, or one that is not accepted.
     #[inline(never)]
     fn submit_ungranted(
         &self,
         connection: &Rc<Connection<T::Link>>,
         key: u64,
         kind: CompletionKind,
-        regions: impl FnOnce(&Engine<T>) -> Option<HeldRegions>,
+        regions: Option<impl FnOnce(&Engine<T>) -> Option<HeldRegions>>,
         message: Outgoing<'_>,
     ) -> NetioStatus {
         let engine = &*self.engine;
@@ -138,7 +138,16 @@ impl<T: Transport> LocalBackend<T> {
         if message.header.len() > limits.max_header_len || len > limits.max_message_len {
             return NetioStatus::TooBig;
         }
-        let Some(held) = regions(engine) else { return NetioStatus::NotRegistered };
+        let Some(held) = regions.map_or(Some(HeldRegions::default()), |find| find(engine)) else { return NetioStatus::NotRegistered };
+        let mut ledger = connection.ledger.borrow_mut();
+        if ledger.is_granted(len) {
+            ledger.push_holding(key, kind, len, held);
+            drop(ledger);
+            engine.hold(held);
+            engine.transport.enqueue(engine, connection, message);
+            return NetioStatus::Ok;
+        }
+        drop(ledger);
         engine.end_grant(connection);
         let mut ledger = connection.ledger.borrow_mut();
         if !ledger.fits(len) || (!ledger.is_empty() && !engine.has_room(len)) {
@@ -149,7 +158,7 @@ impl<T: Transport> LocalBackend<T> {
             return NetioStatus::NoResources;
         }
         let was_empty = ledger.messages() == 0;
-        ledger.push(key, kind, len, held);
+        ledger.push_holding(key, kind, len, held);
         drop(ledger);
         engine.hold(held);
         engine.queued.set(engine.queued.get() + Amount { messages: 1, bytes: len as u64 });
@@ -166,6 +175,30 @@ impl<T: Transport> LocalBackend<T> {
         NetioStatus::Ok
     }
 
+    #[inline(always)]
+    fn submit_shared(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        let len = header.len() + len_of(data);
+        let message = || Outgoing { header, payload: Payload::Shared(data), len };
+        self.submit(to, key, CompletionKind::ZeroCopy, Some(|engine: &Engine<T>| engine.find_regions(data)), message)
+    }
+
+    #[inline(never)]
+    fn submit_shared_pieces(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        self.submit_shared(to, data, header, key)
+    }
+
+    #[inline(never)]
+    fn submit_copied_pieces(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        self.submit_copied(to, data, header, key)
+    }
+
+    #[inline(always)]
+    fn submit_copied(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        let len = header.len() + len_of(data);
+        let message = || Outgoing { header, payload: Payload::Copied(data), len };
+        self.submit(to, key, CompletionKind::Copy, None::<fn(&Engine<T>) -> Option<HeldRegions>>, message)
+    }
+
     /// Takes messages that lie at `place` among copied bytes, each after its head, and were accepted within the limits
     /// that hold here. Those that come after the connection's end are left out: they are pending.
     pub(super) fn submit_run(&self, to: Endpoint, records: &[Record], copies: &mut Copies, place: Range<usize>) {
@@ -173,10 +206,10 @@ impl<T: Transport> LocalBackend<T> {
         let Some(connection) = engine.get(to).filter(|connection| connection.state() == State::Established) else { return };
         engine.end_grant(&connection);
         let head = T::RUN_HEAD.map_or(0, |_| RUN_HEAD_LEN);
-        let added = Amount { messages: records.len() as u64, bytes: (place.len() - head * records.len()) as u64 };
+        let bytes = place.len() - head * records.len();
         let was_empty = connection.ledger.borrow().messages() == 0;
-        connection.ledger.borrow_mut().push_run(records, added);
-        engine.queued.set(engine.queued.get() + added);
+        connection.ledger.borrow_mut().push_run(records, bytes);
+        engine.queued.set(engine.queued.get() + Amount { messages: records.len() as u64, bytes: bytes as u64 });
         let unsent = engine.transport.enqueue_run(engine, &connection, Run { records, copies, place, head });
         if was_empty {
             self.begin_queue(&connection);
@@ -264,6 +297,8 @@ impl<T: Transport> Engine<T> {
         if connection.state() != State::Established {
             return;
         }
+        // Nothing more is accepted.
+        self.end_grant(connection);
         connection.state.set(State::Closing(reason));
         connection.since.set(self.ev.now());
         self.update_deadline(connection);
@@ -357,16 +392,19 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         self.engine.by_address.borrow().get(address).copied()
     }
 
+    // Of a single piece, which is what most messages have, the compiler makes a shorter way.
     fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
-        let len = header.len() + len_of(data);
-        let message = || Outgoing { header, payload: Payload::Shared(data), len };
-        self.submit(to, key, CompletionKind::ZeroCopy, |engine| engine.find_regions(data), message)
+        match data {
+            [piece] => self.submit_shared(to, from_ref(piece), header, key),
+            data => self.submit_shared_pieces(to, data, header, key),
+        }
     }
 
     fn send_copy_iov(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
-        let len = header.len() + len_of(data);
-        let message = || Outgoing { header, payload: Payload::Copied(data), len };
-        self.submit(to, key, CompletionKind::Copy, |_| Some(HeldRegions::default()), message)
+        match data {
+            [piece] => self.submit_copied(to, from_ref(piece), header, key),
+            data => self.submit_copied_pieces(to, data, header, key),
+        }
     }
 
     #[allow(unsafe_code, reason = "the trait's one call whose contract the compiler cannot check")]
@@ -376,7 +414,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         // dropped; what is made of them here is dropped before either.
         let pieces = unsafe { crate::engine::RawPieces::new(data) };
         let message = || Outgoing { header, payload: Payload::Raw(pieces), len };
-        self.submit(to, key, CompletionKind::ZeroCopy, |engine| engine.find_regions(data), message)
+        self.submit(to, key, CompletionKind::ZeroCopy, Some(|engine: &Engine<T>| engine.find_regions(data)), message)
     }
 
     fn take_buffer(&self, to: Endpoint) -> Result<Option<NetworkBuffer>, BufferError> {
@@ -400,7 +438,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         let offered = Cell::new(Some(buffer));
         let message = || Outgoing { header: &[], payload: Payload::Buffer(&offered), len };
         // A connection's own buffers are known to the device anyway; others lie in a region of the user's.
-        let regions = |engine: &Engine<T>| if owned { Some(HeldRegions::default()) } else { engine.find_regions(&[range]) };
+        let regions = (!owned).then_some(|engine: &Engine<T>| engine.find_regions(&[range]));
         let outcome = self.submit(to, key, CompletionKind::Buffer, regions, message);
         match offered.into_inner() {
             None => Ok(()),

@@ -136,9 +136,12 @@ impl<T: Transport> Engine<T> {
         Some(Amount { messages, bytes })
     }
 
-    /// Lets a connection accept messages without a look at any limit, until the one with which so much more waits or it is
-    /// flushed, which it must be listed for.
+    /// Lets an established connection accept messages without a look at its state or any limit, until the one with which
+    /// so much more waits or it is flushed, which it must be listed for. Whatever changes its state ends the grant.
     pub(super) fn grant(&self, connection: &Connection<T::Link>, rest: Amount) {
+        if connection.state() != State::Established {
+            return;
+        }
         let limit = Amount { messages: self.config.total_queue_messages as u64, bytes: self.config.total_queue_bytes as u64 };
         let queued = self.queued.get();
         // Only while there is plenty: what connections hold unused is then no reason to refuse others.

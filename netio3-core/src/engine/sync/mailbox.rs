@@ -169,7 +169,7 @@ impl Mail {
     /// Accepts a message.
     #[inline(always)]
     pub(super) fn accept<T: Transport>(&mut self, offer: &Offer, held: HeldRegions, message: Outgoing<'_>) {
-        self.ledger.push(offer.key, offer.kind, offer.len, held);
+        self.ledger.push_holding(offer.key, offer.kind, offer.len, held);
         self.batch.push::<T>(message, offer.key, offer.kind, self.copy_below);
         if self.batch.has(self.batch_limits.0, self.batch_limits.1) {
             self.close_batch();
