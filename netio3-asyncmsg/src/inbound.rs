@@ -6,8 +6,9 @@ use crate::hello::{Hello, NotAHello};
 /// Cuts a byte stream into a hello and frames.
 ///
 /// It does no I/O. Bytes are fed as one slice at a time; a message that lies in the slice whole is handed
-/// out in place. One that does not is assembled in memory of its own, into which the caller reads the rest
-/// directly: [`assembly_room`](Self::assembly_room), then [`assembled`](Self::assembled).
+/// out in place. One that does not stays there until the rest of it has been read behind it, or is
+/// [kept](Self::keep): assembled in memory of its own, into which the caller reads the rest directly:
+/// [`assembly_room`](Self::assembly_room), then [`assembled`](Self::assembled).
 #[derive(Debug)]
 pub(crate) struct Inbound {
     max_len: usize,
@@ -41,6 +42,10 @@ pub(crate) enum Broken {
 /// Assembly memory begins with this much and doubles as bytes arrive, so that nothing is allocated on a
 /// length's word.
 const FIRST_STEP: usize = 64 << 10;
+/// Frames up to so many bytes are read where others are, longer ones into memory of their own.
+const LONGEST_IN_PLACE: usize = 128 << 10;
+/// Moving less than this costs less than what it may save.
+const LEAST_IN_PLACE: usize = 4 << 10;
 
 impl Inbound {
     pub(crate) fn new(max_len: usize) -> Self {
@@ -65,28 +70,20 @@ impl Inbound {
         self.partial.len()
     }
 
-    /// Takes the next thing from the front of `bytes`, which shrinks accordingly. `None`: all that is left
-    /// was kept, and more is needed.
+    /// Takes the next thing from the front of `bytes`, which shrinks accordingly. `None`: more is needed than is left.
     #[inline]
     pub(crate) fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Incoming<'a>>, Broken> {
         debug_assert!(self.assembling.is_none() && self.partial.is_empty());
         if !self.hello_done {
             return self.next_hello(bytes);
         }
-        let Some((head, rest)) = bytes.split_first_chunk::<HEAD_LEN>() else {
-            self.keep(bytes);
-            return Ok(None);
-        };
+        let Some((head, rest)) = bytes.split_first_chunk::<HEAD_LEN>() else { return Ok(None) };
         match Frame::parse(*head, self.max_len).map_err(Broken::Head)? {
             Frame::Data(len) => {
-                if let Some((message, rest)) = rest.split_at_checked(len) {
-                    self.last_len = len;
-                    *bytes = rest;
-                    return Ok(Some(Incoming::Message(message)));
-                }
-                self.start_assembly(len, rest);
-                *bytes = &[];
-                Ok(None)
+                let Some((message, rest)) = rest.split_at_checked(len) else { return Ok(None) };
+                self.last_len = len;
+                *bytes = rest;
+                Ok(Some(Incoming::Message(message)))
             }
             Frame::Heartbeat => {
                 // Whatever comes after a pause, or a flood of these, is not read a head at a time.
@@ -108,16 +105,39 @@ impl Inbound {
                 *bytes = &bytes[len..];
                 Ok(Some(Incoming::Hello(hello)))
             }
-            None => {
-                self.keep(bytes);
-                Ok(None)
-            }
+            None => Ok(None),
         }
     }
 
-    fn keep(&mut self, bytes: &mut &[u8]) {
-        self.partial.extend_from_slice(bytes);
-        *bytes = &[];
+    /// Whether what is left, of which more is needed, may stay where it lies, with so much room from its beginning on:
+    /// then the rest is read behind it.
+    pub(crate) fn may_stay(&mut self, bytes: &[u8], room: usize) -> bool {
+        if !self.hello_done || bytes.len() < LEAST_IN_PLACE {
+            return false;
+        }
+        let Some(len) = self.message_len(bytes) else { return false };
+        let frame = HEAD_LEN + len;
+        let may_stay = frame <= room.min(LONGEST_IN_PLACE);
+        if may_stay {
+            self.last_len = len;
+        }
+        may_stay
+    }
+
+    /// Keeps what is left, of which more is needed.
+    pub(crate) fn keep(&mut self, bytes: &[u8]) {
+        match self.message_len(bytes).filter(|_| self.hello_done) {
+            Some(len) => self.start_assembly(len, &bytes[HEAD_LEN..]),
+            None => self.partial.extend_from_slice(bytes),
+        }
+    }
+
+    /// The length of the message that begins here, if its head is whole.
+    fn message_len(&self, bytes: &[u8]) -> Option<usize> {
+        match Frame::parse(*bytes.first_chunk::<HEAD_LEN>()?, self.max_len) {
+            Ok(Frame::Data(len)) => Some(len),
+            _ => None,
+        }
     }
 
     fn start_assembly(&mut self, len: usize, first: &[u8]) {
@@ -150,12 +170,17 @@ impl Inbound {
         Some((&mut self.memory[have..end], end == len))
     }
 
-    /// How many bytes should be read behind the room, of at most `limit`: as many as frames like the last one take
-    /// that are whole, since one that is cut off must be copied, and of a longer one only its head.
-    pub(crate) fn read_len(&self, limit: usize) -> usize {
+    /// How many bytes should be read behind the `have` that are here already, with so much room for both: as many as frames
+    /// like the last one take that are whole, since one that is cut off may have to be copied, and of a longer one only its
+    /// head.
+    pub(crate) fn read_len(&self, room: usize, have: usize) -> usize {
         let frame = HEAD_LEN + self.last_len;
-        let whole = if frame <= limit { limit - limit % frame } else { HEAD_LEN };
-        if self.hello_done { whole.saturating_sub(self.partial.len()).max(1) } else { limit }
+        let whole = match frame {
+            _ if !self.hello_done => room,
+            0..=LONGEST_IN_PLACE => room - room % frame,
+            _ => HEAD_LEN,
+        };
+        whole.saturating_sub(have).max(1)
     }
 
     /// `n` bytes were read into the room; gives the length of the message when that completes it.

@@ -1,6 +1,7 @@
 //! The way of arriving bytes from a socket to the user's callback.
 
 use std::io::{self, IoSliceMut};
+use std::ops::Range;
 use std::rc::Rc;
 
 use netio3_core::engine::{Assembled, Brought, Connection, Engine, Reception, Release, State, Upcalls};
@@ -15,13 +16,42 @@ use crate::stash::Stash;
 use crate::transport::{Conn, Tcp};
 
 /// The memory that all connections of a backend read into, one after the other.
-#[derive(Default)]
-pub(crate) struct ReadBuffer(Box<[u8]>);
+pub(crate) struct ReadBuffer<N: Net> {
+    memory: Box<[u8]>,
+    cut: Option<Cut<N>>,
+}
+
+/// The beginning of a message that stays in that memory until its connection is read again, or another one is.
+struct Cut<N: Net> {
+    connection: Conn<N>,
+    place: Range<usize>,
+}
+
+/// What feeding bytes has left of them.
+enum Rest {
+    /// So many at the end may not be handled yet.
+    Held(usize),
+    /// So many at the end are the beginning of something, or nothing.
+    Cut(usize),
+}
 
 /// Bytes read at once, at most.
-const READ_LEN: usize = 128 << 10;
+const READ_LEN: usize = 256 << 10;
 /// Room in front for the beginning of a head or hello that an earlier read brought; hellos are shorter.
 const PREFIX_LEN: usize = 1 << 10;
+
+impl<N: Net> Default for ReadBuffer<N> {
+    fn default() -> Self {
+        Self { memory: Box::default(), cut: None }
+    }
+}
+
+impl<N: Net> ReadBuffer<N> {
+    /// Forgets what lies here of a connection that is over.
+    pub(crate) fn forget(&mut self, connection: &Conn<N>) {
+        self.cut.take_if(|cut| Rc::ptr_eq(&cut.connection, connection));
+    }
+}
 
 impl<N: Net> Tcp<N> {
     /// Reads until the socket is empty, the budget spent, or the connection does not receive.
@@ -29,13 +59,19 @@ impl<N: Net> Tcp<N> {
         let link = &connection.link;
         let mut stash = link.stash.take();
         if !stash.is_empty() {
-            let rest = self.feed(up, engine, connection, stash.rest(), budget);
-            stash.keep_last(rest);
+            match self.feed(up, engine, connection, stash.rest(), budget) {
+                Rest::Held(rest) => stash.keep_last(rest),
+                Rest::Cut(rest) => {
+                    stash.keep_last(rest);
+                    self.keep(engine, connection, stash.rest());
+                    stash.keep_last(0);
+                }
+            }
             self.put_back(engine, connection, stash);
         }
         let mut buffer = self.read_buffer.take();
-        if buffer.0.is_empty() {
-            buffer.0 = vec![0; PREFIX_LEN + READ_LEN].into_boxed_slice();
+        if buffer.memory.is_empty() {
+            buffer.memory = vec![0; PREFIX_LEN + READ_LEN].into_boxed_slice();
         }
         let next = loop {
             if matches!(engine.reception(connection), Reception::Hold | Reception::Stop) || link.session.get().has_heard_goodbye() {
@@ -53,6 +89,7 @@ impl<N: Net> Tcp<N> {
                 }
             }
         };
+        buffer.cut.take_if(|cut| cut.connection.is_over());
         self.read_buffer.replace(buffer);
         next
     }
@@ -63,11 +100,15 @@ impl<N: Net> Tcp<N> {
         up: &mut Upcalls<'_, Self>,
         engine: &Engine<Self>,
         connection: &Conn<N>,
-        ReadBuffer(buffer): &mut ReadBuffer,
+        buffer: &mut ReadBuffer<N>,
         budget: &mut Budget,
     ) -> io::Result<bool> {
         let link = &connection.link;
         let Some(socket) = link.socket() else { return Ok(false) };
+        if let Some(cut) = buffer.cut.take_if(|cut| !Rc::ptr_eq(&cut.connection, connection)) {
+            cut.connection.link.is_cut.set(false);
+            self.keep(engine, &cut.connection, &buffer.memory[cut.place]);
+        }
         let mut inbound = link.inbound.borrow_mut();
         let held = inbound.held_with_room();
         if !self.count_memory(engine, connection, held) {
@@ -75,8 +116,9 @@ impl<N: Net> Tcp<N> {
             engine.finish(connection, ClosedReason::Limit, Release::Reset);
             return Ok(false);
         }
-        let (prefix, shared) = buffer.split_at_mut(PREFIX_LEN);
-        let shared = &mut shared[..inbound.read_len(READ_LEN)];
+        let here = buffer.cut.as_ref().map_or(PREFIX_LEN - inbound.partial_len()..PREFIX_LEN, |cut| cut.place.clone());
+        let read_len = inbound.read_len(buffer.memory.len() - here.start, here.len());
+        let shared = &mut buffer.memory[here.end..][..read_len];
         let (room_len, wanted, read) = match inbound.assembly_room() {
             Some((room, true)) => {
                 let (room_len, wanted) = (room.len(), room.len() + shared.len());
@@ -110,22 +152,49 @@ impl<N: Net> Tcp<N> {
         let assembled = n.min(room_len);
         budget.spend(0, assembled);
         let complete = if assembled > 0 { inbound.assembled(assembled) } else { None };
-        let partial = inbound.partial_len();
-        inbound.take_partial(&mut prefix[PREFIX_LEN - partial..]);
+        inbound.take_partial(&mut buffer.memory[here.clone()]);
         drop(inbound);
+        buffer.cut = None;
+        link.is_cut.set(false);
         if let Some(len) = complete {
             self.deliver_assembled(up, engine, connection, len, budget);
         }
-        let from = PREFIX_LEN - partial;
-        let fresh = n - assembled;
-        if fresh > 0 {
-            let bytes = &buffer[from..PREFIX_LEN + fresh];
-            let rest = self.feed(up, engine, connection, bytes, budget);
-            if rest > 0 {
-                self.hold_back(engine, connection, &bytes[bytes.len() - rest..]);
+        let end = here.end + n - assembled;
+        if end > here.end {
+            match self.feed(up, engine, connection, &buffer.memory[here.start..end], budget) {
+                Rest::Held(0) | Rest::Cut(0) => {}
+                Rest::Held(rest) => self.hold_back(engine, connection, &buffer.memory[end - rest..end]),
+                Rest::Cut(rest) => self.leave(engine, connection, buffer, end - rest..end, budget),
             }
         }
         Ok(more)
+    }
+
+    /// Leaves the beginning of something where it lies, or keeps it.
+    fn leave(&self, engine: &Engine<Self>, connection: &Conn<N>, buffer: &mut ReadBuffer<N>, place: Range<usize>, budget: &mut Budget) {
+        let room = buffer.memory.len() - place.start;
+        let bytes = &buffer.memory[place.clone()];
+        if connection.link.inbound.borrow_mut().may_stay(bytes, room) {
+            connection.link.is_cut.set(true);
+            buffer.cut = Some(Cut { connection: connection.clone(), place });
+        } else {
+            budget.spend(0, bytes.len());
+            self.keep(engine, connection, bytes);
+        }
+    }
+
+    /// Keeps the beginning of something, as far as the limit on memory allows.
+    fn keep(&self, engine: &Engine<Self>, connection: &Conn<N>, bytes: &[u8]) {
+        if bytes.is_empty() || connection.is_over() {
+            return;
+        }
+        let mut inbound = connection.link.inbound.borrow_mut();
+        inbound.keep(bytes);
+        let held = inbound.held();
+        drop(inbound);
+        if !self.count_memory(engine, connection, held) {
+            engine.finish(connection, ClosedReason::Limit, Release::Reset);
+        }
     }
 
     /// Keeps bytes that may not be delivered yet, as far as the limit on memory allows.
@@ -151,17 +220,11 @@ impl<N: Net> Tcp<N> {
         self.count_memory(engine, connection, held);
     }
 
-    /// Cuts bytes into frames and handles each; gives how many of the last may not be handled yet.
-    fn feed(
-        &self,
-        up: &mut Upcalls<'_, Self>,
-        engine: &Engine<Self>,
-        connection: &Conn<N>,
-        mut bytes: &[u8],
-        budget: &mut Budget,
-    ) -> usize {
+    /// Cuts bytes into frames and handles each.
+    fn feed(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn<N>, mut bytes: &[u8], budget: &mut Budget) -> Rest {
         let link = &connection.link;
         let fed = bytes.len();
+        let mut cut = 0;
         let mut brought = Brought::default();
         let mut inbound = link.inbound.borrow_mut();
         let mut mode = engine.reception(connection);
@@ -184,25 +247,24 @@ impl<N: Net> Tcp<N> {
                     self.greeted(up, engine, connection, &hello);
                     mode = engine.reception(connection);
                 }
-                Ok(None) => {}
+                Ok(None) => {
+                    cut = bytes.len();
+                    break;
+                }
                 Err(broken) => {
                     self.broken(engine, connection, broken);
                     break;
                 }
             }
         }
-        let rest = if mode == Reception::Hold { bytes.len() } else { 0 };
         if mode == Reception::Stop && link.session.get().stage == Stage::Open {
             brought.discarded += inbound.count_messages(bytes);
         }
-        let held = inbound.held();
         drop(inbound);
         engine.count_brought(connection, brought);
+        let rest = if mode == Reception::Hold { bytes.len() } else { cut };
         budget.spend(brought.messages, fed - rest);
-        if !connection.is_over() && !self.count_memory(engine, connection, held) {
-            engine.finish(connection, ClosedReason::Limit, Release::Reset);
-        }
-        rest
+        if mode == Reception::Hold { Rest::Held(rest) } else { Rest::Cut(rest) }
     }
 
     /// Hands out the message that lies in the assembly memory.
@@ -293,7 +355,7 @@ impl<N: Net> Tcp<N> {
         // Borrowed while a callback runs in which the end came: then a whole message was the last, and who
         // called it counts the rest.
         let Ok(inbound) = link.inbound.try_borrow() else { return };
-        let undelivered = inbound.count_messages(link.stash.borrow().rest()) + u64::from(inbound.is_inside_frame());
+        let undelivered = inbound.count_messages(link.stash.borrow().rest()) + u64::from(inbound.is_inside_frame() || link.is_cut.get());
         if undelivered > 0 {
             engine.count_discarded(connection, undelivered);
         }

@@ -22,7 +22,7 @@ use crate::session::{Session, Stage};
 
 /// Framed messages over the byte streams of `N`.
 pub(crate) struct Tcp<N: Net> {
-    pub(crate) read_buffer: RefCell<ReadBuffer>,
+    pub(crate) read_buffer: RefCell<ReadBuffer<N>>,
     /// The connection that brought something last.
     pub(crate) latest: RefCell<Option<Conn<N>>>,
     /// The only connection, while its socket is polled and not watched.
@@ -358,6 +358,7 @@ impl<N: Net> Transport for Tcp<N> {
                 socket.reset_on_close();
             }
         }
+        self.read_buffer.borrow_mut().forget(connection);
         link.outbound.borrow_mut().abandon();
         if engine.totals.connections.get() <= 1 {
             self.spares.clear();

@@ -250,12 +250,12 @@ fn the_longest_silent_makes_room_for_a_newcomer() {
 #[test]
 fn a_peer_that_ends_inside_a_frame_is_lost() {
     let server = Server::new();
-    for reset in [false, true] {
+    // The longer one has memory of its own, the shorter one lies where everything is read.
+    for (len, reset) in [(500_000, false), (500_000, true), (60_000, false), (60_000, true)] {
         let (mut bare, endpoint) = server.greeted();
         let stats = server.node.backend.stats(endpoint).expect("it is there");
-        bare.write(&message(b"whole"));
-        bare.write(&message(&[1; 500_000])[..100_000]);
-        server.until("half of it is read", || server.node.backend.totals().assembly_bytes.get() > 50_000);
+        bare.write(&[&message(b"whole")[..], &message(&vec![1; len])[..20_000]].concat());
+        server.until("half of it is read", || stats.messages_received.get() > 0);
         if reset {
             bare.reset()
         } else {
@@ -263,8 +263,41 @@ fn a_peer_that_ends_inside_a_frame_is_lost() {
         }
         assert_eq!(server.until_closed(endpoint), (0, ClosedReason::PeerLost));
         assert_eq!(server.node.received(endpoint), [b"whole"]);
-        assert_eq!(stats.messages_discarded.get(), 1, "reset: {reset}");
+        assert_eq!(stats.messages_discarded.get(), 1, "{len}, reset: {reset}");
     }
+    server.check();
+}
+
+#[test]
+fn a_message_that_comes_in_parts_is_put_together_where_it_is_read_unless_another_comes_between() {
+    const LEN: usize = 60_000;
+    let server = Server::new();
+    let totals = server.node.backend.totals();
+    let mut content = (0..251).cycle();
+    let contents: Vec<Vec<u8>> = (0..4).map(|_| content.by_ref().take(LEN).collect()).collect();
+    let wire: Vec<Vec<u8>> = contents.iter().map(|content| message(content)).collect();
+    let ((mut one, first), (mut two, second)) = (server.greeted(), server.greeted());
+    let write = |bare: &mut Bare, bytes: &[u8]| {
+        let reads = totals.reads.get();
+        bare.write(bytes);
+        server.until("it is read", || totals.reads.get() > reads);
+    };
+    write(&mut one, &wire[0][..20_000]);
+    assert_eq!(totals.assembly_bytes.get(), 0, "it stays where it is");
+    write(&mut one, &[&wire[0][20_000..], &wire[1][..30_000]].concat());
+    server.until("it is whole", || server.node.received(first).len() == 1);
+    assert_eq!(totals.assembly_bytes.get(), 0, "so does the next one");
+    write(&mut two, &wire[2][..40_000]);
+    assert!(totals.assembly_bytes.get() >= 30_000, "it made room for another one");
+    write(&mut two, &[&wire[2][40_000..], &wire[3][..50_000]].concat());
+    write(&mut one, &wire[1][30_000..]);
+    write(&mut two, &wire[3][50_000..]);
+    server.until("all are whole", || server.node.received(first).len() == 2 && server.node.received(second).len() == 2);
+    assert!(server.node.received(first) == contents[..2] && server.node.received(second) == contents[2..], "something else came out");
+    one.reset();
+    two.reset();
+    assert_eq!(server.until_closed(first).1, ClosedReason::PeerLost);
+    assert_eq!(server.until_closed(second).1, ClosedReason::PeerLost);
     server.check();
 }
 

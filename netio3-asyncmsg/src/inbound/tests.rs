@@ -45,15 +45,22 @@ fn encode(things: &[Owned]) -> Vec<u8> {
     stream
 }
 
-/// Feeds pieces as the reader does: first into the message being assembled, then behind what was kept.
+/// Feeds pieces as the reader does: first into the message being assembled, then behind what was kept. Nothing stays where
+/// it lies, as when another connection is read after each piece.
 fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<(Vec<Owned>, Inbound), Broken> {
+    decode_in_room(pieces, 0)
+}
+
+/// The same where what is left of a piece stays with so much room, if it may.
+fn decode_in_room<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, room: usize) -> Result<(Vec<Owned>, Inbound), Broken> {
     let mut inbound = Inbound::new(MAX_LEN);
     let mut out = Vec::new();
     let mut arrived = 0;
+    let mut stays: Vec<u8> = Vec::new();
     for mut piece in pieces {
         arrived += piece.len();
         while let Some((room, is_all)) = inbound.assembly_room().filter(|_| !piece.is_empty()) {
-            assert!(!room.is_empty());
+            assert!(!room.is_empty() && stays.is_empty());
             let n = room.len().min(piece.len());
             room[..n].copy_from_slice(&piece[..n]);
             let was_all = is_all && n == room.len();
@@ -65,24 +72,33 @@ fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<(Vec<Owned>,
             }
             assert!(inbound.held() <= FIRST_STEP.max(2 * arrived), "{} bytes held for {arrived}", inbound.held());
         }
-        let mut joined = vec![0; inbound.partial_len()];
         if !piece.is_empty() {
-            assert_eq!(inbound.take_partial(&mut joined), joined.len());
+            let mut joined = std::mem::take(&mut stays);
+            let partial = inbound.partial_len();
+            assert!(partial == 0 || joined.is_empty());
+            joined.resize(joined.len() + partial, 0);
+            assert_eq!(inbound.take_partial(&mut joined), partial);
             assert_eq!(inbound.partial_len(), 0);
             joined.extend_from_slice(piece);
             let mut bytes = &joined[..];
-            while !bytes.is_empty() {
-                match inbound.next(&mut bytes)? {
-                    Some(Incoming::Hello(hello)) => out.push(Owned::Hello(hello)),
-                    Some(Incoming::Message(message)) => out.push(Owned::Message(message.to_vec())),
-                    Some(Incoming::Heartbeat) => out.push(Owned::Heartbeat),
-                    Some(Incoming::Goodbye) => out.push(Owned::Goodbye),
-                    None => assert!(bytes.is_empty(), "all that is left was kept"),
-                }
+            while let Some(next) = inbound.next(&mut bytes)? {
+                out.push(match next {
+                    Incoming::Hello(hello) => Owned::Hello(hello),
+                    Incoming::Message(message) => Owned::Message(message.to_vec()),
+                    Incoming::Heartbeat => Owned::Heartbeat,
+                    Incoming::Goodbye => Owned::Goodbye,
+                });
+            }
+            if inbound.may_stay(bytes, room) {
+                stays = bytes.to_vec();
+                assert!(inbound.read_len(room, stays.len()) <= room - stays.len());
+            } else {
+                inbound.keep(bytes);
             }
         }
         assert!(inbound.held() <= FIRST_STEP.max(2 * arrived), "{} bytes held for {arrived}", inbound.held());
     }
+    inbound.keep(&stays);
     Ok((out, inbound))
 }
 
@@ -128,19 +144,36 @@ fn assembling_takes_over_at_every_size() {
 
 #[test]
 fn reads_end_where_frames_like_the_last_one_would() {
-    const LIMIT: usize = 1_000;
-    let stream = encode(&[Owned::Hello(hello()), Owned::Message(content(92)), Owned::Message(content(5_000)), Owned::Message(content(10))]);
+    const ROOM: usize = 1_000;
+    const LONG: usize = LONGEST_IN_PLACE;
+    let stream = encode(&[Owned::Hello(hello()), Owned::Message(content(92)), Owned::Message(content(LONG)), Owned::Message(content(10))]);
     let hello_len = hello().encode().len();
-    let fed = |len: usize| decode([&stream[..len]]).expect("it is whole").1.read_len(LIMIT);
-    assert_eq!(Inbound::new(MAX_LEN).read_len(LIMIT), LIMIT, "nothing is known before the hello");
-    assert_eq!(fed(hello_len + 100), 1_000, "ten frames of 100 bytes");
-    assert_eq!(fed(hello_len + 103), 997, "three bytes of the next are here");
-    assert_eq!(fed(hello_len + 100 + 500), 1_000, "behind the rest of a longer one");
-    assert_eq!(fed(hello_len + 100 + 5_008), HEAD_LEN, "a longer one is read into its own memory");
-    assert_eq!(fed(hello_len + 100 + 5_011), HEAD_LEN - 3);
-    assert_eq!(fed(stream.len()), 990, "55 frames of 18 bytes");
-    let beat = encode(&[Owned::Hello(hello()), Owned::Message(content(5_000)), Owned::Heartbeat]);
-    assert_eq!(decode([&beat[..]]).expect("it is whole").1.read_len(LIMIT), LIMIT, "behind a heartbeat anything may come");
+    let fed = |len: usize, have: usize| decode([&stream[..len]]).expect("it is whole").1.read_len(ROOM, have);
+    assert_eq!(Inbound::new(MAX_LEN).read_len(ROOM, 0), ROOM, "nothing is known before the hello");
+    assert_eq!(fed(hello_len + 100, 0), 1_000, "ten frames of 100 bytes");
+    assert_eq!(fed(hello_len + 103, 3), 997, "three bytes of the next are here");
+    assert_eq!(fed(hello_len + 100 + 500, 0), 1_000, "behind the rest of a longer one");
+    assert_eq!(fed(hello_len + 100 + 8 + LONG, 0), HEAD_LEN, "a longer one is read into its own memory");
+    assert_eq!(fed(hello_len + 100 + 8 + LONG + 3, 3), HEAD_LEN - 3);
+    assert_eq!(fed(stream.len(), 0), 990, "55 frames of 18 bytes");
+    let beat = encode(&[Owned::Hello(hello()), Owned::Message(content(LONG)), Owned::Heartbeat]);
+    assert_eq!(decode([&beat[..]]).expect("it is whole").1.read_len(ROOM, 0), ROOM, "behind a heartbeat anything may come");
+}
+
+#[test]
+fn a_message_that_has_begun_stays_where_the_rest_fits() {
+    const LEN: usize = 50_000;
+    let stream = encode(&[Owned::Hello(hello()), Owned::Message(content(10)), Owned::Message(content(LEN))]);
+    let mut inbound = decode([&stream[..72 + 18]]).expect("it is whole").1;
+    let begun = |n: usize| &stream[72 + 18..][..n];
+    assert!(!inbound.may_stay(begun(HEAD_LEN - 1), 1 << 20), "who knows what it is");
+    assert!(!inbound.may_stay(begun(LEAST_IN_PLACE - 1), 1 << 20), "it is not worth it");
+    assert!(!inbound.may_stay(begun(10_000), HEAD_LEN + LEN - 1));
+    assert!(inbound.may_stay(begun(10_000), HEAD_LEN + LEN));
+    assert_eq!(inbound.read_len(HEAD_LEN + LEN, 10_000), HEAD_LEN + LEN - 10_000);
+    assert_eq!(inbound.read_len(3 * (HEAD_LEN + LEN) - 1, 10_000), 2 * (HEAD_LEN + LEN) - 10_000, "and those behind it");
+    let long = encode(&[Owned::Message(content(LONGEST_IN_PLACE))]);
+    assert!(!inbound.may_stay(&long[..10_000], 1 << 20), "longer ones have memory of their own");
 }
 
 #[test]
@@ -231,7 +264,8 @@ proptest! {
             rest = after;
         }
         pieces.push(rest);
-        expect(&things, decode(pieces));
+        expect(&things, decode(pieces.iter().copied()));
+        expect(&things, decode_in_room(pieces, 256 << 10));
     }
 }
 
