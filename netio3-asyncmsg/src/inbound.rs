@@ -19,7 +19,7 @@ pub(crate) struct Inbound {
     assembling: Option<(usize, usize)>,
     /// Initialized memory for assembling; kept for the next message.
     memory: Vec<u8>,
-    /// The length of the last message that was whole.
+    /// The length of the last message that was whole, or whose beginning stays where it lies.
     last_len: usize,
 }
 
@@ -44,7 +44,7 @@ pub(crate) enum Broken {
 const FIRST_STEP: usize = 64 << 10;
 /// Frames up to so many bytes are read where others are, longer ones into memory of their own.
 const LONGEST_IN_PLACE: usize = 128 << 10;
-/// Moving less than this costs less than what it may save.
+/// Of a message hardly begun so much is moved, so that the rest is read into memory of its own.
 const LEAST_IN_PLACE: usize = 4 << 10;
 
 impl Inbound {
@@ -52,7 +52,7 @@ impl Inbound {
         Self { max_len, hello_done: false, partial: Vec::new(), assembling: None, memory: Vec::new(), last_len: 0 }
     }
 
-    /// Whether the stream is inside a frame, so that its end now would cut a message off.
+    /// Whether the stream is inside a frame of which nothing stays elsewhere, so that its end now would cut a message off.
     pub(crate) fn is_inside_frame(&self) -> bool {
         self.assembling.is_some() || !self.partial.is_empty()
     }
@@ -109,22 +109,19 @@ impl Inbound {
         }
     }
 
-    /// Whether what is left, of which more is needed, may stay where it lies, with so much room from its beginning on:
-    /// then the rest is read behind it.
-    pub(crate) fn may_stay(&mut self, bytes: &[u8], room: usize) -> bool {
-        if !self.hello_done || bytes.len() < LEAST_IN_PLACE {
-            return false;
-        }
-        let Some(len) = self.message_len(bytes) else { return false };
+    /// The length of the frame that begins with what is left, if that stays where it lies: then the rest is to be read
+    /// behind it.
+    pub(crate) fn stays(&mut self, bytes: &[u8]) -> Option<usize> {
+        let len = self.message_len(bytes).filter(|_| self.hello_done && bytes.len() >= LEAST_IN_PLACE)?;
         let frame = HEAD_LEN + len;
-        let may_stay = frame <= room.min(LONGEST_IN_PLACE);
-        if may_stay {
-            self.last_len = len;
+        if frame > LONGEST_IN_PLACE {
+            return None;
         }
-        may_stay
+        self.last_len = len;
+        Some(frame)
     }
 
-    /// Keeps what is left, of which more is needed.
+    /// Keeps what is left, of which more is needed, and which does not stay.
     pub(crate) fn keep(&mut self, bytes: &[u8]) {
         match self.message_len(bytes).filter(|_| self.hello_done) {
             Some(len) => self.start_assembly(len, &bytes[HEAD_LEN..]),

@@ -20,8 +20,6 @@ pub(crate) struct Link<S> {
     pub(crate) session: Cell<Session>,
     pub(crate) inbound: RefCell<Inbound>,
     pub(crate) outbound: RefCell<Outbound>,
-    /// The beginning of a message lies where the backend reads.
-    pub(crate) is_cut: Cell<bool>,
     /// Bytes that were read and may not be delivered yet.
     pub(crate) stash: RefCell<Stash>,
     /// The memory that the stash has, also while it is taken out to be delivered.
@@ -48,7 +46,6 @@ impl<S: Stream> Link<S> {
             session: Cell::new(session),
             inbound: RefCell::new(Inbound::new(max_len)),
             outbound: RefCell::new(Outbound::new(spares)),
-            is_cut: Cell::new(false),
             stash: RefCell::default(),
             stash_held: Cell::new(0),
             blocked: Cell::new(false),

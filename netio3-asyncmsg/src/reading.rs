@@ -16,13 +16,11 @@ use crate::stash::Stash;
 use crate::transport::{Conn, Tcp};
 
 /// The memory that all connections of a backend read into, one after the other.
-pub(crate) struct ReadBuffer<N: Net> {
-    memory: Box<[u8]>,
-    cut: Option<Cut<N>>,
-}
+#[derive(Default)]
+pub(crate) struct ReadBuffer(Box<[u8]>);
 
 /// The beginning of a message that stays in that memory until its connection is read again, or another one is.
-struct Cut<N: Net> {
+pub(crate) struct Cut<N: Net> {
     connection: Conn<N>,
     place: Range<usize>,
 }
@@ -40,19 +38,6 @@ const READ_LEN: usize = 256 << 10;
 /// Room in front for the beginning of a head or hello that an earlier read brought; hellos are shorter.
 const PREFIX_LEN: usize = 1 << 10;
 
-impl<N: Net> Default for ReadBuffer<N> {
-    fn default() -> Self {
-        Self { memory: Box::default(), cut: None }
-    }
-}
-
-impl<N: Net> ReadBuffer<N> {
-    /// Forgets what lies here of a connection that is over.
-    pub(crate) fn forget(&mut self, connection: &Conn<N>) {
-        self.cut.take_if(|cut| Rc::ptr_eq(&cut.connection, connection));
-    }
-}
-
 impl<N: Net> Tcp<N> {
     /// Reads until the socket is empty, the budget spent, or the connection does not receive.
     pub(crate) fn read(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn<N>, budget: &mut Budget) -> Next {
@@ -63,15 +48,17 @@ impl<N: Net> Tcp<N> {
                 Rest::Held(rest) => stash.keep_last(rest),
                 Rest::Cut(rest) => {
                     stash.keep_last(rest);
-                    self.keep(engine, connection, stash.rest());
+                    // All but gone.
+                    link.stash_held.set(0);
+                    self.keep(engine, connection, stash.rest(), budget);
                     stash.keep_last(0);
                 }
             }
             self.put_back(engine, connection, stash);
         }
         let mut buffer = self.read_buffer.take();
-        if buffer.memory.is_empty() {
-            buffer.memory = vec![0; PREFIX_LEN + READ_LEN].into_boxed_slice();
+        if buffer.0.is_empty() {
+            buffer.0 = vec![0; PREFIX_LEN + READ_LEN].into_boxed_slice();
         }
         let next = loop {
             if matches!(engine.reception(connection), Reception::Hold | Reception::Stop) || link.session.get().has_heard_goodbye() {
@@ -89,7 +76,6 @@ impl<N: Net> Tcp<N> {
                 }
             }
         };
-        buffer.cut.take_if(|cut| cut.connection.is_over());
         self.read_buffer.replace(buffer);
         next
     }
@@ -100,14 +86,14 @@ impl<N: Net> Tcp<N> {
         up: &mut Upcalls<'_, Self>,
         engine: &Engine<Self>,
         connection: &Conn<N>,
-        buffer: &mut ReadBuffer<N>,
+        ReadBuffer(buffer): &mut ReadBuffer,
         budget: &mut Budget,
     ) -> io::Result<bool> {
         let link = &connection.link;
         let Some(socket) = link.socket() else { return Ok(false) };
-        if let Some(cut) = buffer.cut.take_if(|cut| !Rc::ptr_eq(&cut.connection, connection)) {
-            cut.connection.link.is_cut.set(false);
-            self.keep(engine, &cut.connection, &buffer.memory[cut.place]);
+        let others = self.cut.borrow_mut().take_if(|cut| !Rc::ptr_eq(&cut.connection, connection));
+        if let Some(Cut { connection: other, place }) = others {
+            self.keep(engine, &other, &buffer[place], budget);
         }
         let mut inbound = link.inbound.borrow_mut();
         let held = inbound.held_with_room();
@@ -116,9 +102,9 @@ impl<N: Net> Tcp<N> {
             engine.finish(connection, ClosedReason::Limit, Release::Reset);
             return Ok(false);
         }
-        let here = buffer.cut.as_ref().map_or(PREFIX_LEN - inbound.partial_len()..PREFIX_LEN, |cut| cut.place.clone());
-        let read_len = inbound.read_len(buffer.memory.len() - here.start, here.len());
-        let shared = &mut buffer.memory[here.end..][..read_len];
+        let here = self.cut.borrow().as_ref().map_or(PREFIX_LEN - inbound.partial_len()..PREFIX_LEN, |cut| cut.place.clone());
+        let read_len = inbound.read_len(buffer.len() - here.start, here.len());
+        let shared = &mut buffer[here.end..][..read_len];
         let (room_len, wanted, read) = match inbound.assembly_room() {
             Some((room, true)) => {
                 let (room_len, wanted) = (room.len(), room.len() + shared.len());
@@ -152,18 +138,17 @@ impl<N: Net> Tcp<N> {
         let assembled = n.min(room_len);
         budget.spend(0, assembled);
         let complete = if assembled > 0 { inbound.assembled(assembled) } else { None };
-        inbound.take_partial(&mut buffer.memory[here.clone()]);
+        inbound.take_partial(&mut buffer[here.clone()]);
         drop(inbound);
-        buffer.cut = None;
-        link.is_cut.set(false);
+        self.cut.take();
         if let Some(len) = complete {
             self.deliver_assembled(up, engine, connection, len, budget);
         }
         let end = here.end + n - assembled;
         if end > here.end {
-            match self.feed(up, engine, connection, &buffer.memory[here.start..end], budget) {
+            match self.feed(up, engine, connection, &buffer[here.start..end], budget) {
                 Rest::Held(0) | Rest::Cut(0) => {}
-                Rest::Held(rest) => self.hold_back(engine, connection, &buffer.memory[end - rest..end]),
+                Rest::Held(rest) => self.hold_back(engine, connection, &buffer[end - rest..end]),
                 Rest::Cut(rest) => self.leave(engine, connection, buffer, end - rest..end, budget),
             }
         }
@@ -171,23 +156,24 @@ impl<N: Net> Tcp<N> {
     }
 
     /// Leaves the beginning of something where it lies, or keeps it.
-    fn leave(&self, engine: &Engine<Self>, connection: &Conn<N>, buffer: &mut ReadBuffer<N>, place: Range<usize>, budget: &mut Budget) {
-        let room = buffer.memory.len() - place.start;
-        let bytes = &buffer.memory[place.clone()];
-        if connection.link.inbound.borrow_mut().may_stay(bytes, room) {
-            connection.link.is_cut.set(true);
-            buffer.cut = Some(Cut { connection: connection.clone(), place });
-        } else {
-            budget.spend(0, bytes.len());
-            self.keep(engine, connection, bytes);
+    fn leave(&self, engine: &Engine<Self>, connection: &Conn<N>, buffer: &mut [u8], mut place: Range<usize>, budget: &mut Budget) {
+        let stays = connection.link.inbound.borrow_mut().stays(&buffer[place.clone()]);
+        let Some(frame) = stays else { return self.keep(engine, connection, &buffer[place], budget) };
+        if buffer.len() - place.start < frame {
+            // The rest has no room behind it.
+            let len = place.len();
+            buffer.copy_within(place, PREFIX_LEN);
+            place = PREFIX_LEN..PREFIX_LEN + len;
         }
+        self.cut.replace(Some(Cut { connection: connection.clone(), place }));
     }
 
     /// Keeps the beginning of something, as far as the limit on memory allows.
-    fn keep(&self, engine: &Engine<Self>, connection: &Conn<N>, bytes: &[u8]) {
+    fn keep(&self, engine: &Engine<Self>, connection: &Conn<N>, bytes: &[u8], budget: &mut Budget) {
         if bytes.is_empty() || connection.is_over() {
             return;
         }
+        budget.spend(0, bytes.len());
         let mut inbound = connection.link.inbound.borrow_mut();
         inbound.keep(bytes);
         let held = inbound.held();
@@ -349,13 +335,14 @@ impl<N: Net> Tcp<N> {
     /// cuts off included.
     pub(crate) fn count_undelivered(&self, engine: &Engine<Self>, connection: &Connection<Link<N::Stream>>) {
         let link = &connection.link;
+        let was_cut = self.cut.borrow_mut().take_if(|cut| std::ptr::eq(&*cut.connection, connection)).is_some();
         if link.session.get().stage != Stage::Open {
             return;
         }
         // Borrowed while a callback runs in which the end came: then a whole message was the last, and who
         // called it counts the rest.
         let Ok(inbound) = link.inbound.try_borrow() else { return };
-        let undelivered = inbound.count_messages(link.stash.borrow().rest()) + u64::from(inbound.is_inside_frame() || link.is_cut.get());
+        let undelivered = inbound.count_messages(link.stash.borrow().rest()) + u64::from(was_cut || inbound.is_inside_frame());
         if undelivered > 0 {
             engine.count_discarded(connection, undelivered);
         }

@@ -16,13 +16,15 @@ use crate::hello::Hello;
 use crate::link::Link;
 use crate::net::{Dialing, Listen, Net, Stream};
 use crate::outbound::{Outbound, Spares};
-use crate::reading::ReadBuffer;
+use crate::reading::{Cut, ReadBuffer};
 use crate::refusal;
 use crate::session::{Session, Stage};
 
 /// Framed messages over the byte streams of `N`.
 pub(crate) struct Tcp<N: Net> {
-    pub(crate) read_buffer: RefCell<ReadBuffer<N>>,
+    pub(crate) read_buffer: RefCell<ReadBuffer>,
+    /// What stays in there.
+    pub(crate) cut: RefCell<Option<Cut<N>>>,
     /// The connection that brought something last.
     pub(crate) latest: RefCell<Option<Conn<N>>>,
     /// The only connection, while its socket is polled and not watched.
@@ -57,7 +59,8 @@ const ACCEPT_BATCH: usize = 128;
 impl<N: Net> Tcp<N> {
     pub(crate) fn new() -> Self {
         Self {
-            read_buffer: RefCell::new(ReadBuffer::default()),
+            read_buffer: RefCell::default(),
+            cut: RefCell::new(None),
             latest: RefCell::new(None),
             unwatched: RefCell::new(None),
             polled: Cell::new(false),
@@ -358,7 +361,6 @@ impl<N: Net> Transport for Tcp<N> {
                 socket.reset_on_close();
             }
         }
-        self.read_buffer.borrow_mut().forget(connection);
         link.outbound.borrow_mut().abandon();
         if engine.totals.connections.get() <= 1 {
             self.spares.clear();

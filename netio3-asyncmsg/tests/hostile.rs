@@ -277,21 +277,16 @@ fn a_message_that_comes_in_parts_is_put_together_where_it_is_read_unless_another
     let contents: Vec<Vec<u8>> = (0..4).map(|_| content.by_ref().take(LEN).collect()).collect();
     let wire: Vec<Vec<u8>> = contents.iter().map(|content| message(content)).collect();
     let ((mut one, first), (mut two, second)) = (server.greeted(), server.greeted());
-    let write = |bare: &mut Bare, bytes: &[u8]| {
-        let reads = totals.reads.get();
-        bare.write(bytes);
-        server.until("it is read", || totals.reads.get() > reads);
-    };
-    write(&mut one, &wire[0][..20_000]);
+    write_and_read(&server, &mut one, first, &wire[0][..20_000]);
     assert_eq!(totals.assembly_bytes.get(), 0, "it stays where it is");
-    write(&mut one, &[&wire[0][20_000..], &wire[1][..30_000]].concat());
+    write_and_read(&server, &mut one, first, &[&wire[0][20_000..], &wire[1][..30_000]].concat());
     server.until("it is whole", || server.node.received(first).len() == 1);
     assert_eq!(totals.assembly_bytes.get(), 0, "so does the next one");
-    write(&mut two, &wire[2][..40_000]);
-    assert!(totals.assembly_bytes.get() >= 30_000, "it made room for another one");
-    write(&mut two, &[&wire[2][40_000..], &wire[3][..50_000]].concat());
-    write(&mut one, &wire[1][30_000..]);
-    write(&mut two, &wire[3][50_000..]);
+    write_and_read(&server, &mut two, second, &wire[2][..40_000]);
+    assert!(totals.assembly_bytes.get() > 0, "it made room for another one");
+    write_and_read(&server, &mut two, second, &[&wire[2][40_000..], &wire[3][..50_000]].concat());
+    write_and_read(&server, &mut one, first, &wire[1][30_000..]);
+    write_and_read(&server, &mut two, second, &wire[3][50_000..]);
     server.until("all are whole", || server.node.received(first).len() == 2 && server.node.received(second).len() == 2);
     assert!(server.node.received(first) == contents[..2] && server.node.received(second) == contents[2..], "something else came out");
     one.reset();
@@ -299,6 +294,49 @@ fn a_message_that_comes_in_parts_is_put_together_where_it_is_read_unless_another
     assert_eq!(server.until_closed(first).1, ClosedReason::PeerLost);
     assert_eq!(server.until_closed(second).1, ClosedReason::PeerLost);
     server.check();
+}
+
+#[test]
+fn who_cannot_keep_what_has_begun_is_closed_and_nobody_else() {
+    let server = Server::with(NetworkConfig { total_assembly_bytes: 50_000, ..config() }, ConnectionParameters::default());
+    let ((mut one, first), (mut two, second)) = (server.greeted(), server.greeted());
+    let stats = server.node.backend.stats(first).expect("it is there");
+    write_and_read(&server, &mut one, first, &message(&[1; 60_000])[..20_000]);
+    assert_eq!(server.node.closed(first), None, "it needs no memory of its own yet");
+    two.write(&message(b"it makes room for this"));
+    assert_eq!(server.until_closed(first), (0, ClosedReason::Limit));
+    assert_eq!(stats.messages_discarded.get(), 1);
+    server.until("the other one's message arrives", || server.node.received(second).len() == 1);
+    assert_eq!(server.node.backend.totals().assembly_bytes.get(), 0);
+    two.reset();
+    server.until_closed(second);
+    server.check();
+}
+
+#[test]
+fn a_message_that_has_begun_ends_with_its_connection() {
+    let server = Server::new();
+    let ((mut one, first), (mut two, second)) = (server.greeted(), server.greeted());
+    let stats = server.node.backend.stats(first).expect("it is there");
+    write_and_read(&server, &mut one, first, &message(&[1; 60_000])[..20_000]);
+    server.node.backend.pause(first).expect("it is there");
+    server.node.backend.abort(first).expect("it is there");
+    assert_eq!(stats.messages_discarded.get(), 1);
+    two.write(&message(b"read where it lay"));
+    server.until("the other one's message arrives", || server.node.received(second) == [b"read where it lay"]);
+    assert_eq!(server.until_closed(first), (0, ClosedReason::Local));
+    two.reset();
+    server.until_closed(second);
+    server.check();
+}
+
+/// Writes, and waits until some of it is read.
+#[track_caller]
+fn write_and_read(server: &Server, bare: &mut Bare, endpoint: Endpoint, bytes: &[u8]) {
+    let stats = server.node.backend.stats(endpoint).expect("it is there");
+    let reads = stats.reads.get();
+    bare.write(bytes);
+    server.until("it is read", || stats.reads.get() > reads);
 }
 
 #[test]

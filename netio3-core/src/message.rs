@@ -79,8 +79,8 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Takes the message over: without a copy where it came in memory of its own (on TCP those of more than 128 KiB,
-    /// unless that memory is more than twice as large or one was read in one go with others before it), copied otherwise.
+    /// Takes the message over: without a copy where it came in memory of its own (on TCP as a rule those of more than
+    /// 128 KiB, unless that memory is more than twice as large), copied otherwise.
     ///
     /// It holds receive memory until the last clone is dropped, on any thread. What is held is capped by
     /// [`owned_messages`](crate::NetworkConfig::owned_messages) and its siblings; at the cap the backend

@@ -48,11 +48,11 @@ fn encode(things: &[Owned]) -> Vec<u8> {
 /// Feeds pieces as the reader does: first into the message being assembled, then behind what was kept. Nothing stays where
 /// it lies, as when another connection is read after each piece.
 fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<(Vec<Owned>, Inbound), Broken> {
-    decode_in_room(pieces, 0)
+    decode_with(pieces, false)
 }
 
-/// The same where what is left of a piece stays with so much room, if it may.
-fn decode_in_room<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, room: usize) -> Result<(Vec<Owned>, Inbound), Broken> {
+/// The same where what is left of a piece may stay.
+fn decode_with<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, in_place: bool) -> Result<(Vec<Owned>, Inbound), Broken> {
     let mut inbound = Inbound::new(MAX_LEN);
     let mut out = Vec::new();
     let mut arrived = 0;
@@ -89,11 +89,12 @@ fn decode_in_room<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, room: usize) -
                     Incoming::Goodbye => Owned::Goodbye,
                 });
             }
-            if inbound.may_stay(bytes, room) {
-                stays = bytes.to_vec();
-                assert!(inbound.read_len(room, stays.len()) <= room - stays.len());
-            } else {
-                inbound.keep(bytes);
+            match inbound.stays(bytes).filter(|_| in_place) {
+                Some(frame) => {
+                    stays = bytes.to_vec();
+                    assert_eq!(inbound.read_len(frame, stays.len()), frame - stays.len());
+                }
+                None => inbound.keep(bytes),
             }
         }
         assert!(inbound.held() <= FIRST_STEP.max(2 * arrived), "{} bytes held for {arrived}", inbound.held());
@@ -161,19 +162,18 @@ fn reads_end_where_frames_like_the_last_one_would() {
 }
 
 #[test]
-fn a_message_that_has_begun_stays_where_the_rest_fits() {
+fn a_message_that_has_begun_stays_unless_it_is_long_or_hardly_begun() {
     const LEN: usize = 50_000;
     let stream = encode(&[Owned::Hello(hello()), Owned::Message(content(10)), Owned::Message(content(LEN))]);
     let mut inbound = decode([&stream[..72 + 18]]).expect("it is whole").1;
     let begun = |n: usize| &stream[72 + 18..][..n];
-    assert!(!inbound.may_stay(begun(HEAD_LEN - 1), 1 << 20), "who knows what it is");
-    assert!(!inbound.may_stay(begun(LEAST_IN_PLACE - 1), 1 << 20), "it is not worth it");
-    assert!(!inbound.may_stay(begun(10_000), HEAD_LEN + LEN - 1));
-    assert!(inbound.may_stay(begun(10_000), HEAD_LEN + LEN));
+    assert_eq!(inbound.stays(begun(HEAD_LEN - 1)), None, "who knows what it is");
+    assert_eq!(inbound.stays(begun(LEAST_IN_PLACE - 1)), None, "it is not worth it");
+    assert_eq!(inbound.stays(begun(10_000)), Some(HEAD_LEN + LEN));
     assert_eq!(inbound.read_len(HEAD_LEN + LEN, 10_000), HEAD_LEN + LEN - 10_000);
     assert_eq!(inbound.read_len(3 * (HEAD_LEN + LEN) - 1, 10_000), 2 * (HEAD_LEN + LEN) - 10_000, "and those behind it");
     let long = encode(&[Owned::Message(content(LONGEST_IN_PLACE))]);
-    assert!(!inbound.may_stay(&long[..10_000], 1 << 20), "longer ones have memory of their own");
+    assert_eq!(inbound.stays(&long[..10_000]), None, "longer ones have memory of their own");
 }
 
 #[test]
@@ -265,7 +265,7 @@ proptest! {
         }
         pieces.push(rest);
         expect(&things, decode(pieces.iter().copied()));
-        expect(&things, decode_in_room(pieces, 256 << 10));
+        expect(&things, decode_with(pieces, true));
     }
 }
 

@@ -185,12 +185,15 @@ impl Ledger {
         self.records.push(Record { key, len: len as u32, kind: Some(kind) });
     }
 
-    /// The same for a message that holds regions.
-    pub(crate) fn push_holding(&mut self, key: u64, kind: CompletionKind, len: usize, held: HeldRegions) {
-        if !held.is_none() {
-            self.held.push_back((self.passed + (self.records.len() - self.first) as u64, held));
-        }
-        self.push(key, kind, len);
+    /// The next message holds regions.
+    #[inline(never)]
+    pub(crate) fn hold(&mut self, held: HeldRegions) {
+        self.held.push_back((self.passed + (self.records.len() - self.first) as u64, held));
+    }
+
+    /// The latest `n` records.
+    pub(crate) fn latest(&self, n: usize) -> &[Record] {
+        &self.records[self.records.len() - n..]
     }
 
     /// Enters messages that hold no regions and have so many bytes.
@@ -296,6 +299,7 @@ impl Ledger {
         self.told = self.told + queued;
         let records = std::mem::take(&mut self.records).split_off(self.first);
         (self.first, self.controls) = (0, 0);
+        (self.granted_records, self.granted_bytes) = (0, 0);
         self.passed += records.len() as u64;
         self.release_passed(regions);
         records.iter().filter_map(|record| record.kind.map(|kind| Completion { key: record.key, kind })).collect()

@@ -17,7 +17,7 @@ use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, Netw
 use crate::endpoint::{Endpoint, EndpointIds};
 use crate::engine::driver::Driver;
 use crate::engine::ledger::{Amount, Record};
-use crate::engine::{Connection, Copies, Engine, Opener, Outgoing, Payload, RUN_HEAD_LEN, Release, Run, State, Transport};
+use crate::engine::{Connection, Copies, Engine, Ledger, Opener, Outgoing, Payload, RUN_HEAD_LEN, Release, Run, State, Transport};
 use crate::error::{
     BufferError, CloseListenError, CloseSendError, CreateError, DeregisterError, OpenListenError, OpenSendError, RegisterError, SendError,
 };
@@ -105,12 +105,17 @@ impl<T: Transport> LocalBackend<T> {
             return Err(SendError::UnknownSendEndpoint(to.into()));
         };
         let mut ledger = connection.ledger.borrow_mut();
-        let may_hold = regions.is_some() && engine.look_up_regions.get();
-        if may_hold || header_len > connection.limits.get().max_header_len || !ledger.is_granted(len) {
+        if header_len > connection.limits.get().max_header_len || !ledger.is_granted(len) {
             drop(ledger);
             let connection = connection.clone();
             drop(table);
             return Ok(self.submit_ungranted(&connection, key, kind, regions, message()));
+        }
+        if let Some(find) = regions
+            && engine.look_up_regions.get()
+        {
+            let Some(held) = find(engine) else { return Ok(NetioStatus::NotRegistered) };
+            engine.hold(held, &mut ledger);
         }
         ledger.push(key, kind, len);
         drop(ledger);
@@ -118,8 +123,8 @@ impl<T: Transport> LocalBackend<T> {
         Ok(NetioStatus::Ok)
     }
 
-    /// The same for the first message since the last flush, one that goes beyond what was granted then, one that may lie
-    /// in regions, or one that is not accepted.
+    /// The same for the first message since the last flush, one that goes beyond what was granted then, or one that is
+    /// not accepted.
     #[inline(never)]
     fn submit_ungranted(
         &self,
@@ -139,15 +144,6 @@ impl<T: Transport> LocalBackend<T> {
             return NetioStatus::TooBig;
         }
         let Some(held) = regions.map_or(Some(HeldRegions::default()), |find| find(engine)) else { return NetioStatus::NotRegistered };
-        let mut ledger = connection.ledger.borrow_mut();
-        if ledger.is_granted(len) {
-            ledger.push_holding(key, kind, len, held);
-            drop(ledger);
-            engine.hold(held);
-            engine.transport.enqueue(engine, connection, message);
-            return NetioStatus::Ok;
-        }
-        drop(ledger);
         engine.end_grant(connection);
         let mut ledger = connection.ledger.borrow_mut();
         if !ledger.fits(len) || (!ledger.is_empty() && !engine.has_room(len)) {
@@ -158,9 +154,9 @@ impl<T: Transport> LocalBackend<T> {
             return NetioStatus::NoResources;
         }
         let was_empty = ledger.messages() == 0;
-        ledger.push_holding(key, kind, len, held);
+        engine.hold(held, &mut ledger);
+        ledger.push(key, kind, len);
         drop(ledger);
-        engine.hold(held);
         engine.queued.set(engine.queued.get() + Amount { messages: 1, bytes: len as u64 });
         let unsent = engine.transport.enqueue(engine, connection, message);
         if was_empty {
@@ -312,17 +308,13 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Keeps the regions of an accepted message.
-    #[inline(always)]
-    fn hold(&self, held: HeldRegions) {
-        if !held.is_none() {
-            self.hold_some(held);
-        }
-    }
-
+    /// Keeps the regions of the message that is accepted next.
     #[inline(never)]
-    fn hold_some(&self, held: HeldRegions) {
-        self.regions.borrow_mut().hold(held);
+    fn hold(&self, held: HeldRegions, ledger: &mut Ledger) {
+        if !held.is_none() {
+            self.regions.borrow_mut().hold(held);
+            ledger.hold(held);
+        }
     }
 
     /// The regions of a zero-copy message.

@@ -137,7 +137,8 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Lets an established connection accept messages without a look at its state or any limit, until the one with which
-    /// so much more waits or it is flushed, which it must be listed for. Whatever changes its state ends the grant.
+    /// so much more waits or it is flushed, which it must be listed for. Whatever changes its state ends the grant,
+    /// but for the end of the backend, after which no handle is known.
     pub(super) fn grant(&self, connection: &Connection<T::Link>, rest: Amount) {
         if connection.state() != State::Established {
             return;

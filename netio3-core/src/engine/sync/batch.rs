@@ -13,12 +13,14 @@ use crate::engine::{Copies, LocalBackend, Outgoing, Payload, RUN_HEAD_LEN, Trans
 use crate::error::SendError;
 use crate::event_loop::Budget;
 use crate::memory::{NetworkBuffer, RawSlice};
-use crate::status::{CompletionKind, NetioStatus};
+use crate::status::NetioStatus;
 
 /// Accepted messages in send order, by kind of memory. It is emptied as a whole and filled again, so that in
 /// steady state no message allocates.
 #[derive(Default)]
 pub(super) struct Batch {
+    /// How many there are, and their records once it is closed.
+    messages: usize,
     records: Vec<Record>,
     /// Messages that were copied, each after its head, and the headers of the others.
     copies: Copies,
@@ -72,18 +74,29 @@ pub(super) enum Progress {
 impl Batch {
     /// Whether there is nothing to hand over.
     pub(super) fn is_empty(&self) -> bool {
-        self.done.messages == self.records.len()
+        self.done.messages == self.messages
     }
 
     /// Whether it holds so many messages or so many copied bytes.
     #[inline]
     pub(super) fn has(&self, messages: usize, bytes: usize) -> bool {
-        self.copies.len() >= bytes || self.records.len() >= messages
+        self.copies.len() >= bytes || self.messages >= messages
+    }
+
+    /// The number of messages that were added.
+    pub(super) fn messages(&self) -> usize {
+        self.messages
+    }
+
+    /// Ends adding messages; these are their records.
+    pub(super) fn close(&mut self, records: &[Record]) {
+        debug_assert_eq!(records.len(), self.messages);
+        self.records.extend_from_slice(records);
     }
 
     /// Adds a message. Zero-copy ones up to `copy_below` bytes are copied.
     #[inline(always)]
-    pub(super) fn push<T: Transport>(&mut self, message: Outgoing<'_>, key: u64, kind: CompletionKind, copy_below: usize) {
+    pub(super) fn push<T: Transport>(&mut self, message: Outgoing<'_>, copy_below: usize) {
         let Outgoing { header, payload, len } = message;
         let copy = len <= copy_below;
         match payload {
@@ -111,7 +124,7 @@ impl Batch {
                 self.gather(header, 0, Form::Buffer);
             }
         }
-        self.records.push(Record { key, len: len as u32, kind: Some(kind) });
+        self.messages += 1;
     }
 
     #[inline(always)]
@@ -124,7 +137,7 @@ impl Batch {
 
     fn gather(&mut self, header: &[u8], pieces: usize, form: Form) {
         self.copies.push(header, || None);
-        self.gathered.push_back(Gathered { at: self.records.len(), header: header.len() as u32, pieces: pieces as u32, form });
+        self.gathered.push_back(Gathered { at: self.messages, header: header.len() as u32, pieces: pieces as u32, form });
     }
 
     /// Hands messages over to the single-threaded backend. Those it does not take because the connection is
@@ -222,6 +235,7 @@ impl Batch {
     pub(super) fn clear(&mut self) {
         self.done = Done::default();
         self.copied = 0;
+        self.messages = 0;
         self.records.clear();
         self.copies.clear();
         self.gathered.clear();

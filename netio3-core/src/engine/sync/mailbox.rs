@@ -169,8 +169,11 @@ impl Mail {
     /// Accepts a message.
     #[inline(always)]
     pub(super) fn accept<T: Transport>(&mut self, offer: &Offer, held: HeldRegions, message: Outgoing<'_>) {
-        self.ledger.push_holding(offer.key, offer.kind, offer.len, held);
-        self.batch.push::<T>(message, offer.key, offer.kind, self.copy_below);
+        if !held.is_none() {
+            self.ledger.hold(held);
+        }
+        self.ledger.push(offer.key, offer.kind, offer.len);
+        self.batch.push::<T>(message, self.copy_below);
         if self.batch.has(self.batch_limits.0, self.batch_limits.1) {
             self.close_batch();
         }
@@ -178,6 +181,7 @@ impl Mail {
 
     #[inline(never)]
     fn close_batch(&mut self) {
+        self.batch.close(self.ledger.latest(self.batch.messages()));
         let next = self.spare.pop().unwrap_or_default();
         self.full.push_back(std::mem::replace(&mut self.batch, next));
     }
