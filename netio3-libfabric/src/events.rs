@@ -554,8 +554,7 @@ fn answered(hello: &Hello) -> Result<(), RefusedReason> {
 
 impl Drop for Rdma {
     fn drop(&mut self) {
-        // The helper thread ends when it finds nobody to work for. Endpoints that it is still closing use memory of
-        // the user's, who may free it from now on.
+        // Endpoints that the helper thread is still closing use memory of the user's, who may free it from now on.
         let closing = self.closing.get_mut();
         closing.values().for_each(|(_, endpoint)| helper::end(endpoint));
         while !closing.is_empty() {
@@ -569,5 +568,6 @@ impl Drop for Rdma {
                 Err(_) => break,
             }
         }
+        self.helper.end();
     }
 }

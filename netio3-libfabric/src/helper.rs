@@ -6,12 +6,12 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use netio3_core::{EndPointAddress, MemoryRegion, Remote};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::devices::{Device, Devices, LEAST_RECEIVES, Net, Queue, Registered};
 use crate::fabric::{Direction, Endpoint, FabricError, Info, PassiveEndpoint, Posted};
@@ -71,7 +71,7 @@ pub(crate) enum Done {
     Area { id: u64, slab: Arc<Slab>, len: usize },
 }
 
-/// How long the end of a backend waits for an endpoint to be closed.
+/// How long the end of a backend waits for an endpoint to be closed, and then for the thread.
 pub(crate) const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The context of a posted receive or send: what it was, of which connection.
@@ -87,9 +87,10 @@ pub(crate) fn of_context(context: usize) -> (u64, bool, u16) {
 /// How long the thread waits for the next job before it ends.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// The way to the thread, which ends with this at the latest.
+/// The way to the thread.
 pub(crate) struct Helper {
-    jobs: Sender<Job>,
+    /// None once it has ended for good.
+    jobs: Option<Sender<Job>>,
     work: Arc<Work>,
 }
 
@@ -100,8 +101,18 @@ struct Work {
     /// Held by the thread.
     jobs: Mutex<Receiver<Job>>,
     tell: Sender<Done>,
+    /// Nothing is to be begun any more.
+    is_ending: AtomicBool,
     /// Jobs are left with this held, and the thread ends with it held when there is none: none is forgotten.
-    is_running: Mutex<bool>,
+    running: Mutex<Running>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Running {
+    is_running: bool,
+    /// The latest thread.
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Helper {
@@ -112,30 +123,58 @@ impl Helper {
     pub(crate) fn start(devices: Arc<Devices>, remote: Arc<dyn Remote>) -> io::Result<(Self, Receiver<Done>)> {
         let (jobs, to_do) = channel();
         let (tell, done) = channel();
-        let work = Work { devices, remote, jobs: Mutex::new(to_do), tell, is_running: Mutex::new(false) };
-        let helper = Self { jobs, work: Arc::new(work) };
-        helper.run(&mut helper.work.is_running.lock())?;
+        let work = Work {
+            devices,
+            remote,
+            jobs: Mutex::new(to_do),
+            tell,
+            is_ending: AtomicBool::new(false),
+            running: Mutex::default(),
+            ended: Condvar::new(),
+        };
+        let helper = Self { jobs: Some(jobs), work: Arc::new(work) };
+        helper.run(&mut helper.work.running.lock())?;
         Ok((helper, done))
     }
 
     /// Leaves a job to the thread. Where that cannot be started now, it does the job when it is started for another one.
     pub(crate) fn ask(&self, job: Job) {
-        let mut is_running = self.work.is_running.lock();
+        let mut running = self.work.running.lock();
+        let Some(jobs) = &self.jobs else { return };
         // It is there for as long as this sender is.
-        let _ = self.jobs.send(job);
-        if let Err(error) = self.run(&mut is_running) {
+        let _ = jobs.send(job);
+        if let Err(error) = self.run(&mut running) {
             tracing::error!(%error, "cannot start the thread that connects and closes, which has to wait");
         }
     }
 
     /// Starts the thread unless it runs.
-    fn run(&self, is_running: &mut bool) -> io::Result<()> {
-        if !*is_running {
+    fn run(&self, running: &mut Running) -> io::Result<()> {
+        if !running.is_running {
             let work = self.work.clone();
-            thread::Builder::new().name("netio3-fabric".into()).spawn(move || work.run())?;
-            *is_running = true;
+            running.thread = Some(thread::Builder::new().name("netio3-fabric".into()).spawn(move || work.run())?);
+            running.is_running = true;
         }
         Ok(())
+    }
+
+    /// Ends the thread, which closes what it was asked to and begins nothing else, and waits for it: what it closes, and
+    /// drops at its end, must not be closed beside the end of the process, which takes the library away.
+    pub(crate) fn end(&mut self) {
+        self.work.is_ending.store(true, Ordering::Release);
+        drop(self.jobs.take());
+        let deadline = Instant::now() + CLOSE_PATIENCE;
+        let mut running = self.work.running.lock();
+        while running.is_running {
+            if self.work.ended.wait_until(&mut running, deadline).timed_out() {
+                tracing::warn!("libfabric takes long to close or open something; it is left to a thread that goes on meanwhile");
+                return;
+            }
+        }
+        let thread = running.thread.take();
+        drop(running);
+        // It has nothing left to do. That it panicked was said when it did.
+        _ = thread.map(JoinHandle::join);
     }
 }
 
@@ -150,20 +189,22 @@ impl Work {
 
     /// Waits for the next job; `None` ends the thread.
     fn next(&self, jobs: &Receiver<Job>) -> Option<Job> {
-        match jobs.recv_timeout(LINGER) {
-            Ok(job) => return Some(job),
-            Err(RecvTimeoutError::Disconnected) => return None,
-            Err(RecvTimeoutError::Timeout) => {}
+        if let Ok(job) = jobs.recv_timeout(LINGER) {
+            return Some(job);
         }
-        let mut is_running = self.is_running.lock();
+        let mut running = self.running.lock();
         let job = jobs.try_recv().ok();
-        *is_running = job.is_some();
+        running.is_running = job.is_some();
+        if job.is_none() {
+            self.ended.notify_all();
+        }
         job
     }
 
     fn work(&self, job: Job) {
         let devices = &*self.devices;
         let done = match job {
+            job if self.is_ending.load(Ordering::Acquire) && !matches!(job, Job::Close { .. }) => return drop(job),
             // Its deadline may have passed while others were closed.
             Job::Connect { over, .. } if over.load(Ordering::Acquire) => return,
             Job::Connect { id, address, source, hello, layout, .. } => {

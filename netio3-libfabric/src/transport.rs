@@ -25,7 +25,7 @@ use crate::wire::{CONTROL_RECEIVES, Hello, Kind, PACKET_EXTRA, VERSIONS};
 /// Messages over libfabric's message endpoints.
 pub(crate) struct Rdma {
     pub(crate) devices: Arc<Devices>,
-    helper: Helper,
+    pub(crate) helper: Helper,
     pub(crate) done: Receiver<Done>,
     /// What is open.
     pub(crate) watched: RefCell<Vec<Watched>>,
