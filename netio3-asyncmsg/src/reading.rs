@@ -162,6 +162,7 @@ impl<N: Net> Tcp<N> {
         if buffer.len() - place.start < frame {
             // The rest has no room behind it.
             let len = place.len();
+            budget.spend(0, len);
             buffer.copy_within(place, PREFIX_LEN);
             place = PREFIX_LEN..PREFIX_LEN + len;
         }

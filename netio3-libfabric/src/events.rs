@@ -554,20 +554,9 @@ fn answered(hello: &Hello) -> Result<(), RefusedReason> {
 
 impl Drop for Rdma {
     fn drop(&mut self) {
+        self.helper.begin_end();
         // Endpoints that the helper thread is still closing use memory of the user's, who may free it from now on.
-        let closing = self.closing.get_mut();
-        closing.values().for_each(|(_, endpoint)| helper::end(endpoint));
-        while !closing.is_empty() {
-            match self.done.recv_timeout(helper::CLOSE_PATIENCE) {
-                Ok(Done::Closed { id, body }) => {
-                    drop(body);
-                    closing.remove(&id);
-                }
-                // What was asked for before: it does not count.
-                Ok(done) => drop(done),
-                Err(_) => break,
-            }
-        }
+        self.closing.get_mut().values().for_each(|(_, endpoint)| helper::end(endpoint));
         self.helper.end();
     }
 }

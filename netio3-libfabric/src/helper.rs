@@ -71,8 +71,8 @@ pub(crate) enum Done {
     Area { id: u64, slab: Arc<Slab>, len: usize },
 }
 
-/// How long the end of a backend waits for an endpoint to be closed, and then for the thread.
-pub(crate) const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the end of a backend waits for the thread.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The context of a posted receive or send: what it was, of which connection.
 pub(crate) fn context(id: u64, is_send: bool, number: u16) -> usize {
@@ -139,8 +139,8 @@ impl Helper {
 
     /// Leaves a job to the thread. Where that cannot be started now, it does the job when it is started for another one.
     pub(crate) fn ask(&self, job: Job) {
-        let mut running = self.work.running.lock();
         let Some(jobs) = &self.jobs else { return };
+        let mut running = self.work.running.lock();
         // It is there for as long as this sender is.
         let _ = jobs.send(job);
         if let Err(error) = self.run(&mut running) {
@@ -150,19 +150,30 @@ impl Helper {
 
     /// Starts the thread unless it runs.
     fn run(&self, running: &mut Running) -> io::Result<()> {
-        if !running.is_running {
-            let work = self.work.clone();
-            running.thread = Some(thread::Builder::new().name("netio3-fabric".into()).spawn(move || work.run())?);
-            running.is_running = true;
+        if running.is_running {
+            return Ok(());
         }
+        // One that has ended has nothing left to do, but may still hold what others are to close.
+        _ = running.thread.take().map(JoinHandle::join);
+        let work = self.work.clone();
+        let run = move || {
+            let _panicked = Panicked(&work);
+            work.run();
+        };
+        running.thread = Some(thread::Builder::new().name("netio3-fabric".into()).spawn(run)?);
+        running.is_running = true;
         Ok(())
     }
 
-    /// Ends the thread, which closes what it was asked to and begins nothing else, and waits for it: what it closes, and
-    /// drops at its end, must not be closed beside the end of the process, which takes the library away.
-    pub(crate) fn end(&mut self) {
+    /// From now on nothing is begun but closing and refusing.
+    pub(crate) fn begin_end(&mut self) {
         self.work.is_ending.store(true, Ordering::Release);
         drop(self.jobs.take());
+    }
+
+    /// Waits for the thread's end: what it closes, and drops at its end, must not be closed beside the end of the
+    /// process, which takes the library away.
+    pub(crate) fn end(&self) {
         let deadline = Instant::now() + CLOSE_PATIENCE;
         let mut running = self.work.running.lock();
         while running.is_running {
@@ -173,8 +184,21 @@ impl Helper {
         }
         let thread = running.thread.take();
         drop(running);
-        // It has nothing left to do. That it panicked was said when it did.
         _ = thread.map(JoinHandle::join);
+        // What no thread could be started for.
+        self.work.run();
+    }
+}
+
+/// Has another thread go on when one panics.
+struct Panicked<'a>(&'a Work);
+
+impl Drop for Panicked<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.running.lock().is_running = false;
+            self.0.ended.notify_all();
+        }
     }
 }
 
@@ -204,7 +228,7 @@ impl Work {
     fn work(&self, job: Job) {
         let devices = &*self.devices;
         let done = match job {
-            job if self.is_ending.load(Ordering::Acquire) && !matches!(job, Job::Close { .. }) => return drop(job),
+            job if self.is_ending.load(Ordering::Acquire) && !matches!(job, Job::Close { .. } | Job::Refuse { .. }) => return drop(job),
             // Its deadline may have passed while others were closed.
             Job::Connect { over, .. } if over.load(Ordering::Acquire) => return,
             Job::Connect { id, address, source, hello, layout, .. } => {

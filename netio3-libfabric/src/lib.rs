@@ -35,7 +35,7 @@ use crate::transport::Rdma;
 
 const NAME: &str = "rdma";
 
-/// An RDMA backend for the loop's thread alone.
+/// An RDMA backend for the loop's thread alone. Dropping it waits for calls of libfabric that are under way, at most 5 s.
 ///
 /// # Errors
 /// `NotAvailable`: there is no libfabric, or one that is too old; the text says what to install. `Config`: the
@@ -49,7 +49,8 @@ pub fn create_local(
     engine::create_local(transport, opener, config, callbacks, ev)
 }
 
-/// An RDMA backend that any thread may call.
+/// An RDMA backend that any thread may call. Where it is dropped on another thread than the loop's, the loop takes it
+/// down, and should have ended before the process does, since that takes libfabric away.
 ///
 /// # Errors
 /// As [`create_local`].
