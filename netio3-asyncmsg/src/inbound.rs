@@ -44,7 +44,7 @@ pub(crate) enum Broken {
 const FIRST_STEP: usize = 64 << 10;
 /// Frames up to so many bytes are read where others are, longer ones into memory of their own.
 const LONGEST_IN_PLACE: usize = 128 << 10;
-/// Of a message hardly begun so much is moved, so that the rest is read into memory of its own.
+/// Beginnings of fewer bytes do not stay: moving them costs little, and the rest is read into memory of the message's own.
 const LEAST_IN_PLACE: usize = 4 << 10;
 
 impl Inbound {

@@ -554,9 +554,9 @@ fn answered(hello: &Hello) -> Result<(), RefusedReason> {
 
 impl Drop for Rdma {
     fn drop(&mut self) {
-        self.helper.begin_end();
+        self.helper.stop();
         // Endpoints that the helper thread is still closing use memory of the user's, who may free it from now on.
         self.closing.get_mut().values().for_each(|(_, endpoint)| helper::end(endpoint));
-        self.helper.end();
+        self.helper.join();
     }
 }

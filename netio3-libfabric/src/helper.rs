@@ -89,7 +89,7 @@ const LINGER: Duration = Duration::from_millis(100);
 
 /// The way to the thread.
 pub(crate) struct Helper {
-    /// None once it has ended for good.
+    /// None once it is stopped.
     jobs: Option<Sender<Job>>,
     work: Arc<Work>,
 }
@@ -166,14 +166,14 @@ impl Helper {
     }
 
     /// From now on nothing is begun but closing and refusing.
-    pub(crate) fn begin_end(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.work.is_ending.store(true, Ordering::Release);
         drop(self.jobs.take());
     }
 
-    /// Waits for the thread's end: what it closes, and drops at its end, must not be closed beside the end of the
+    /// Waits for the end of the stopped thread: what it closes, and drops at its end, must not be closed beside the end of the
     /// process, which takes the library away.
-    pub(crate) fn end(&self) {
+    pub(crate) fn join(&self) {
         let deadline = Instant::now() + CLOSE_PATIENCE;
         let mut running = self.work.running.lock();
         while running.is_running {

@@ -185,10 +185,12 @@ impl Ledger {
         self.records.push(Record { key, len: len as u32, kind: Some(kind) });
     }
 
-    /// The next message holds regions.
-    #[inline(never)]
+    /// The next message holds these regions, if any.
+    #[inline(always)]
     pub(crate) fn hold(&mut self, held: HeldRegions) {
-        self.held.push_back((self.passed + (self.records.len() - self.first) as u64, held));
+        if !held.is_none() {
+            self.held.push_back((self.passed + (self.records.len() - self.first) as u64, held));
+        }
     }
 
     /// The latest `n` records.

@@ -143,6 +143,7 @@ impl<T: Transport> LocalBackend<T> {
         if message.header.len() > limits.max_header_len || len > limits.max_message_len {
             return NetioStatus::TooBig;
         }
+        let regions = regions.filter(|_| engine.look_up_regions.get());
         let Some(held) = regions.map_or(Some(HeldRegions::default()), |find| find(engine)) else { return NetioStatus::NotRegistered };
         engine.end_grant(connection);
         let mut ledger = connection.ledger.borrow_mut();
@@ -311,16 +312,14 @@ impl<T: Transport> Engine<T> {
     /// Keeps the regions of the message that is accepted next.
     #[inline(never)]
     fn hold(&self, held: HeldRegions, ledger: &mut Ledger) {
-        if !held.is_none() {
-            self.regions.borrow_mut().hold(held);
-            ledger.hold(held);
-        }
+        self.regions.borrow_mut().hold(held);
+        ledger.hold(held);
     }
 
     /// The regions of a zero-copy message.
     #[inline]
     fn find_regions<P: crate::memory::Piece>(&self, pieces: &[P]) -> Option<HeldRegions> {
-        if self.look_up_regions.get() { self.regions.borrow().find(pieces) } else { Some(HeldRegions::default()) }
+        self.regions.borrow().find(pieces)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::backend::{NetworkBackend, Unsent};
 use crate::endpoint::Endpoint;
 use crate::engine::core::drop_each;
 use crate::engine::ledger::Record;
-use crate::engine::{Copies, LocalBackend, Outgoing, Payload, RUN_HEAD_LEN, Transport};
+use crate::engine::{Copies, Ledger, LocalBackend, Outgoing, Payload, RUN_HEAD_LEN, Transport};
 use crate::error::SendError;
 use crate::event_loop::Budget;
 use crate::memory::{NetworkBuffer, RawSlice};
@@ -83,15 +83,9 @@ impl Batch {
         self.copies.len() >= bytes || self.messages >= messages
     }
 
-    /// The number of messages that were added.
-    pub(super) fn messages(&self) -> usize {
-        self.messages
-    }
-
-    /// Ends adding messages; these are their records.
-    pub(super) fn close(&mut self, records: &[Record]) {
-        debug_assert_eq!(records.len(), self.messages);
-        self.records.extend_from_slice(records);
+    /// Ends adding messages, which are the latest of this ledger.
+    pub(super) fn close(&mut self, ledger: &Ledger) {
+        self.records.extend_from_slice(ledger.latest(self.messages));
     }
 
     /// Adds a message. Zero-copy ones up to `copy_below` bytes are copied.

@@ -169,9 +169,7 @@ impl Mail {
     /// Accepts a message.
     #[inline(always)]
     pub(super) fn accept<T: Transport>(&mut self, offer: &Offer, held: HeldRegions, message: Outgoing<'_>) {
-        if !held.is_none() {
-            self.ledger.hold(held);
-        }
+        self.ledger.hold(held);
         self.ledger.push(offer.key, offer.kind, offer.len);
         self.batch.push::<T>(message, self.copy_below);
         if self.batch.has(self.batch_limits.0, self.batch_limits.1) {
@@ -181,7 +179,7 @@ impl Mail {
 
     #[inline(never)]
     fn close_batch(&mut self) {
-        self.batch.close(self.ledger.latest(self.batch.messages()));
+        self.batch.close(&self.ledger);
         let next = self.spare.pop().unwrap_or_default();
         self.full.push_back(std::mem::replace(&mut self.batch, next));
     }
