@@ -251,11 +251,14 @@ fn the_longest_silent_makes_room_for_a_newcomer() {
 fn a_peer_that_ends_inside_a_frame_is_lost() {
     let server = Server::new();
     // The longer one has memory of its own, the shorter one lies where everything is read.
-    for (len, reset) in [(500_000, false), (500_000, true), (60_000, false), (60_000, true)] {
+    for (len, part, assembled, reset) in
+        [(500_000, 100_000, 50_000, false), (500_000, 100_000, 50_000, true), (60_000, 20_000, 0, false), (60_000, 20_000, 0, true)]
+    {
         let (mut bare, endpoint) = server.greeted();
         let stats = server.node.backend.stats(endpoint).expect("it is there");
-        bare.write(&[&message(b"whole")[..], &message(&vec![1; len])[..20_000]].concat());
-        server.until("half of it is read", || stats.messages_received.get() > 0);
+        bare.write(&[&message(b"whole")[..], &message(&vec![1; len])[..part]].concat());
+        let assembly = || server.node.backend.totals().assembly_bytes.get();
+        server.until("part of it is read", || stats.messages_received.get() > 0 && (assembled == 0 || assembly() > assembled));
         if reset {
             bare.reset()
         } else {

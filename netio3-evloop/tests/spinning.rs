@@ -3,6 +3,7 @@
 mod util;
 
 use std::io::Write;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -64,7 +65,15 @@ fn timers_descriptors_and_other_threads_are_noticed_while_spinning() {
 fn beside_devices_and_no_descriptors_everything_else_is_noticed() {
     let event_loop = event_loop();
     event_loop.set_spin(LONG);
-    event_loop.add_source(Box::new(Probe { poll: Box::new(|_, _| Polled::Nothing), ..Probe::default() }));
+    // Has room for one, and is refilled when that was taken.
+    let (polling, polled) = mpsc::sync_channel(1);
+    event_loop.add_source(Box::new(Probe {
+        poll: Box::new(move |_, _| {
+            _ = polling.try_send(());
+            Polled::Nothing
+        }),
+        ..Probe::default()
+    }));
     let fired = Count::default();
     let count = fired.clone();
     event_loop.add_timer(ms(2), move |_| count.add());
@@ -72,7 +81,8 @@ fn beside_devices_and_no_descriptors_everything_else_is_noticed() {
 
     let remote = event_loop.remote();
     let stopper = thread::spawn(move || {
-        thread::sleep(ms(2));
+        // The first one may be of before.
+        (0..2).for_each(|_| polled.recv_timeout(LONG).expect("it polls"));
         remote.stop();
     });
     event_loop.run().unwrap();

@@ -3,19 +3,11 @@
 
 mod util;
 
-use std::fs;
 use std::time::Duration;
 
 use netio3_core::{ConnectionParameters, EventLoop};
 use netio3_evloop::EpollEventLoop;
-use util::{config, is_here, node_with, until};
-
-/// How many such threads this process has.
-fn helpers() -> usize {
-    let tasks = fs::read_dir("/proc/self/task").expect("the kernel tells of threads");
-    // One may end meanwhile.
-    tasks.flatten().filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim_end() == "netio3-fabric")).count()
-}
+use util::{config, helpers, is_here, node_with, until};
 
 #[test]
 fn the_helper_thread_ends_when_idle_and_comes_back_for_every_job() {

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 
-use crate::util::{backends, fabric, let_them_begin, pair, run, start};
+use crate::util::{backends, fabric, pair, run, start};
 
 #[test]
 fn nonsense_is_a_bad_argument() {
@@ -178,9 +178,10 @@ fn a_receiver_that_dies_leaves_messages_unacknowledged() {
         for connections in [1, 3] {
             let mut receiver = start(&format!("recv --listen 127.0.0.1:0 --backend {backend}"));
             let address = receiver.address();
-            let sender =
-                start(&format!("send --connect {address} --backend {backend} --size 64 --duration 30 --connections {connections} --json"));
-            let_them_begin(backend);
+            let mut sender = start(&format!(
+                "send --held --connect {address} --backend {backend} --size 64 --duration 30 --connections {connections} --json"
+            ));
+            sender.until_busy();
             receiver.kill();
             let sent = sender.end();
             sent.failed(1, "not acknowledged");
@@ -195,9 +196,9 @@ fn a_sender_that_dies_fails_the_receiver() {
         for connections in [1, 3] {
             let mut receiver = start(&format!("recv --listen 127.0.0.1:0 --backend {backend} --json"));
             let address = receiver.address();
-            let sender =
-                start(&format!("send --connect {address} --backend {backend} --size 64 --duration 30 --connections {connections}"));
-            let_them_begin(backend);
+            let mut sender =
+                start(&format!("send --held --connect {address} --backend {backend} --size 64 --duration 30 --connections {connections}"));
+            sender.until_busy();
             sender.kill();
             let received = receiver.end();
             received.failed(1, "without a goodbye");
@@ -212,8 +213,8 @@ fn either_side_of_round_trips_dies() {
         for survivor in ["ping", "echo"] {
             let mut echo = start(&format!("echo --listen 127.0.0.1:0 --backend {backend}"));
             let address = echo.address();
-            let ping = start(&format!("ping --connect {address} --backend {backend} --size 64 --count 100000000"));
-            let_them_begin(backend);
+            let mut ping = start(&format!("ping --held --connect {address} --backend {backend} --size 64 --count 100000000"));
+            ping.until_busy();
             if survivor == "ping" {
                 echo.kill();
                 ping.end().failed(1, "not answered");

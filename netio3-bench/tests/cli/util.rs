@@ -4,6 +4,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// The time after which a process counts as stuck.
@@ -30,11 +32,6 @@ pub fn fabric() -> &'static [&'static str] {
         eprintln!("libfabric is left out: {}", info.stderr.trim_end());
         Vec::new()
     })
-}
-
-/// Waits until two processes are in the middle of their run; libfabric takes its time to load all its providers.
-pub fn let_them_begin(backend: &str) {
-    std::thread::sleep(Duration::from_millis(if fabric().contains(&backend) { 2_000 } else { 300 }));
 }
 
 /// A running program; killed when dropped.
@@ -79,6 +76,16 @@ pub fn pair(passive: &str, active: &str) -> (Ended, Ended) {
     (listener.end(), active)
 }
 
+/// Waits for what a program is to come to.
+#[track_caller]
+fn until(command: &str, otherwise: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < LIMIT, "{command}: {otherwise}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 impl Running {
     /// The address that it says it listens on.
     #[track_caller]
@@ -96,6 +103,21 @@ impl Running {
         line
     }
 
+    /// Waits until it is in the middle of its measurement, before which it stops, since it was started with `--held`.
+    #[track_caller]
+    pub fn until_busy(&mut self) {
+        let pid = self.child.id();
+        // Name, state, and nine further fields before the processor time.
+        let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it has not ended");
+        let field =
+            |at: usize| stat().rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(at).map(str::to_owned)).expect("it is there");
+        let ticks = || field(11).parse::<u64>().expect("a number") + field(12).parse::<u64>().expect("a number");
+        until(&self.command, "it is not connected", || field(0) == "T");
+        let before = ticks();
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT).expect("it can be told to go on");
+        until(&self.command, "it does nothing", || ticks() > before + 5);
+    }
+
     /// Kills it.
     pub fn kill(mut self) {
         self.child.kill().expect("it can be killed");
@@ -104,14 +126,13 @@ impl Running {
     /// Waits for its end.
     #[track_caller]
     pub fn end(mut self) -> Ended {
-        let began = Instant::now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
-                break status;
-            }
-            assert!(began.elapsed() < LIMIT, "{} did not end", self.command);
-            std::thread::sleep(Duration::from_millis(2));
-        };
+        let mut status = None;
+        let child = &mut self.child;
+        until(&self.command, "it does not end", || {
+            status = child.try_wait().expect("it can be waited for");
+            status.is_some()
+        });
+        let status = status.expect("it ended");
         let (mut stdout, mut stderr) = (String::new(), String::new());
         self.output.read_to_string(&mut stdout).expect("standard output is text");
         let pipe = self.child.stderr.as_mut().expect("standard error is piped");

@@ -5,14 +5,14 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netio3_core::{
     Buffers, Completion, CompletionKind, ConnectionParameters, EndPointAddress, Endpoint, MemoryRegion, NetioStatus, OpenSendError,
     RawSlice, SendError,
 };
 
-use super::{Book, Pair, Shared, alongside, counted, no_heartbeats};
+use super::{Book, Pair, Shared, WAIT, alongside, counted, no_heartbeats};
 
 /// Numbers that look random, from a seed.
 struct Random(u64);
@@ -125,7 +125,9 @@ impl Caller {
                 18 => {
                     let id = self.backend.register(&region).unwrap();
                     self.send(to, zero_copy, &mut sent, |key| self.backend.send(to, &shared.slice(..2_000), b"region", key));
+                    let end = Instant::now() + WAIT;
                     while self.backend.deregister(id).is_err() {
+                        assert!(Instant::now() < end, "a message holds its region for good");
                         thread::sleep(Duration::from_millis(1));
                         // Nobody else might move it on.
                         self.backend.connections().iter().for_each(|connection| _ = self.backend.resume(connection.endpoint));

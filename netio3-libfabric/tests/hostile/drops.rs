@@ -166,8 +166,7 @@ fn a_drop_at_any_moment_leaves_nothing_behind() {
 #[track_caller]
 fn until_helpers(count: usize) {
     let end = Instant::now() + util::LIMIT;
-    let is_helper = |entry: &fs::DirEntry| fs::read_to_string(entry.path().join("comm")).is_ok_and(|name| name.trim() == "netio3-fabric");
-    while fs::read_dir("/proc/self/task").expect("it is there").flatten().filter(is_helper).count() != count {
+    while util::helpers() != count {
         assert!(Instant::now() < end, "not {count} threads of backends");
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -4,9 +4,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::env;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 pub use netio3_core::conformance::{Noted as Node, Told, Witness};
 use netio3_core::{ConnectionParameters, EndPointAddress, Endpoint as Handle, EventLoop, NetworkConfig, RdmaParameters};
@@ -29,6 +29,13 @@ pub fn is_here() -> bool {
             false
         }
     }
+}
+
+/// How many threads this process has that make the calls which may block.
+pub fn helpers() -> usize {
+    let tasks = fs::read_dir("/proc/self/task").expect("the kernel tells of threads");
+    // One may end meanwhile.
+    tasks.flatten().filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim_end() == "netio3-fabric")).count()
 }
 
 /// Runs the loop and the peers until the condition holds.
