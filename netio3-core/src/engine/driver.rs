@@ -155,12 +155,19 @@ impl<T: Transport> Driver<T> {
         if engine.is_gone() { None } else { engine.over.borrow_mut().pop_front() }
     }
 
-    fn flush(&mut self, engine: &Engine<T>) {
+    /// Sends what is queued. What is left over on a connection whose first messages have left already may wait: their
+    /// completions are about to be told, which mostly brings more for the same write. It waits once, since telling them
+    /// takes the connection from that list.
+    fn flush(&mut self, engine: &Engine<T>, leftovers_wait: bool) {
         if engine.unflushed.borrow().is_empty() {
             return;
         }
         std::mem::swap(&mut *engine.unflushed.borrow_mut(), &mut self.scratch.connections);
         for connection in self.scratch.connections.drain(..) {
+            if leftovers_wait && connection.listed.completed.get() && !connection.is_over() {
+                engine.unflushed.borrow_mut().push(connection);
+                continue;
+            }
             connection.listed.unflushed.set(false);
             if !connection.is_over() {
                 engine.flush(&connection);
@@ -207,7 +214,7 @@ impl<T: Transport> Source for Driver<T> {
     fn delivered(&mut self, _ev: &dyn EventLoop, _budget: &mut Budget) {
         let engine = self.engine();
         if !engine.is_gone() {
-            self.flush(&engine);
+            self.flush(&engine, false);
         }
     }
 
@@ -229,7 +236,7 @@ impl<T: Transport> Source for Driver<T> {
             self.tell_ends(&engine, budget);
             self.tell_completions(&engine, budget);
             self.tell_writable(&engine);
-            self.flush(&engine);
+            self.flush(&engine, true);
             next = engine.transport.before_sleep(&mut self.upcalls(), budget);
             // At least twice, so that what the flush completes is told in the same turn.
             let goes_on = (next == Next::Again && !budget.is_spent()) || (round == 1 && engine.has_work());
@@ -253,7 +260,7 @@ impl<T: Transport> Source for Driver<T> {
         let polled = engine.transport.poll(&mut self.upcalls(), budget);
         if polled == Polled::Something && !engine.is_gone() {
             // An answer need not wait for the turn.
-            self.flush(&engine);
+            self.flush(&engine, false);
         }
         polled
     }
