@@ -17,15 +17,13 @@ use crate::frame::{Frame, HEAD_LEN};
 #[derive(Debug, Default)]
 pub(crate) struct Outbound {
     segments: VecDeque<Segment>,
-    /// Bytes of the first segment that are written already.
+    /// Bytes of the first segment's memory that are written already.
     offset: usize,
     /// Copied bytes, those before `copied_start` written; those from `open` on come after all segments.
     copied: Copies,
     copied_start: usize,
     open: usize,
-    /// Bytes of runs that wait.
-    taken: usize,
-    /// Bytes that wait in the user's memory.
+    /// Bytes that wait in the memory of segments.
     gathered: usize,
     /// Bytes at the front that belong to the hello, not to a frame.
     hello: usize,
@@ -44,12 +42,19 @@ const MOST_SPARES: usize = 64;
 const SHORTEST_SPARE: usize = 4 << 10;
 const LONGEST_SPARE: usize = 512 << 10;
 
+/// Memory that is written as it lies, behind the next so many copied bytes.
 #[derive(Debug)]
-enum Segment {
-    /// The next so many copied bytes.
-    Copied(usize),
+struct Segment {
+    copied: usize,
+    len: usize,
+    memory: Memory,
+}
+
+#[derive(Debug)]
+enum Memory {
     Shared(Bytes),
     Raw(HeldSlice),
+    /// With its head, if there is room for one.
     Buffer(NetworkBuffer),
     /// A run of messages, in memory of the library's own.
     Run(Copies),
@@ -90,7 +95,7 @@ impl Outbound {
     /// Bytes that wait.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.gathered + self.taken + self.copied.len() - self.copied_start
+        self.gathered + self.copied.len() - self.copied_start
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -115,9 +120,11 @@ impl Outbound {
         match message.payload {
             // Never copied, so that it returns to its pool only after completion.
             Payload::Buffer(buffer) => {
-                let buffer = Payload::take(buffer);
-                self.copy(&head);
-                self.gather(buffer.len(), Segment::Buffer(buffer));
+                let mut buffer = Payload::take(buffer);
+                if !buffer.put_head(&head) {
+                    self.copy(&head);
+                }
+                self.gather(Memory::Buffer(buffer));
             }
             Payload::Copied(pieces) => self.copy_message(&head, message.header, message.len, pieces),
             Payload::Shared(pieces) if message.len <= copy_below => self.copy_message(&head, message.header, message.len, pieces),
@@ -129,14 +136,13 @@ impl Outbound {
             Payload::Shared(pieces) => {
                 self.copy_message::<&[u8]>(&head, message.header, message.header.len(), &[]);
                 for piece in pieces {
-                    if piece.len() < MIN_GATHERED { self.copy(piece) } else { self.gather(piece.len(), Segment::Shared(piece.clone())) }
+                    if piece.len() < MIN_GATHERED { self.copy(piece) } else { self.gather(Memory::Shared(piece.clone())) }
                 }
             }
             Payload::Raw(pieces) => {
                 self.copy_message::<&[u8]>(&head, message.header, message.header.len(), &[]);
                 for piece in pieces.held() {
-                    let len = piece.as_slice().len();
-                    if len < MIN_GATHERED { self.copy(piece.as_slice()) } else { self.gather(len, Segment::Raw(piece)) }
+                    if piece.as_slice().len() < MIN_GATHERED { self.copy(piece.as_slice()) } else { self.gather(Memory::Raw(piece)) }
                 }
             }
         }
@@ -145,15 +151,9 @@ impl Outbound {
     /// Adds a run of messages, if possible without copying it.
     pub(crate) fn push_run(&mut self, run: Run<'_>) {
         match run.take(SHORTEST_SPARE, || self.spares.take()) {
-            Ok(memory) => self.push_memory(memory),
+            Ok(memory) => self.gather(Memory::Run(memory)),
             Err(run) => self.copy(run.bytes()),
         }
-    }
-
-    fn push_memory(&mut self, memory: Copies) {
-        self.close_copied();
-        self.taken += memory.len();
-        self.segments.push_back(Segment::Run(memory));
     }
 
     /// How many pieces wait, not counting copied bytes after the last one of the user's.
@@ -164,64 +164,49 @@ impl Outbound {
     /// Fills `slices` with what is to be written next, at most `max_bytes`; gives their number and their bytes.
     pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>], max_bytes: usize) -> (usize, usize) {
         let (mut count, mut bytes) = (0, 0);
-        let mut copied = self.copied_start;
-        let mut skip = self.offset;
-        for segment in &self.segments {
-            if count == slices.len() || bytes >= max_bytes {
-                break;
+        let mut offer = |next: &'a [u8]| {
+            let next = &next[..next.len().min(max_bytes - bytes)];
+            if !next.is_empty() && count < slices.len() {
+                slices[count] = IoSlice::new(next);
+                count += 1;
+                bytes += next.len();
             }
-            let whole = match segment {
-                Segment::Copied(n) => {
-                    let from = copied;
-                    // The bytes that `offset` counts are gone from `copied` already.
-                    copied += n - skip;
-                    skip = 0;
-                    &self.copied.as_slice()[from..copied]
-                }
-                Segment::Shared(piece) => piece,
-                Segment::Raw(piece) => piece.as_slice(),
-                Segment::Buffer(buffer) => buffer.as_slice(),
-                Segment::Run(copies) => copies.as_slice(),
-            };
-            let rest = &whole[skip..];
-            let rest = &rest[..rest.len().min(max_bytes - bytes)];
-            skip = 0;
-            slices[count] = IoSlice::new(rest);
-            count += 1;
-            bytes += rest.len();
+            count < slices.len() && bytes < max_bytes
+        };
+        let (mut copied, mut offset) = (&self.copied.as_slice()[self.copied_start..], self.offset);
+        for segment in &self.segments {
+            let (before, after) = copied.split_at(segment.copied);
+            if !offer(before) || !offer(&segment.memory.as_slice()[offset..]) {
+                return (count, bytes);
+            }
+            (copied, offset) = (after, 0);
         }
-        let open = &self.copied.as_slice()[self.open..];
-        let open = &open[..open.len().min(max_bytes - bytes)];
-        if !open.is_empty() && count < slices.len() && bytes < max_bytes {
-            slices[count] = IoSlice::new(open);
-            count += 1;
-            bytes += open.len();
-        }
+        offer(copied);
         (count, bytes)
     }
 
     /// `n` bytes were written; gives how many of them belong to frames. [`compact`](Self::compact) follows the last write.
     pub(crate) fn written(&mut self, n: usize) -> usize {
         let mut rest = n;
-        while let Some(front) = self.segments.front() {
-            let left = front.len() - self.offset;
+        while let Some(front) = self.segments.front_mut() {
+            let copied = rest.min(front.copied);
+            front.copied -= copied;
+            self.copied_start += copied;
+            rest -= copied;
+            let left = front.len - self.offset;
             let done = rest.min(left);
+            self.gathered -= done;
             rest -= done;
-            match front {
-                Segment::Copied(_) => self.copied_start += done,
-                Segment::Shared(_) | Segment::Raw(_) | Segment::Buffer(_) => self.gathered -= done,
-                Segment::Run(_) => self.taken -= done,
-            }
-            if done < left {
+            if front.copied > 0 || done < left {
                 self.offset += done;
                 break;
             }
             self.offset = 0;
-            match self.segments.pop_front() {
-                Some(Segment::Shared(piece)) => self.retired.push(Retired::Shared(piece)),
-                Some(Segment::Buffer(buffer)) => self.retired.push(Retired::Buffer(buffer)),
-                Some(Segment::Run(mut memory)) => self.spares.put(&mut memory),
-                Some(Segment::Copied(_) | Segment::Raw(_)) | None => {}
+            match self.segments.pop_front().map(|segment| segment.memory) {
+                Some(Memory::Shared(piece)) => self.retired.push(Retired::Shared(piece)),
+                Some(Memory::Buffer(buffer)) => self.retired.push(Retired::Buffer(buffer)),
+                Some(Memory::Run(mut memory)) => self.spares.put(&mut memory),
+                Some(Memory::Raw(_)) | None => {}
             }
         }
         // What is left belongs to the open end: only with all segments gone is it more than nothing.
@@ -241,10 +226,10 @@ impl Outbound {
     /// Forgets everything that waits; its memory is to be retired.
     pub(crate) fn abandon(&mut self) {
         for segment in self.segments.drain(..) {
-            match segment {
-                Segment::Shared(piece) => self.retired.push(Retired::Shared(piece)),
-                Segment::Buffer(buffer) => self.retired.push(Retired::Buffer(buffer)),
-                Segment::Copied(_) | Segment::Raw(_) | Segment::Run(_) => {}
+            match segment.memory {
+                Memory::Shared(piece) => self.retired.push(Retired::Shared(piece)),
+                Memory::Buffer(buffer) => self.retired.push(Retired::Buffer(buffer)),
+                Memory::Raw(_) | Memory::Run(_) => {}
             }
         }
         *self = Self { retired: std::mem::take(&mut self.retired), ..Self::new(&self.spares) };
@@ -267,18 +252,12 @@ impl Outbound {
         self.copied.push_message(head, header, len, pieces, || self.spares.take());
     }
 
-    fn gather(&mut self, len: usize, segment: Segment) {
-        self.close_copied();
+    /// Adds memory behind all bytes copied so far.
+    fn gather(&mut self, memory: Memory) {
+        let len = memory.as_slice().len();
         self.gathered += len;
-        self.segments.push_back(segment);
-    }
-
-    /// What comes next comes behind all bytes copied so far.
-    fn close_copied(&mut self) {
-        if self.open < self.copied.len() {
-            self.segments.push_back(Segment::Copied(self.copied.len() - self.open));
-            self.open = self.copied.len();
-        }
+        let copied = self.copied.len() - std::mem::replace(&mut self.open, self.copied.len());
+        self.segments.push_back(Segment { copied, len, memory });
     }
 
     /// Keeps the copied bytes from wandering off: they move to the front when more room is lost there than
@@ -296,14 +275,13 @@ impl Outbound {
     }
 }
 
-impl Segment {
-    fn len(&self) -> usize {
+impl Memory {
+    fn as_slice(&self) -> &[u8] {
         match self {
-            Self::Copied(n) => *n,
-            Self::Shared(piece) => piece.len(),
-            Self::Raw(piece) => piece.as_slice().len(),
-            Self::Buffer(buffer) => buffer.len(),
-            Self::Run(memory) => memory.len(),
+            Self::Shared(piece) => piece,
+            Self::Raw(piece) => piece.as_slice(),
+            Self::Buffer(buffer) => buffer.with_head(),
+            Self::Run(memory) => memory.as_slice(),
         }
     }
 }

@@ -47,7 +47,7 @@ pub(crate) type Conn<N> = Rc<Connection<Link<<N as Net>::Stream>>>;
 /// The most pieces in one gathered write; the kernel takes 1,024.
 const MAX_SLICES: usize = 256;
 /// So few need not the room for all.
-const FEW_SLICES: usize = 8;
+const FEW_SLICES: usize = 16;
 /// The most bytes in one write. Longer ones take up to twice as long for each byte, and so do those that go on a little
 /// beyond what the kernel hands to the network at once.
 const WRITE_LEN: usize = ConnectionParameters::DEFAULT_FLUSH_AT;
@@ -155,7 +155,8 @@ impl<N: Net> Tcp<N> {
                 break None;
             }
             let (written, offered) = match outbound.segments() {
-                0..FEW_SLICES => write(&*socket, &outbound, [IoSlice::new(&[]); FEW_SLICES]),
+                // Copied bytes may come before each, and behind all.
+                segments if 2 * segments < FEW_SLICES => write(&*socket, &outbound, [IoSlice::new(&[]); FEW_SLICES]),
                 _ => write(&*socket, &outbound, [IoSlice::new(&[]); MAX_SLICES]),
             };
             match written {

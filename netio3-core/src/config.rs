@@ -172,7 +172,8 @@ impl NetworkConfig {
     }
 }
 
-/// The buffers of a connection opened for buffered sending.
+/// The buffers of a connection opened for buffered sending. In memory each takes its size, rounded up to 64 bytes, and 64
+/// bytes more, for what a backend puts before a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffers {
     /// The capacity of each, in bytes.

@@ -132,7 +132,7 @@ fn run(steps: Vec<Step>, hello: bool) {
             Step::Run { len } => {
                 let (bytes, mut memory) = (model.bytes(len), Copies::default());
                 memory.push(&bytes, || None);
-                outbound.push_memory(memory);
+                outbound.gather(Memory::Run(memory));
                 model.stream.extend(bytes);
             }
             Step::Write { max_slices, max_bytes, taken } => {

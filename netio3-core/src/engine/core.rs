@@ -148,7 +148,7 @@ impl<T: Transport> Engine<T> {
     // ----- connections -----
 
     pub(super) fn get(&self, endpoint: Endpoint) -> Option<Rcc<T>> {
-        self.table.borrow().get(endpoint.slot())?.clone().filter(|connection| connection.endpoint == endpoint)
+        look_up(&self.table.borrow(), endpoint).cloned()
     }
 
     /// The connection watched under a token.
@@ -338,6 +338,12 @@ impl<T: Transport> Engine<T> {
         drop((lists, over, listeners, table));
         drop_each(&mut retired, drop);
     }
+}
+
+/// The connection of a handle, if it is in the table.
+#[inline]
+pub(super) fn look_up<C>(table: &[Option<Rc<Connection<C>>>], endpoint: Endpoint) -> Option<&Rc<Connection<C>>> {
+    table.get(endpoint.slot())?.as_ref().filter(|connection| connection.endpoint == endpoint)
 }
 
 /// Drops memory whose drop is the user's code. One that panics does not keep the others from being dropped;

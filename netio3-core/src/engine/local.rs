@@ -15,6 +15,7 @@ use crate::backend::{ConnectionState, ListenerState, NetworkBackend, Unsent};
 use crate::callbacks::Callbacks;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, NetworkConfig};
 use crate::endpoint::{Endpoint, EndpointIds};
+use crate::engine::core::look_up;
 use crate::engine::driver::Driver;
 use crate::engine::ledger::{Amount, Record};
 use crate::engine::{Connection, Copies, Engine, Ledger, Opener, Outgoing, Payload, RUN_HEAD_LEN, Release, Run, State, Transport};
@@ -101,9 +102,7 @@ impl<T: Transport> LocalBackend<T> {
         let engine = &*self.engine;
         let (len, header_len) = (message().len, message().header.len());
         let table = engine.table.borrow();
-        let Some(connection) = table.get(to.slot()).and_then(Option::as_ref).filter(|connection| connection.endpoint == to) else {
-            return Err(SendError::UnknownSendEndpoint(to.into()));
-        };
+        let Some(connection) = look_up(&table, to) else { return Err(SendError::UnknownSendEndpoint(to.into())) };
         let mut ledger = connection.ledger.borrow_mut();
         if header_len > connection.limits.get().max_header_len || !ledger.is_granted(len) {
             drop(ledger);
@@ -240,10 +239,10 @@ impl<T: Transport> LocalBackend<T> {
     }
 
     fn with_pool<R>(&self, to: Endpoint, f: impl FnOnce(&Rc<Connection<T::Link>>, &mut crate::BufferPool) -> R) -> Result<R, BufferError> {
-        let connection = self.known(to)?;
-        let mut pool = connection.pool.borrow_mut();
-        match &mut *pool {
-            Some(pool) => Ok(f(&connection, pool)),
+        let table = self.engine.table.borrow();
+        let connection = look_up(&table, to).ok_or(BufferError::UnknownSendEndpoint(to.into()))?;
+        match &mut *connection.pool.borrow_mut() {
+            Some(pool) => Ok(f(connection, pool)),
             None => Err(BufferError::NoBuffersAllocated(to.into())),
         }
     }
@@ -425,11 +424,12 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
             let outcome = self.known(to).map(|_| NetioStatus::Failed);
             return Err(Unsent { buffer, outcome });
         }
-        let (len, key, range, owned) = (buffer.len(), buffer.id(), buffer.range(), buffer.pool().owner().is_some());
+        let (len, key) = (buffer.len(), buffer.id());
+        // A connection's own buffers are known to the device anyway; others lie in a region of the user's.
+        let range = buffer.pool().owner().is_none().then(|| buffer.range());
+        let regions = range.map(|range| move |engine: &Engine<T>| engine.find_regions(&[range]));
         let offered = Cell::new(Some(buffer));
         let message = || Outgoing { header: &[], payload: Payload::Buffer(&offered), len };
-        // A connection's own buffers are known to the device anyway; others lie in a region of the user's.
-        let regions = (!owned).then_some(|engine: &Engine<T>| engine.find_regions(&[range]));
         let outcome = self.submit(to, key, CompletionKind::Buffer, regions, message);
         match offered.into_inner() {
             None => Ok(()),

@@ -16,11 +16,15 @@ use crate::memory::pool::PoolShared;
 ///
 /// Sending it consumes it, and it returns to its pool after completion; dropped unsent it returns at
 /// once, from any thread.
-pub struct NetworkBuffer(Option<Block>);
+// Boxed once and for all, since it passes through many hands on its way.
+pub struct NetworkBuffer(Option<Box<Block>>);
 
 /// The memory of a buffer and where it belongs.
 pub(super) struct Block {
     start: NonNull<u8>,
+    /// Bytes from the start that are not the user's, of which the last `head` precede what he filled.
+    headroom: usize,
+    head: usize,
     capacity: usize,
     len: usize,
     id: u64,
@@ -46,55 +50,72 @@ pub struct BufferFull {
 }
 
 impl NetworkBuffer {
-    /// The part of `region` from `offset`; the caller makes sure that parts do not overlap.
-    pub(super) fn of_region(region: &MemoryRegion, offset: usize, capacity: usize, id: u64, pool: Arc<PoolShared>) -> Self {
-        Self(Some(Block { start: region.at(offset), capacity, len: 0, id, pool, region: region.clone() }))
+    /// The part of `region` from `offset`, of `headroom` and `capacity` bytes; the caller makes sure that parts do not
+    /// overlap.
+    pub(super) fn of_region(
+        region: &MemoryRegion,
+        offset: usize,
+        headroom: usize,
+        capacity: usize,
+        id: u64,
+        pool: Arc<PoolShared>,
+    ) -> Self {
+        let start = region.at(offset);
+        Self(Some(Box::new(Block { start, headroom, head: 0, capacity, len: 0, id, pool, region: region.clone() })))
     }
 
     /// The number that comes back as the key when the buffer was sent; unique in the process.
+    #[inline]
     pub fn id(&self) -> u64 {
         self.block().id
     }
 
     /// How many bytes it can hold.
+    #[inline]
     pub fn capacity(&self) -> usize {
         self.block().capacity
     }
 
     /// How many bytes are filled; these are sent.
+    #[inline]
     pub fn len(&self) -> usize {
         self.block().len
     }
 
     /// Whether nothing is filled.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// The filled bytes.
+    #[inline]
     pub fn as_slice(&self) -> &[u8] {
         let block = self.block();
-        // SAFETY: the block is `capacity >= len` initialized bytes of a mapping that `region` keeps alive,
-        // and nobody else has access to them.
-        unsafe { slice::from_raw_parts(block.start.as_ptr(), block.len) }
+        &block.memory()[block.headroom..][..block.len]
     }
 
     /// The filled bytes for writing.
+    #[inline]
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        let len = self.len();
-        &mut self.whole()[..len]
+        let block = self.block_mut();
+        let (headroom, len) = (block.headroom, block.len);
+        &mut block.memory_mut()[headroom..][..len]
     }
 
     /// The room after the filled bytes. Write there, then [`advance`](Self::advance).
+    #[inline]
     pub fn spare_mut(&mut self) -> &mut [u8] {
-        let len = self.len();
-        &mut self.whole()[len..]
+        let block = self.block_mut();
+        let filled = block.headroom + block.len;
+        &mut block.memory_mut()[filled..]
     }
 
     /// Counts `n` bytes of the spare room as filled.
     ///
     /// # Panics
     /// When there is not that much room.
+    #[inline]
     pub fn advance(&mut self, n: usize) {
         let block = self.block_mut();
         assert!(n <= block.capacity - block.len, "advanced past the capacity");
@@ -105,6 +126,7 @@ impl NetworkBuffer {
     ///
     /// # Errors
     /// They do not fit.
+    #[inline]
     pub fn extend_from_slice(&mut self, bytes: &[u8]) -> Result<(), BufferFull> {
         let spare = self.spare_mut();
         let full = BufferFull { wanted: bytes.len(), spare: spare.len() };
@@ -114,8 +136,30 @@ impl NetworkBuffer {
     }
 
     /// Empties it.
+    #[inline]
     pub fn clear(&mut self) {
-        self.block_mut().len = 0;
+        let block = self.block_mut();
+        (block.head, block.len) = (0, 0);
+    }
+
+    /// Puts a transport's head before the filled bytes, so that both are one piece; `false` if there is no room for it.
+    #[doc(hidden)]
+    #[inline]
+    pub fn put_head<const N: usize>(&mut self, head: &[u8; N]) -> bool {
+        let block = self.block_mut();
+        let headroom = block.headroom;
+        let Some(room) = block.memory_mut()[..headroom].last_chunk_mut::<N>() else { return false };
+        *room = *head;
+        block.head = N;
+        true
+    }
+
+    /// The filled bytes with the head that was put before them, if any.
+    #[doc(hidden)]
+    #[inline]
+    pub fn with_head(&self) -> &[u8] {
+        let block = self.block();
+        &block.memory()[block.headroom - block.head..block.headroom + block.len]
     }
 
     /// The region it was cut from.
@@ -132,18 +176,29 @@ impl NetworkBuffer {
         &self.block().pool
     }
 
-    fn whole(&mut self) -> &mut [u8] {
-        let block = self.block_mut();
-        // SAFETY: as in `as_slice`, and `self` is borrowed exclusively.
-        unsafe { slice::from_raw_parts_mut(block.start.as_ptr(), block.capacity) }
-    }
-
+    #[inline]
     fn block(&self) -> &Block {
         self.0.as_ref().expect("only `drop` takes the block")
     }
 
+    #[inline]
     fn block_mut(&mut self) -> &mut Block {
         self.0.as_mut().expect("only `drop` takes the block")
+    }
+}
+
+impl Block {
+    #[inline]
+    fn memory(&self) -> &[u8] {
+        // SAFETY: the block is so many initialized bytes of a mapping that `region` keeps alive, and nobody else has
+        // access to them.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.headroom + self.capacity) }
+    }
+
+    #[inline]
+    fn memory_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `memory`, and `self` is borrowed exclusively.
+        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.headroom + self.capacity) }
     }
 }
 

@@ -45,24 +45,29 @@ struct Returned {
     pool_gone: bool,
 }
 
+/// Bytes before each buffer of a connection, for a transport's head: a line of the processor's cache.
+const HEADROOM: usize = 64;
+
 impl BufferPool {
     /// The pool of a connection.
     ///
     /// # Errors
     /// Not that much memory.
     pub(crate) fn of_connection(owner: Endpoint, size: usize, count: usize, remote: Arc<dyn Remote>) -> std::io::Result<Self> {
-        let bytes = size.checked_mul(count).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let stride = size.checked_next_multiple_of(HEADROOM).and_then(|size| size.checked_add(HEADROOM));
+        let bytes = stride.and_then(|stride| stride.checked_mul(count)).ok_or(std::io::ErrorKind::OutOfMemory)?;
         let region = MemoryRegion::new(bytes)?;
-        Ok(Self::new(region, size, Some(owner), Some(remote)))
+        Ok(Self::new(region, HEADROOM, size, Some(owner), Some(remote)))
     }
 
     pub(super) fn of_region(region: MemoryRegion, size: usize) -> Self {
-        Self::new(region, size, None, None)
+        Self::new(region, 0, size, None, None)
     }
 
-    fn new(region: MemoryRegion, size: usize, owner: Option<Endpoint>, remote: Option<Arc<dyn Remote>>) -> Self {
+    fn new(region: MemoryRegion, headroom: usize, size: usize, owner: Option<Endpoint>, remote: Option<Arc<dyn Remote>>) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        let count = region.len() / size;
+        let stride = if headroom == 0 { size } else { headroom + size.next_multiple_of(headroom) };
+        let count = region.len() / stride;
         let shared = Arc::new(PoolShared {
             owner,
             returned: Mutex::new(Returned { buffers: Vec::with_capacity(count), pool_gone: false }),
@@ -72,7 +77,7 @@ impl BufferPool {
         });
         // Relaxed: the numbers only have to be unique.
         let first_id = NEXT_ID.fetch_add(count as u64, Ordering::Relaxed);
-        let buffer = |i: usize| NetworkBuffer::of_region(&region, i * size, size, first_id + i as u64, shared.clone());
+        let buffer = |i: usize| NetworkBuffer::of_region(&region, i * stride, headroom, size, first_id + i as u64, shared.clone());
         // Reversed, so that buffers are taken in the order of their addresses.
         let free = (0..count).rev().map(buffer).collect();
         Self { free, shared, region, size, low_water: count }
@@ -183,6 +188,30 @@ mod tests {
         drop(taken);
         assert_eq!(pool.low_water(), 1);
         assert_eq!(pool.low_water(), 4);
+    }
+
+    #[test]
+    fn buffers_of_a_connection_have_room_for_a_head_and_share_no_byte() {
+        let mut pool = BufferPool::new(MemoryRegion::new(3 * (64 + 128)).unwrap(), HEADROOM, 100, None, None);
+        let mut taken: Vec<_> = (0..3).map(|_| pool.take().unwrap()).collect();
+        assert!(pool.take().is_none());
+        for (i, buffer) in taken.iter_mut().enumerate() {
+            buffer.extend_from_slice(&[i as u8; 100]).unwrap();
+            assert_eq!(buffer.with_head(), [i as u8; 100]);
+            assert!(buffer.put_head(&[0xA0 + i as u8; 8]) && !buffer.put_head(&[0; 65]));
+        }
+        for (i, buffer) in taken.iter().enumerate() {
+            let whole = [&[0xA0 + i as u8; 8][..], &[i as u8; 100]].concat();
+            assert_eq!((buffer.as_slice(), buffer.with_head()), (&[i as u8; 100][..], &whole[..]));
+            assert_eq!(buffer.as_slice().as_ptr().addr() % 64, 0);
+        }
+        drop(taken);
+        let mut again = pool.take().unwrap();
+        again.extend_from_slice(b"new").unwrap();
+        assert_eq!(again.with_head(), b"new");
+        // Of a region of the user's, whose parts he chose himself.
+        let mut buffer = MemoryRegion::new(64).unwrap().cut(64).unwrap().take().unwrap();
+        assert!(!buffer.put_head(&[0; 8]));
     }
 
     #[test]
