@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::rc::Rc;
 
+use arrayvec::ArrayVec;
 use bytes::Bytes;
 use netio3_core::engine::{Copies, Outgoing, Payload, Retired, Run};
 use netio3_core::{HeldSlice, NetworkBuffer};
@@ -156,33 +157,20 @@ impl Outbound {
         }
     }
 
-    /// How many pieces wait, not counting copied bytes after the last one of the user's.
-    pub(crate) fn segments(&self) -> usize {
-        self.segments.len()
-    }
-
-    /// Fills `slices` with what is to be written next, at most `max_bytes`; gives their number and their bytes.
-    pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>], max_bytes: usize) -> (usize, usize) {
-        let (mut count, mut bytes) = (0, 0);
-        let mut offer = |next: &'a [u8]| {
-            let next = &next[..next.len().min(max_bytes - bytes)];
-            if !next.is_empty() && count < slices.len() {
-                slices[count] = IoSlice::new(next);
-                count += 1;
-                bytes += next.len();
-            }
-            count < slices.len() && bytes < max_bytes
-        };
+    /// Adds to `slices` what is to be written next, at most `max_bytes`; gives how many.
+    pub(crate) fn slices<'a, const N: usize>(&'a self, slices: &mut ArrayVec<IoSlice<'a>, N>, max_bytes: usize) -> usize {
+        let mut left = max_bytes;
         let (mut copied, mut offset) = (&self.copied.as_slice()[self.copied_start..], self.offset);
         for segment in &self.segments {
             let (before, after) = copied.split_at(segment.copied);
-            if !offer(before) || !offer(&segment.memory.as_slice()[offset..]) {
-                return (count, bytes);
+            let memory = &segment.memory.as_slice()[std::mem::take(&mut offset)..];
+            copied = after;
+            if !offer(slices, &mut left, before) || !offer(slices, &mut left, memory) {
+                return max_bytes - left;
             }
-            (copied, offset) = (after, 0);
         }
-        offer(copied);
-        (count, bytes)
+        offer(slices, &mut left, copied);
+        max_bytes - left
     }
 
     /// `n` bytes were written; gives how many of them belong to frames. [`compact`](Self::compact) follows the last write.
@@ -284,6 +272,16 @@ impl Memory {
             Self::Run(memory) => memory.as_slice(),
         }
     }
+}
+
+/// Adds bytes to what is to be written, as far as `left` goes; whether there is room for more.
+#[inline(always)]
+fn offer<'a, const N: usize>(slices: &mut ArrayVec<IoSlice<'a>, N>, left: &mut usize, next: &'a [u8]) -> bool {
+    let next = &next[..next.len().min(*left)];
+    if !next.is_empty() && slices.try_push(IoSlice::new(next)).is_ok() {
+        *left -= next.len();
+    }
+    *left > 0 && !slices.is_full()
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! The TCP backend as the engine drives it.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, IoSlice};
+use std::io;
 use std::marker::PhantomData;
 use std::rc::Rc;
 use std::time::Instant;
 
+use arrayvec::ArrayVec;
 use netio3_core::engine::{
     Connection, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, Run, State, Transport, Upcalls,
 };
@@ -15,7 +16,7 @@ use crate::frame::{Frame, HEAD_LEN};
 use crate::hello::Hello;
 use crate::link::Link;
 use crate::net::{Dialing, Listen, Net, Stream};
-use crate::outbound::{Outbound, Spares};
+use crate::outbound::Spares;
 use crate::reading::{Cut, ReadBuffer};
 use crate::refusal;
 use crate::session::{Session, Stage};
@@ -46,8 +47,6 @@ pub(crate) type Conn<N> = Rc<Connection<Link<<N as Net>::Stream>>>;
 
 /// The most pieces in one gathered write; the kernel takes 1,024.
 const MAX_SLICES: usize = 256;
-/// So few need not the room for all.
-const FEW_SLICES: usize = 16;
 /// The most bytes in one write. Longer ones take up to twice as long for each byte, and so do those that go on a little
 /// beyond what the kernel hands to the network at once.
 const WRITE_LEN: usize = ConnectionParameters::DEFAULT_FLUSH_AT;
@@ -154,11 +153,10 @@ impl<N: Net> Tcp<N> {
             if outbound.len() < least {
                 break None;
             }
-            let (written, offered) = match outbound.segments() {
-                // Copied bytes may come before each, and behind all.
-                segments if 2 * segments < FEW_SLICES => write(&*socket, &outbound, [IoSlice::new(&[]); FEW_SLICES]),
-                _ => write(&*socket, &outbound, [IoSlice::new(&[]); MAX_SLICES]),
-            };
+            let mut slices = ArrayVec::<_, MAX_SLICES>::new();
+            let offered = outbound.slices(&mut slices, WRITE_LEN);
+            let written = socket.write(&slices);
+            drop(slices);
             match written {
                 Ok(0) => break Some(io::ErrorKind::WriteZero.into()),
                 Ok(n) => {
@@ -197,16 +195,6 @@ impl<N: Net> Tcp<N> {
             }
         }
     }
-}
-
-/// Writes what comes next; gives what came of it, and how many bytes were offered.
-fn write<'a, S: Stream, const SLICES: usize>(
-    socket: &S,
-    outbound: &'a Outbound,
-    mut slices: [IoSlice<'a>; SLICES],
-) -> (io::Result<usize>, usize) {
-    let (count, offered) = outbound.slices(&mut slices, WRITE_LEN);
-    (socket.write(&slices[..count]), offered)
 }
 
 impl<N: Net> Transport for Tcp<N> {
