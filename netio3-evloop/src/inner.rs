@@ -28,6 +28,8 @@ pub(crate) struct Inner {
     pub(crate) phase: Cell<Phase>,
     /// The time at which the turn began.
     pub(crate) turn_began: Cell<Instant>,
+    /// When the clock was read last.
+    pub(crate) latest: Cell<Instant>,
     /// The deadline for which a source's `timeout` is running.
     pub(crate) passed_deadline: Cell<Instant>,
     /// Something forbade sleeping when it was last asked.
@@ -86,6 +88,7 @@ impl Inner {
             inits: RefCell::default(),
             phase: Cell::new(Phase::Idle),
             turn_began: Cell::new(now),
+            latest: Cell::new(now),
             passed_deadline: Cell::new(now),
             again: Cell::new(false),
             scheduled: Cell::new(false),

@@ -27,7 +27,7 @@ impl Inner {
             let stopping = self.shared.is_stopped();
             let delivered = self.counters.events.get();
             self.turn(end)?;
-            ended = end.is_some_and(|end| end <= Instant::now());
+            ended = end.is_some_and(|end| end <= self.latest.get());
             if stopping {
                 stop_turns += 1;
                 let drained = self.counters.events.get() == delivered && self.arm();
@@ -51,8 +51,8 @@ impl Inner {
         self.nested.set(true);
         self.phase.set(Phase::Turn);
         self.run_inits();
-        self.look().map_err(RunError::Wait)?;
-        self.work();
+        let began = self.look().map_err(RunError::Wait)?;
+        self.work(began);
         self.arm();
         Ok(())
     }
@@ -72,7 +72,7 @@ impl Inner {
     /// What comes before the first turn: init callbacks, and what was called before running.
     fn begin(&self) {
         self.phase.set(Phase::Turn);
-        self.turn_began.set(Instant::now());
+        self.turn_began.set(self.read_clock());
         // Whoever runs the loop for an instant only is told of descriptors too.
         self.polls.set(POLLS_WITHOUT_FETCH);
         self.run_inits();
@@ -85,24 +85,27 @@ impl Inner {
 
     fn turn(&self, limit: Option<Instant>) -> Result<(), RunError> {
         self.phase.set(Phase::Turn);
-        self.wait(limit).map_err(RunError::Wait)?;
-        self.work();
+        let began = self.wait(limit).map_err(RunError::Wait)?;
+        self.work(began);
         self.phase.set(Phase::Between);
         Ok(())
     }
 
-    /// Fetches events, after spinning and sleeping if there is nothing else to do.
-    fn wait(&self, limit: Option<Instant>) -> io::Result<()> {
+    /// Fetches events, after spinning and sleeping if there is nothing else to do; gives when that was done.
+    fn wait(&self, limit: Option<Instant>) -> io::Result<Instant> {
         if self.has_work() || self.shared.is_stopped() {
             return self.look();
         }
-        if !self.spin.get().is_zero() && self.spin(limit)? {
-            return Ok(());
+        if !self.spin.get().is_zero()
+            && let Some(now) = self.spin(limit)?
+        {
+            return Ok(now);
         }
         loop {
             let rests = self.arm() && !self.shared.is_stopped();
             let deadline = earlier(limit, self.registry.borrow().nearest_deadline());
-            if !rests || deadline.is_some_and(|at| at <= Instant::now()) {
+            // What is due since the clock was read wakes the loop at once.
+            if !rests || deadline.is_some_and(|at| at <= self.latest.get()) {
                 return self.look();
             }
             if let Some(kernel) = &mut *self.kernel.borrow_mut() {
@@ -115,33 +118,34 @@ impl Inner {
             self.counters.wakeups.add(1);
             self.take_notice();
             // Otherwise the timer fired for a deadline that has moved since.
-            if found.any || self.noticed.get() || deadline.is_some_and(|at| at <= Instant::now()) {
-                return Ok(());
+            let now = self.read_clock();
+            if found.any || self.noticed.get() || deadline.is_some_and(|at| at <= now) {
+                return Ok(now);
             }
         }
     }
 
-    /// Fetches what there is.
-    fn look(&self) -> io::Result<()> {
+    /// Fetches what there is; gives when that was done.
+    fn look(&self) -> io::Result<Instant> {
         self.fetch(false)?;
         self.take_notice();
-        Ok(())
+        Ok(self.read_clock())
     }
 
-    /// Looks everywhere over and over instead of sleeping; tells whether there is something to do.
-    fn spin(&self, limit: Option<Instant>) -> io::Result<bool> {
-        let began = Instant::now();
+    /// Looks everywhere over and over instead of sleeping; gives when it found something to do.
+    fn spin(&self, limit: Option<Instant>) -> io::Result<Option<Instant>> {
+        let began = self.read_clock();
         loop {
             let found = self.poll_sources()?;
             self.take_notice();
-            let now = Instant::now();
+            let now = self.read_clock();
             self.turn_began.set(now);
             let deadline = earlier(limit, self.registry.borrow().nearest_deadline());
             if found || self.has_work() || self.shared.is_stopped() || deadline.is_some_and(|at| at <= now) {
-                return Ok(true);
+                return Ok(Some(now));
             }
             if now.saturating_duration_since(began) >= self.spin.get() {
-                return Ok(false);
+                return Ok(None);
             }
         }
     }
@@ -199,8 +203,7 @@ impl Inner {
     }
 
     /// Everything of a turn but waiting.
-    fn work(&self) {
-        let began = Instant::now();
+    fn work(&self, began: Instant) {
         self.turn_began.set(began);
         self.counters.turns.add(1);
         self.read_inbox();
@@ -211,7 +214,14 @@ impl Inner {
         self.run_posts();
         self.run_timeouts();
         self.ask_sources();
-        self.counters.longest_turn_ns.raise(began.elapsed().as_nanos() as u64);
+        self.counters.longest_turn_ns.raise(self.read_clock().saturating_duration_since(began).as_nanos() as u64);
+    }
+
+    /// Reads the clock and remembers what it said, so that a turn need not read it again.
+    fn read_clock(&self) -> Instant {
+        let now = Instant::now();
+        self.latest.set(now);
+        now
     }
 
     fn read_inbox(&self) {
