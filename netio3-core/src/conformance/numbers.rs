@@ -1,11 +1,13 @@
 //! Counters, and large numbers of connections.
 
+use std::collections::HashMap;
 use std::thread;
 
 use super::pair::{Pair, Setup, all_arrived};
 use super::plan::Plan;
 use super::world::{World, config};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
+use crate::endpoint::Endpoint;
 use crate::memory::MemoryRegion;
 use crate::status::{Completion, CompletionKind, NetioStatus};
 
@@ -86,20 +88,23 @@ pub(super) fn many_connections_at_once(world: &World) {
     let handles: Vec<_> = (0..count).map(|_| dialer.connect(address, &ConnectionParameters::default())).collect();
     let all_established = |node: &super::node::Node, count: usize| node.backend().totals().established.get() as usize == count;
     world.until("all are established", || all_established(&dialer, count) && all_established(&listener, count));
-    let peers = listener.accepted_peers();
+    // They need not be accepted in the order of the calls.
+    let peers: HashMap<_, _> = listener.accepted_peers().into_iter().map(|peer| (peer.address, peer.endpoint)).collect();
+    let other_end = |out: &Endpoint| peers[&dialer.tally(*out).established.expect("all are").local_address];
+    let pairs: Vec<_> = handles.iter().map(|out| (*out, other_end(out))).collect();
     for round in 0..3 {
-        for (i, (out, peer)) in handles.iter().zip(&peers).enumerate() {
+        for (i, (out, back)) in pairs.iter().enumerate() {
             dialer.sent(*out, Plan::copy(16 + i + round));
-            listener.sent(peer.endpoint, Plan::zero_copy(2_000 + i));
+            listener.sent(*back, Plan::zero_copy(2_000 + i));
         }
     }
     let received = |node: &super::node::Node| node.backend().totals().messages_received.get() as usize;
     world.until("all arrive", || received(&dialer) == 3 * count && received(&listener) == 3 * count);
-    for (i, (out, peer)) in handles.iter().zip(&peers).enumerate() {
-        assert_eq!((dialer.received(*out), listener.received(peer.endpoint)), (3, 3));
+    for (i, (out, back)) in pairs.iter().enumerate() {
+        assert_eq!((dialer.received(*out), listener.received(*back)), (3, 3));
         match i % 2 {
             0 => dialer.close(*out),
-            _ => listener.close(peer.endpoint),
+            _ => listener.close(*back),
         }
     }
     world.until("all are closed", || dialer.backend().connections().is_empty() && listener.backend().connections().is_empty());
