@@ -16,3 +16,5 @@ for features in rdma tcp; do
 done
 cargo check -p netio3 --examples
 cargo check -p netio3 --examples --all-features
+# The comparison with other libraries is no member of the workspace, and its lock file follows by hand.
+cargo metadata --locked --format-version 1 --manifest-path netio3-bench/peers/Cargo.toml > /dev/null

@@ -155,9 +155,8 @@ impl<T: Transport> Driver<T> {
         if engine.is_gone() { None } else { engine.over.borrow_mut().pop_front() }
     }
 
-    /// Sends what is queued. What is left over on a connection whose first messages have left already may wait: their
-    /// completions are about to be told, which mostly brings more for the same write. It waits once, since telling them
-    /// takes the connection from that list.
+    /// Sends what is queued. What is left over on a connection whose first messages have left already may wait, where
+    /// their completions are told in the same turn: that mostly brings more for the same write.
     fn flush(&mut self, engine: &Engine<T>, leftovers_wait: bool) {
         if engine.unflushed.borrow().is_empty() {
             return;
@@ -236,10 +235,13 @@ impl<T: Transport> Source for Driver<T> {
             self.tell_ends(&engine, budget);
             self.tell_completions(&engine, budget);
             self.tell_writable(&engine);
-            self.flush(&engine, true);
+            // All that was accepted leaves in this turn: the last round leaves nothing.
+            let leftovers_wait = round < ROUNDS && !budget.is_spent();
+            self.flush(&engine, leftovers_wait);
+            let some_wait = !engine.unflushed.borrow().is_empty();
             next = engine.transport.before_sleep(&mut self.upcalls(), budget);
             // At least twice, so that what the flush completes is told in the same turn.
-            let goes_on = (next == Next::Again && !budget.is_spent()) || (round == 1 && engine.has_work());
+            let goes_on = some_wait || (next == Next::Again && !budget.is_spent()) || (round == 1 && engine.has_work());
             if !goes_on {
                 break;
             }
