@@ -173,7 +173,8 @@ impl NetworkConfig {
 }
 
 /// The buffers of a connection opened for buffered sending. In memory each takes its size, rounded up to 64 bytes, and 64
-/// bytes more, for what a backend puts before a message.
+/// bytes more, for what a backend puts before a message; each begins at a multiple of 64 bytes. Where other alignment is
+/// needed, as for `O_DIRECT`, cut buffers from a [`MemoryRegion`](crate::MemoryRegion), which begins with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffers {
     /// The capacity of each, in bytes.

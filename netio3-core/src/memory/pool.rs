@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use crate::endpoint::Endpoint;
 use crate::event_loop::Remote;
-use crate::memory::{MemoryRegion, NetworkBuffer};
+use crate::memory::{MemoryRegion, NetworkBuffer, RegionInUse};
 
 /// A fixed number of buffers of one size.
 ///
@@ -57,14 +57,21 @@ impl BufferPool {
         let stride = size.checked_next_multiple_of(HEADROOM).and_then(|size| size.checked_add(HEADROOM));
         let bytes = stride.and_then(|stride| stride.checked_mul(count)).ok_or(std::io::ErrorKind::OutOfMemory)?;
         let region = MemoryRegion::new(bytes)?;
-        Ok(Self::new(region, HEADROOM, size, Some(owner), Some(remote)))
+        Ok(Self::new(region, HEADROOM, size, Some(owner), Some(remote)).expect("nobody else has the region"))
     }
 
-    pub(super) fn of_region(region: MemoryRegion, size: usize) -> Self {
+    pub(super) fn of_region(region: MemoryRegion, size: usize) -> Result<Self, RegionInUse> {
         Self::new(region, 0, size, None, None)
     }
 
-    fn new(region: MemoryRegion, headroom: usize, size: usize, owner: Option<Endpoint>, remote: Option<Arc<dyn Remote>>) -> Self {
+    fn new(
+        region: MemoryRegion,
+        headroom: usize,
+        size: usize,
+        owner: Option<Endpoint>,
+        remote: Option<Arc<dyn Remote>>,
+    ) -> Result<Self, RegionInUse> {
+        region.claim_for_buffers()?;
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let stride = if headroom == 0 { size } else { headroom + size.next_multiple_of(headroom) };
         let count = region.len() / stride;
@@ -80,7 +87,7 @@ impl BufferPool {
         let buffer = |i: usize| NetworkBuffer::of_region(&region, i * stride, headroom, size, first_id + i as u64, shared.clone());
         // Reversed, so that buffers are taken in the order of their addresses.
         let free = (0..count).rev().map(buffer).collect();
-        Self { free, shared, region, size, low_water: count }
+        Ok(Self { free, shared, region, size, low_water: count })
     }
 
     /// A buffer, empty, or `None` when all are in use.
@@ -192,13 +199,15 @@ mod tests {
 
     #[test]
     fn buffers_of_a_connection_have_room_for_a_head_and_share_no_byte() {
-        let mut pool = BufferPool::new(MemoryRegion::new(3 * (64 + 128)).unwrap(), HEADROOM, 100, None, None);
+        let mut pool = BufferPool::new(MemoryRegion::new(3 * (64 + 128)).unwrap(), HEADROOM, 100, None, None).unwrap();
         let mut taken: Vec<_> = (0..3).map(|_| pool.take().unwrap()).collect();
         assert!(pool.take().is_none());
         for (i, buffer) in taken.iter_mut().enumerate() {
             buffer.extend_from_slice(&[i as u8; 100]).unwrap();
             assert_eq!(buffer.with_head(), [i as u8; 100]);
             assert!(buffer.put_head(&[0xA0 + i as u8; 8]) && !buffer.put_head(&[0; 65]));
+            // There is no other way to its memory.
+            assert!(buffer.region().bytes().is_err() && buffer.region().cut(64).is_err());
         }
         for (i, buffer) in taken.iter().enumerate() {
             let whole = [&[0xA0 + i as u8; 8][..], &[i as u8; 100]].concat();

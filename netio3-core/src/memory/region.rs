@@ -105,12 +105,15 @@ impl MemoryRegion {
     /// When `size` is 0.
     pub fn cut(&self, size: usize) -> Result<BufferPool, RegionInUse> {
         assert!(size > 0, "buffers have at least one byte");
-        // Cut twice, two buffers would share bytes.
+        BufferPool::of_region(self.clone(), size)
+    }
+
+    /// From now on the region is used through buffers alone. Cut twice, two of them would share bytes.
+    pub(super) fn claim_for_buffers(&self) -> Result<(), RegionInUse> {
         if self.0.usage.load(Ordering::Acquire) == CUT {
             return Err(RegionInUse("as buffers"));
         }
-        self.claim(CUT, "as shared bytes")?;
-        Ok(BufferPool::of_region(self.clone(), size))
+        self.claim(CUT, "as shared bytes")
     }
 
     fn claim(&self, usage: u8, otherwise: &'static str) -> Result<(), RegionInUse> {
