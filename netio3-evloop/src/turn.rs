@@ -50,6 +50,7 @@ impl Inner {
         let _running = self.enter()?;
         self.nested.set(true);
         self.phase.set(Phase::Turn);
+        self.turn_began.set(self.read_clock());
         self.run_inits();
         let began = self.look().map_err(RunError::Wait)?;
         self.work(began);

@@ -2,8 +2,10 @@
 
 mod util;
 
+use std::cell::Cell;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -194,6 +196,18 @@ fn calls_from_foreign_code_make_it_readable() {
         event_loop.on_init(move |_| count.add());
         foreign.drive(event_loop, || posts.get() == 3);
     });
+}
+
+/// However long after the loop was made: deadlines count from this time.
+#[test]
+fn inits_are_told_the_time_of_their_turn() {
+    let event_loop = event_loop();
+    let told = Rc::new(Cell::new(None));
+    let now = told.clone();
+    event_loop.on_init(move |ev| now.set(Some(ev.now())));
+    let before = Instant::now();
+    event_loop.process().unwrap();
+    assert!(told.get().is_some_and(|now| now >= before));
 }
 
 #[test]

@@ -59,6 +59,21 @@ fn run_until_looks_before_the_first_turn_and_tells_the_outcome() {
     assert!(event_loop.run_until(&mut third, util::LIMIT).unwrap());
 }
 
+/// Nothing else wakes a loop that is to end in the past.
+#[test]
+fn a_limit_that_passes_while_the_condition_is_looked_at_is_kept() {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut slow = || {
+            std::thread::sleep(ms(20));
+            false
+        };
+        let outcome = event_loop().run_until(&mut slow, ms(5));
+        let _ = done.send(outcome.is_ok_and(|met| met));
+    });
+    assert_eq!(ended.recv_timeout(util::LIMIT), Ok(false));
+}
+
 #[test]
 fn what_the_condition_of_run_until_starts_is_done_without_sleeping() {
     let event_loop = event_loop();
