@@ -55,6 +55,7 @@ for mode in copy zero-copy; do
     note "send-$mode-64" active recv send --messages 50000 --size 64 --mode "$mode"
     note "send-$mode-1024" active recv send --messages 20000 --size 1024 --mode "$mode"
 done
+note send-batch-64 active recv send --messages 50000 --size 64 --mode copy --batch 64
 note send-buffered-1024 active recv send --messages 20000 --size 1024 --mode buffered
 note send-zero-copy-65536 active recv send --messages 1000 --size 65536 --mode zero-copy
 note recv-64 passive recv send --messages 50000 --size 64

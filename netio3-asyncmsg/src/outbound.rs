@@ -8,7 +8,7 @@ use std::rc::Rc;
 use arrayvec::ArrayVec;
 use bytes::Bytes;
 use netio3_core::engine::{Copies, Outgoing, Payload, Retired, Run};
-use netio3_core::{HeldSlice, NetworkBuffer};
+use netio3_core::{CopiedMessage, HeldSlice, NetworkBuffer};
 
 use crate::frame::{Frame, HEAD_LEN};
 
@@ -146,6 +146,14 @@ impl Outbound {
                     if piece.as_slice().len() < MIN_GATHERED { self.copy(piece.as_slice()) } else { self.gather(Memory::Raw(piece)) }
                 }
             }
+        }
+    }
+
+    /// Adds messages that are copied.
+    pub(crate) fn push_copies(&mut self, messages: &[CopiedMessage<'_>]) {
+        for message in messages {
+            let len = message.len();
+            self.copy_message(&Frame::Data(len).head(), message.header, len, &[message.data]);
         }
     }
 

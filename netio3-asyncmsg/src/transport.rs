@@ -10,7 +10,7 @@ use arrayvec::ArrayVec;
 use netio3_core::engine::{
     Connection, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, Run, State, Transport, Upcalls,
 };
-use netio3_core::{Budget, ClosedReason, ConnectionParameters, Next, Polled, Ready, RefusedReason, WatchId};
+use netio3_core::{Budget, ClosedReason, ConnectionParameters, CopiedMessage, Next, Polled, Ready, RefusedReason, WatchId};
 
 use crate::frame::{Frame, HEAD_LEN};
 use crate::hello::Hello;
@@ -293,6 +293,10 @@ impl<N: Net> Transport for Tcp<N> {
         outbound.push(message, copy_below);
         // A blocked socket is flushed when it is writable, not for more bytes.
         if connection.link.blocked.get() { 0 } else { outbound.len() }
+    }
+
+    fn enqueue_copies(&self, _engine: &Engine<Self>, connection: &Conn<N>, messages: &[CopiedMessage<'_>]) {
+        connection.link.outbound.borrow_mut().push_copies(messages);
     }
 
     // One segment of the loopback interface with messages of 64 bytes. What is kept of each message until it completes, 32

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use netio3_core::{
-    Buffers, Callbacks, Completion, ConnectionInfo, ConnectionParameters, ConnectionParametersRecv, CreateError, EndPointAddress, Endpoint,
-    EventLoop, Message, NetioStatus, NetworkBackend, NetworkConfig,
+    Buffers, Callbacks, Completion, ConnectionInfo, ConnectionParameters, ConnectionParametersRecv, CopiedMessage, CreateError,
+    EndPointAddress, Endpoint, EventLoop, Message, NetioStatus, NetworkBackend, NetworkConfig,
 };
 use netio3_evloop::EpollEventLoop;
 use util::{Node, config, until};
@@ -193,6 +193,10 @@ fn expect_no_allocations(longest_copy: usize, pair: impl Fn(&ConnectionParameter
         if len <= longest_copy {
             let send_copy = |backend: &dyn NetworkBackend, to| accepted(backend.send_copy(to, &data, &header, 1));
             expect_no_allocation(&format!("copy, {len} bytes"), &pair, count, send_copy);
+            let message = CopiedMessage { data: &data, header: &header, key: 1 };
+            expect_no_allocation(&format!("a batch of one copy, {len} bytes"), &pair, count, |backend, to| {
+                backend.send_copy_batch(to, &[message]) == Ok((1, NetioStatus::Ok))
+            });
             expect_no_allocation(&format!("copy iov, {len} bytes"), &pair, count, |backend, to| {
                 accepted(backend.send_copy_iov(to, &[IoSlice::new(&pieces[0]), IoSlice::new(&pieces[1])], &header, 1))
             });

@@ -120,7 +120,13 @@ pub struct SendArgs {
     /// Pieces that the rest of each message is handed over in
     #[arg(long, value_name = "PIECES", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     pub iov: u64,
+    /// Messages handed over in one call (`send_copy_batch`), each of one piece; with --mode copy
+    #[arg(long, value_name = "MESSAGES", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=MOST_IN_BATCH as u64))]
+    pub batch: u64,
 }
+
+/// The most messages that are handed over in one call.
+pub const MOST_IN_BATCH: usize = 256;
 
 /// Options of `limits`.
 #[derive(Args, Clone, Debug)]

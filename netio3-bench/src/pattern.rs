@@ -98,6 +98,11 @@ impl Layout {
         self.header.unwrap_or(TAG_LEN).min(self.size)
     }
 
+    /// Whether the whole tag goes as header.
+    pub fn has_tag_in_header(&self) -> bool {
+        self.head_len() == self.header_len()
+    }
+
     /// Bytes that differ for each message, or go as header: tag and header.
     fn head_len(&self) -> usize {
         self.header_len().max(TAG_LEN.min(self.size))

@@ -16,6 +16,8 @@ use crate::report::show;
 pub struct Plan {
     /// How messages are handed over.
     pub layout: Layout,
+    /// How many are handed over in one call.
+    pub batch: usize,
     /// How many connections, idle ones included.
     pub connections: u32,
     /// How many of them send nothing; they are the last ones.
@@ -39,8 +41,23 @@ impl Plan {
         if args.threads && matches!(common.backend(), Backend::Raw | Backend::RawFabric) {
             return Err(Failure::NoConnection("--threads is for netio3's backends; the baselines send from one thread".into()));
         }
+        let layout = Layout { size: args.size, header: args.header, pieces: args.iov as usize };
+        if args.batch > 1 {
+            let is_raw = matches!(common.backend(), Backend::Raw | Backend::RawFabric);
+            let why = match () {
+                () if is_raw => "--batch is for netio3's backends; the baselines put messages together by themselves",
+                () if mode != Mode::Copy => "--batch needs --mode copy: only copied messages are handed over together",
+                () if args.iov > 1 => "messages of a --batch have one piece; leave --iov out",
+                () if !layout.has_tag_in_header() => "the header of messages of a --batch has room for their number; leave --header out",
+                () => "",
+            };
+            if !why.is_empty() {
+                return Err(Failure::NoConnection(why.into()));
+            }
+        }
         Ok(Self {
-            layout: Layout { size: args.size, header: args.header, pieces: args.iov as usize },
+            layout,
+            batch: args.batch as usize,
             connections: args.connections + args.idle,
             idle: args.idle,
             duration: args.amount.duration,
@@ -63,6 +80,7 @@ impl Plan {
         }
         Ok(Self {
             layout: Layout { size: args.size, header: None, pieces: 1 },
+            batch: 1,
             connections: if args.reconnect { args.count as u32 } else { 1 + beside },
             // It has a plan of its own.
             idle: beside,
@@ -207,6 +225,7 @@ mod tests {
     fn example() -> Plan {
         Plan {
             layout: Layout { size: 1, header: None, pieces: 1 },
+            batch: 1,
             connections: 1,
             idle: 0,
             duration: None,

@@ -201,6 +201,19 @@ pub trait NetworkBackend {
         self.send_copy_iov(to, &[IoSlice::new(data)], header, key)
     }
 
+    // ----- provided: many messages in one call -----
+
+    /// [`send_copy`](Self::send_copy) of each message, in order, up to the first that is not accepted. Gives how many
+    /// were, and the status of that one: [`NetioStatus::Ok`] where there is none. Of many small messages a call for some
+    /// dozens takes less time than a call for each, from other threads above all: they lock once for 64 KiB. (Figures:
+    /// `netio3-bench limits batches`.)
+    ///
+    /// # Errors
+    /// `UnknownSendEndpoint`, where none was accepted; a connection that ends in between is `NotConnected`.
+    fn send_copy_batch(&self, to: Endpoint, messages: &[CopiedMessage<'_>]) -> Result<(usize, NetioStatus), SendError> {
+        send_each(self, to, messages, |_| 0)
+    }
+
     // ----- provided: the original's calls, by address -----
 
     /// [`close`](Self::close) of the connection that owns this address.
@@ -278,6 +291,51 @@ pub trait NetworkBackend {
     fn resolve(&self, address: &EndPointAddress) -> Result<Endpoint, SendError> {
         self.endpoint(address).ok_or(SendError::UnknownSendEndpoint((*address).into()))
     }
+}
+
+/// What [`send_copy`](NetworkBackend::send_copy) takes for one message, for [`send_copy_batch`](NetworkBackend::send_copy_batch).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CopiedMessage<'a> {
+    /// The payload.
+    pub data: &'a [u8],
+    /// What goes before it.
+    pub header: &'a [u8],
+    /// What comes back.
+    pub key: u64,
+}
+
+impl CopiedMessage<'_> {
+    /// The bytes of header and payload.
+    #[inline]
+    #[allow(clippy::len_without_is_empty, reason = "a message without bytes is one like any other")]
+    pub fn len(&self) -> usize {
+        self.header.len() + self.data.len()
+    }
+}
+
+/// Sends messages up to the first that is not accepted: as many at once as `accept` takes of those it is shown, and by
+/// itself the first of which it takes none.
+pub(crate) fn send_each<B: NetworkBackend + ?Sized>(
+    backend: &B,
+    to: Endpoint,
+    messages: &[CopiedMessage<'_>],
+    mut accept: impl FnMut(&[CopiedMessage<'_>]) -> usize,
+) -> Result<(usize, NetioStatus), SendError> {
+    let mut accepted = 0;
+    while let Some(next) = messages.get(accepted) {
+        let at_once = accept(&messages[accepted..]);
+        accepted += at_once;
+        if at_once > 0 {
+            continue;
+        }
+        match backend.send_copy(to, next.data, next.header, next.key) {
+            Ok(NetioStatus::Ok) => accepted += 1,
+            Ok(status) => return Ok((accepted, status)),
+            Err(SendError::UnknownSendEndpoint(_)) if accepted > 0 => return Ok((accepted, NetioStatus::NotConnected)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((accepted, NetioStatus::Ok))
 }
 
 /// A buffer that was not accepted, back in its owner's hand.

@@ -25,7 +25,7 @@ mod stats;
 mod status;
 
 pub use address::{EndPointAddress, lookup};
-pub use backend::{ConnectionState, ListenerState, NetworkBackend, Phase, Unsent};
+pub use backend::{ConnectionState, CopiedMessage, ListenerState, NetworkBackend, Phase, Unsent};
 pub use callbacks::{Callbacks, ConnectionInfo, Handlers};
 pub use config::{AcceptFilter, Buffers, ConnectionParameters, ConnectionParametersRecv, Limits, NetworkConfig, RdmaParameters};
 pub use endpoint::{Endpoint, MAX_ENDPOINTS};

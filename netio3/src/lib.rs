@@ -115,9 +115,9 @@ pub use bytes;
 pub use netio3_core::{
     AcceptFilter, AddressError, BackendCounters, BackendStats, Budget, BufferError, BufferFull, BufferPool, Buffers, Callbacks,
     CloseListenError, CloseSendError, ClosedReason, Completion, CompletionKind, ConnectionCounters, ConnectionInfo, ConnectionParameters,
-    ConnectionParametersRecv, ConnectionState, ConnectionStats, Counter, CreateError, DeregisterError, Direction, EndPointAddress,
-    Endpoint, EventLoop, Handlers, HeldSlice, Interest, Job, Limits, ListenerCounters, ListenerState, ListenerStats, Liveness,
-    LivenessAction, LookupError, LoopCounters, LoopStats, MAX_ENDPOINTS, MemoryKind, MemoryRegion, Message, Meter, NetioStatus,
+    ConnectionParametersRecv, ConnectionState, ConnectionStats, CopiedMessage, Counter, CreateError, DeregisterError, Direction,
+    EndPointAddress, Endpoint, EventLoop, Handlers, HeldSlice, Interest, Job, Limits, ListenerCounters, ListenerState, ListenerStats,
+    Liveness, LivenessAction, LookupError, LoopCounters, LoopStats, MAX_ENDPOINTS, MemoryKind, MemoryRegion, Message, Meter, NetioStatus,
     NetworkBackend, NetworkBuffer, NetworkConfig, Next, OpenListenError, OpenSendError, Phase, Polled, RawSlice, RdmaParameters, Ready,
     RefusedReason, RegionId, RegionInUse, RegionOptions, RegisterError, Remote, RunError, SendError, Source, SourceId, Take, Target,
     Unsent, WatchId, engine, lookup, loopback,

@@ -3,10 +3,13 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use netio3::bytes::{Bytes, BytesMut};
-use netio3::{BufferError, Buffers, ConnectionParameters, Endpoint, NetioStatus, NetworkBackend, NetworkBuffer, SendError, Unsent};
+use netio3::{
+    BufferError, Buffers, ConnectionParameters, CopiedMessage, Endpoint, NetioStatus, NetworkBackend, NetworkBuffer, SendError, Unsent,
+};
 
-use crate::args::Mode;
+use crate::args::{MOST_IN_BATCH, Mode};
 use crate::library::STALL_DEADLINE;
 use crate::pattern::{Content, Layout};
 use crate::plan::Plan;
@@ -16,6 +19,8 @@ use crate::plan::Plan;
 pub struct Messages {
     layout: Layout,
     mode: Mode,
+    /// How many are handed over in one call.
+    batch: usize,
     /// Bytes that go as header.
     header_len: usize,
     content: Content,
@@ -33,7 +38,7 @@ impl Messages {
         let gathers = mode == Mode::ZeroCopy && plan.layout.size > ConnectionParameters::DEFAULT_COPY_BELOW;
         let most = if gathers { GATHERED_BYTES } else { QUEUE_BYTES };
         let queue_bytes = (ALL_QUEUES_BYTES / plan.busy().max(1) as usize).clamp(QUEUE_BYTES / 16, most);
-        Self { layout: plan.layout, mode, header_len: plan.layout.header_len(), content, shared, queue_bytes }
+        Self { layout: plan.layout, mode, batch: plan.batch, header_len: plan.layout.header_len(), content, shared, queue_bytes }
     }
 
     /// The parameters of a connection for them.
@@ -95,7 +100,7 @@ impl Outgoing {
     /// The first `limit` messages on a certain connection.
     pub fn new(messages: &Messages, stream: u16, limit: u64) -> Self {
         let messages = Messages { content: messages.content.of_stream(stream), ..messages.clone() };
-        let head = vec![0; messages.content.head_len()];
+        let head = vec![0; messages.batch * messages.content.head_len()];
         Self { messages, next: 0, limit, blocked: false, refused: 0, head, tags: BytesMut::new(), pieces: Vec::new(), buffer: None }
     }
 
@@ -149,6 +154,7 @@ impl Outgoing {
         match self.messages.mode {
             Mode::Buffered => self.offer_until(end, |it| it.offer_buffer(backend, to)),
             Mode::ZeroCopy => self.offer_until(end, |it| it.offer_shared(backend, to)),
+            Mode::Copy if self.messages.batch > 1 && self.messages.layout.size > 0 => self.offer_batches_until(end, backend, to),
             Mode::Copy => self.offer_until(end, |it| it.offer_copy(backend, to)),
         }
     }
@@ -159,6 +165,27 @@ impl Outgoing {
             match offer(self) {
                 Ok(NetioStatus::Ok) => self.next += 1,
                 other => self.not_accepted(other)?,
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn offer_batches_until(&mut self, end: u64, backend: &dyn NetworkBackend, to: Endpoint) -> Result<(), String> {
+        while self.next < end && !self.blocked {
+            let Self { messages: Messages { batch, content, .. }, next, head, .. } = self;
+            let keys = *next..end.min(*next + *batch as u64);
+            let mut messages = ArrayVec::<_, MOST_IN_BATCH>::new();
+            for (key, header) in keys.zip(head.chunks_exact_mut(content.head_len())) {
+                content.write_head(key, header);
+                messages.push(CopiedMessage { data: content.pieces(key).first().map_or(&[], |piece| piece), header, key });
+            }
+            let outcome = backend.send_copy_batch(to, &messages);
+            drop(messages);
+            self.next += outcome.map_or(0, |(accepted, _)| accepted as u64);
+            match outcome {
+                Ok((_, NetioStatus::Ok)) => {}
+                other => self.not_accepted(other.map(|(_, status)| status))?,
             }
         }
         Ok(())

@@ -137,6 +137,12 @@ pub fn rows(time: Duration) -> Vec<Row> {
     for (size, asked) in [(64, 0.85), (256, 0.95), (KIB, 0.95), (4 * KIB, 0.95)] {
         rows.push(rate(in_mode(Backend::Tcp, size, Mode::Copy), raw(size), Some(asked)));
     }
+    let in_batches = |size: usize, title: &str, args: &[&str]| {
+        transfer(Backend::Tcp, size, &format!("{title}in batches of 64"), &[args, &["--mode", "copy", "--batch", "64"]].concat())
+    };
+    for (size, asked) in [(64, 0.85), (256, 0.95), (KIB, 0.95)] {
+        rows.push(rate(in_batches(size, "copy ", &[]), raw(size), Some(asked)));
+    }
     for (size, asked) in [(64, 0.60), (KIB, 0.90), (16 * KIB, 0.97), (64 * KIB, 0.97), (KIB * KIB, 0.97)] {
         rows.push(rate(in_mode(Backend::Tcp, size, Mode::ZeroCopy), raw(size), Some(asked)));
     }
@@ -169,12 +175,16 @@ pub fn rows(time: Duration) -> Vec<Row> {
         let one = from_threads(size, mode, "1", "from another thread");
         rows.push(rate(one.clone(), raw(size), Some(asked)));
         rows.push(rate(from_threads(size, mode, "4", "from four threads (of one)"), one, Some(0.90)));
+        let threads = ["--threads", "--connections", "1"];
+        rows.push(rate(in_batches(size, "from another thread ", &threads), raw(size), Some(asked)));
     }
     for (size, mode, asked) in [(64, Mode::Copy, 1.15), (64 * KIB, Mode::ZeroCopy, 1.05)] {
         for figure in [Figure::SenderTime, Figure::ReceiverTime] {
             rows.push(Row { own: in_mode(Backend::Tcp, size, mode), base: Some(raw(size)), figure, asked: Some(asked) });
         }
     }
+    let figure = Figure::SenderTime;
+    rows.push(Row { own: in_batches(64, "copy ", &[]), base: Some(raw(64)), figure, asked: Some(1.15) });
     for (spin, title) in [(0, "round trip sleeping"), (SPIN, "round trip spinning")] {
         for size in [64, KIB, 64 * KIB] {
             let asked = if spin > 0 || size == 64 * KIB { 1.10 } else { 1.05 };

@@ -8,12 +8,15 @@ fn limits_compare_with_bare_sockets_and_say_what_is_asked() {
     assert_eq!(ended.status, 2, "a part is taken as it stands: {ended:?}");
     assert!(ended.stderr.contains("1_KiB"), "{}", ended.stderr);
 
-    let ended = run("limits --rounds 2 --time 0.05 --json --backend tcp 256");
+    let ended = run("limits --rounds 2 --time 0.05 --json --backend tcp pieces");
     assert_eq!((ended.status, &ended.stderr[..]), (0, ""), "{ended:?}");
     let rows = ended.json()["rows"].as_array().unwrap().clone();
     assert_eq!(rows.len(), 1, "{rows:?}");
     let row = &rows[0];
-    assert_eq!((row["name"].as_str(), row["unit"].as_str(), row["rounds"].as_u64()), (Some("tcp, copy, 256 B"), Some("/s"), Some(2)));
+    assert_eq!(
+        (row["name"].as_str(), row["unit"].as_str(), row["rounds"].as_u64()),
+        (Some("tcp, header of 16 B and 4 pieces, 1 KiB"), Some("/s"), Some(2))
+    );
     let [own, base, ratio, asked] = ["own", "base", "ratio", "asked"].map(|field| row[field].as_f64().unwrap());
     assert!(own > 0.0 && base > 0.0 && ratio > 0.0 && ratio < 100.0);
     assert_eq!(row["pass"].as_bool(), Some(ratio >= asked));

@@ -203,6 +203,30 @@ fn headers_and_pieces() {
 }
 
 #[test]
+fn messages_in_batches() {
+    for backend in backends().filter(|backend| !backend.starts_with("raw")) {
+        for batch in [2, 64, 256] {
+            for (size, messages) in [(0, 100), (3, 1_000), (64, 20_001), (300_000, 20)] {
+                transfer(backend, &format!("--mode copy --batch {batch}"), size, messages, 2);
+                transfer(backend, &format!("--mode copy --batch {batch} --threads"), size, messages, 2);
+            }
+        }
+    }
+    for (options, why) in [
+        ("--batch 8 --backend tcp --mode zero-copy", "--mode copy"),
+        ("--batch 8 --backend tcp", "--mode copy"),
+        ("--batch 8 --backend raw --mode copy", "--batch is for netio3's backends"),
+        ("--batch 8 --backend tcp --mode copy --iov 2", "leave --iov out"),
+        ("--batch 8 --backend tcp --mode copy --header 3", "leave --header out"),
+        ("--batch 257 --backend tcp --mode copy", "257"),
+    ] {
+        let ended = run(&format!("send --connect 127.0.0.1:9 --size 64 --messages 5 {options}"));
+        assert_eq!(ended.status, 2, "{ended:?}");
+        assert!(ended.stderr.contains(why), "{options}: {}", ended.stderr);
+    }
+}
+
+#[test]
 fn messages_as_long_as_the_conversation_itself() {
     // What the two sides tell each other beside the messages must not be taken for one of them.
     for size in (2..40).chain(150..250) {

@@ -108,6 +108,11 @@ impl Playground {
                 node.refused(to);
                 None
             })),
+            (16.., Some(to)) if self.below(8) == 0 => {
+                let lengths: Vec<_> = (0..self.below(40)).map(|_| (self.below(9), 9 + self.below(300))).collect();
+                let (_, status) = node.send_batch(backend, to, &lengths).expect("it is alive");
+                assert!(matches!(status, NetioStatus::Ok | NetioStatus::NoResources | NetioStatus::NotConnected), "{status:?}");
+            }
             (16.., Some(to)) => {
                 let (len, large) = (self.below(400), self.below(60_000));
                 let plan = match self.below(6) {

@@ -51,6 +51,24 @@ pub(super) fn an_empty_queue_takes_any_one_message(world: &World) {
     }
 }
 
+/// A batch is taken as far as there is room for messages and for their bytes; the rest is after *writable*.
+pub(super) fn a_batch_goes_as_far_as_there_is_room(world: &World) {
+    for (params, room) in [
+        (ConnectionParameters { queue_messages: 20, ..Default::default() }, 20),
+        (ConnectionParameters { queue_bytes: 1_050, ..Default::default() }, 10),
+    ] {
+        let pair = Pair::with(world, Setup::both(params));
+        for (sender, to, ..) in pair.directions() {
+            for round in 1..=5 {
+                assert_eq!(sender.send_batch(&*sender.backend(), to, &[(8, 100); 50]), Ok((room, NetioStatus::NoResources)));
+                assert_eq!(sender.send_batch(&*sender.backend(), to, &[(8, 100); 50]), Ok((0, NetioStatus::NoResources)));
+                world.until("writable", || sender.writables(to) == round);
+                pair.deliver(world);
+            }
+        }
+    }
+}
+
 /// *writable* comes only after refusals: a flood within the queue sees none.
 pub(super) fn writable_never_comes_without_a_refusal(world: &World) {
     let pair = Pair::with(world, Setup::queue(1_000));

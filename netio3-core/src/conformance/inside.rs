@@ -13,7 +13,7 @@ use super::plan::Plan;
 use super::recorder::{Call, Kind};
 use super::world::World;
 use crate::address::EndPointAddress;
-use crate::backend::NetworkBackend;
+use crate::backend::{CopiedMessage, NetworkBackend};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::endpoint::Endpoint;
 use crate::error::{BufferError, CloseSendError, RunError, SendError, Target};
@@ -32,6 +32,7 @@ pub(super) fn assert_unknown(backend: &dyn NetworkBackend, endpoint: Endpoint) {
     assert_eq!(backend.send_iov(endpoint, &[bytes.clone(), bytes], b"", 1), Err(unknown));
     assert_eq!(backend.send_copy(endpoint, b"x", b"", 1), Err(unknown));
     assert_eq!(backend.send_copy_iov(endpoint, &slices, b"", 1), Err(unknown));
+    assert_eq!(backend.send_copy_batch(endpoint, &[CopiedMessage::default(); 2]), Err(unknown));
     assert_eq!(backend.pause(endpoint), Err(unknown));
     assert_eq!(backend.resume(endpoint), Err(unknown));
     assert_eq!(backend.flush(endpoint), Err(unknown));
@@ -98,6 +99,11 @@ const ACTIONS: &[(&str, After, Act)] = &[
     ("send_iov", After::Same, |call, scene| send(call, scene, Plan::zero_copy(50_000).pieces(9).header(9))),
     ("send_copy", After::Same, |call, scene| send(call, scene, Plan::copy(70))),
     ("send_copy_iov", After::Same, |call, scene| send(call, scene, Plan::copy(7_000).pieces(5))),
+    ("send_copy_batch", After::Same, |call, scene| {
+        let sent = call.node.send_batch(call.backend, call.endpoint, &[(2, 30), (0, 0)]);
+        let unknown = SendError::UnknownSendEndpoint(call.endpoint.into());
+        assert_eq!(sent, if scene.known { Ok((2, NetioStatus::Ok)) } else { Err(unknown) });
+    }),
     ("take_buffer and send_taken", After::Same, |call, scene| send(call, scene, Plan::buffer(100))),
     ("by address", After::Same, |call, scene| match scene.owner {
         true => send(call, scene, Plan::copy(60).by_address(call.address)),

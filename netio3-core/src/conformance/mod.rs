@@ -113,6 +113,8 @@ macro_rules! conformance_suite {
                 a_refused_message_is_not_held
                 the_drop_of_memory_may_call_the_backend
                 copied_bytes_are_taken_before_the_call_returns
+                a_batch_is_sent_like_its_messages_one_by_one
+                a_batch_ends_at_the_first_message_that_is_not_accepted
                 an_accepted_message_leaves_with_the_turn
                 flush_is_harmless_at_any_time
                 flush_sends_without_waiting_for_the_turn
@@ -131,6 +133,7 @@ macro_rules! conformance_suite {
                 a_full_queue_refuses_and_tells_once_when_it_has_room
                 a_queue_full_of_bytes_refuses_likewise
                 an_empty_queue_takes_any_one_message
+                a_batch_goes_as_far_as_there_is_room
                 writable_never_comes_without_a_refusal
                 after_writable_the_refused_message_is_accepted
                 a_stream_continued_in_writable_arrives_whole
@@ -241,6 +244,7 @@ macro_rules! conformance_suite {
             }
             threads {
                 four_threads_send_at_once
+                batches_of_several_threads_keep_their_order
                 a_call_wakes_the_sleeping_loop
                 pausing_from_another_thread_loses_nothing
                 buffers_travel_between_threads

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::node::Node;
 use super::pattern::content;
 use crate::address::EndPointAddress;
-use crate::backend::{NetworkBackend, Unsent};
+use crate::backend::{CopiedMessage, NetworkBackend, Unsent};
 use crate::endpoint::Endpoint;
 use crate::error::{BufferError, SendError};
 use crate::status::{Completion, CompletionKind, NetioStatus};
@@ -80,6 +80,30 @@ impl Node {
     pub(super) fn sent_or_refused(&self, to: Endpoint, plan: Plan) {
         let status = self.send(to, plan);
         assert!(matches!(status, NetioStatus::Ok | NetioStatus::NoResources), "{status:?}: {plan:?} on {to}");
+    }
+
+    /// Sends the next messages of the stream that leaves by `to` in one call, each with a header and a length, header
+    /// included, and journals what came of it.
+    pub(super) fn send_batch(
+        &self,
+        backend: &dyn NetworkBackend,
+        to: Endpoint,
+        lengths: &[(usize, usize)],
+    ) -> Result<(usize, NetioStatus), SendError> {
+        let first = self.tally(to).accepted as u64;
+        let contents: Vec<_> = (first..).zip(lengths).map(|(seq, (_, len))| content(to, seq, *len)).collect();
+        let messages: Vec<_> = (1_000 + first..)
+            .zip(contents.iter().zip(lengths))
+            .map(|(key, (bytes, (header, _)))| CopiedMessage { data: &bytes[*header..], header: &bytes[..*header], key })
+            .collect();
+        let (accepted, status) = backend.send_copy_batch(to, &messages)?;
+        for (message, bytes) in messages.iter().zip(&contents).take(accepted) {
+            self.accepted(to, Completion { key: message.key, kind: CompletionKind::Copy }, bytes);
+        }
+        if status == NetioStatus::NoResources {
+            self.refused(to);
+        }
+        Ok((accepted, status))
     }
 
     /// Sends the next message of the stream that leaves by `to`, and journals what came of it.

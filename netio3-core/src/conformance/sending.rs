@@ -230,6 +230,40 @@ pub(super) fn copied_bytes_are_taken_before_the_call_returns(world: &World) {
     }
 }
 
+/// The messages of a batch arrive and come back like others, between others, however many and however long they are.
+pub(super) fn a_batch_is_sent_like_its_messages_one_by_one(world: &World) {
+    let pair = Pair::new(world);
+    for (sender, to, ..) in pair.directions() {
+        for (count, longest) in [(0, 1), (1, 100), (2, 3_000), (64, 64), (200, 1), (1_000, 90), (30, 20_000), (3, 400_000)] {
+            let lengths: Vec<_> = (0..count).map(|i| (i % 17, 17 + i * 7_919 % longest)).collect();
+            assert_eq!(sender.send_batch(&*sender.backend(), to, &lengths), Ok((count, NetioStatus::Ok)));
+            sender.sent(to, Plan::zero_copy(3_000));
+            assert_eq!(sender.send_batch(&*sender.backend(), to, &[(0, 0), (5, 5)]), Ok((2, NetioStatus::Ok)));
+        }
+        pair.deliver(world);
+    }
+}
+
+/// A batch is taken up to the first message that is not accepted, whose status is told; of a connection that never was, or
+/// is no more, none is.
+pub(super) fn a_batch_ends_at_the_first_message_that_is_not_accepted(world: &World) {
+    let dialer = NetworkConfig { max_message_len: 10_000, ..config() };
+    let pair = Pair::with(world, Setup { dialer, ..Setup::default() });
+    let (sender, out) = (&pair.dialer, pair.out);
+    for (refused, at) in [((0, 10_001), 0), ((0, 10_001), 5), ((257, 300), 0), ((257, 300), 70), ((0, 1 << 20), 90)] {
+        let mut lengths = vec![(3, 80); 100];
+        lengths[at] = refused;
+        assert_eq!(sender.send_batch(&*sender.backend(), out, &lengths), Ok((at, NetioStatus::TooBig)));
+    }
+    pair.deliver(world);
+    let new = sender.connect(pair.address, &pair.setup.dial);
+    assert_eq!(sender.send_batch(&*sender.backend(), new, &[(0, 5); 3]), Ok((0, NetioStatus::NotConnected)));
+    assert_eq!(sender.send_batch(&*sender.backend(), out, &[(0, 5); 3]), Ok((3, NetioStatus::Ok)));
+    sender.close(out);
+    assert_eq!(sender.send_batch(&*sender.backend(), out, &[(0, 5); 3]), Ok((0, NetioStatus::NotConnected)));
+    world.until("closed", || sender.closing(out).is_some() && pair.listener.closing(pair.back).is_some());
+}
+
 /// An accepted message leaves at the latest at the end of the loop's turn, whatever follows or not.
 pub(super) fn an_accepted_message_leaves_with_the_turn(world: &World) {
     let far = world.another_loop();

@@ -16,7 +16,7 @@ use super::node::Node;
 use super::pair::{Pair, Setup};
 use super::recorder::Kind;
 use super::world::{World, config, wait};
-use crate::backend::NetworkBackend;
+use crate::backend::{CopiedMessage, NetworkBackend};
 use crate::endpoint::Endpoint;
 use crate::status::NetioStatus;
 
@@ -121,6 +121,50 @@ pub(super) fn four_threads_send_at_once(world: &World) {
     // Of each thread's messages, a third goes by buffers where they fit, under the buffers' ids.
     let by_buffer = (0..EACH).filter(|number| number % 3 == 2 && (number % 3_000).max(8) <= 1_000).count();
     assert_eq!(keys.borrow().len(), 4 * (EACH - by_buffer));
+}
+
+/// Threads send in batches of any size, into a queue that is often full: each thread's order is kept, and what is not
+/// accepted is the thread's.
+pub(super) fn batches_of_several_threads_keep_their_order(world: &World) {
+    const EACH: usize = 4_000;
+    const THREADS: usize = 3;
+    let pair = shared_pair(world, Setup::queue(300));
+    let room = Room::told_by(&pair.dialer);
+    let next = Rc::new(RefCell::new([0; THREADS]));
+    let expected = next.clone();
+    pair.listener.on(Kind::Data, move |call| {
+        call.with_message(|bytes| {
+            let (thread, number) = read_numbers(bytes);
+            assert_eq!(number, expected.borrow()[thread], "out of order from thread {thread}");
+            assert!(bytes[8..].iter().all(|byte| *byte == thread as u8 ^ number as u8), "corrupted");
+            expected.borrow_mut()[thread] += 1;
+        });
+    });
+    let threads: Vec<_> = (0..THREADS)
+        .map(|thread| {
+            let (backend, room, out) = (pair.dialer.shared(), room.clone(), pair.out);
+            thread::spawn(move || {
+                let mut number = 0;
+                while number < EACH {
+                    let batch: Vec<_> =
+                        (number..EACH.min(number + 1 + number % 90)).map(|at| numbered(thread, at, at * 31 % 700)).collect();
+                    let message = |bytes| CopiedMessage { data: bytes, ..Default::default() };
+                    let messages: Vec<_> = batch.iter().map(|bytes| message(&bytes[..])).collect();
+                    let mut left = &messages[..];
+                    let status = room.retry(|| {
+                        let (accepted, status) = backend.send_copy_batch(out, left).expect("it is there");
+                        left = &left[accepted..];
+                        status
+                    });
+                    assert_eq!((status, left.len()), (NetioStatus::Ok, 0));
+                    number += messages.len();
+                }
+            })
+        })
+        .collect();
+    world.until("all arrive", || next.borrow().iter().all(|next| *next == EACH));
+    threads.into_iter().for_each(|thread| thread.join().expect("the thread sends all"));
+    world.until("all keys come back", || pair.dialer.completed(pair.out) == THREADS * EACH);
 }
 
 fn send_by(backend: &Shared, to: Endpoint, family: usize, bytes: &[u8], key: u64) -> NetioStatus {

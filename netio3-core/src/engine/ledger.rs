@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::{Add, Sub};
 
+use crate::backend::CopiedMessage;
 use crate::config::ConnectionParameters;
 use crate::memory::{HeldRegions, RegionTable};
 use crate::status::{Completion, CompletionKind};
@@ -183,6 +184,25 @@ impl Ledger {
     pub(crate) fn push(&mut self, key: u64, kind: CompletionKind, len: usize) {
         self.accepted_bytes += len as u64;
         self.records.push(Record { key, len: len as u32, kind: Some(kind) });
+    }
+
+    /// Enters those of copied messages, from the first on, that are within what was granted and have no longer header than
+    /// this; gives how many.
+    #[inline]
+    pub(crate) fn push_granted(&mut self, messages: &[CopiedMessage<'_>], max_header_len: usize) -> usize {
+        let most = self.granted_records.saturating_sub(self.records.len()).min(messages.len());
+        let mut bytes = self.accepted_bytes;
+        let within = |message: &&CopiedMessage<'_>| {
+            let end = bytes + message.len() as u64;
+            let within = message.header.len() <= max_header_len && end <= self.granted_bytes;
+            bytes = if within { end } else { bytes };
+            within
+        };
+        let entered = &messages[..messages[..most].iter().take_while(within).count()];
+        self.accepted_bytes = bytes;
+        let record = |message: &CopiedMessage<'_>| Record { key: message.key, len: message.len() as u32, kind: Some(CompletionKind::Copy) };
+        self.records.extend(entered.iter().map(record));
+        entered.len()
     }
 
     /// The next message holds these regions, if any.
@@ -398,6 +418,24 @@ mod tests {
         push(&mut ledger, 3, 5_000);
         assert_eq!(ledger.grant(Amount { messages: 50, bytes: 1_000 }), Amount::default(), "an oversized one used more than there is");
         assert_eq!(ledger.end_grant(), Amount::default());
+    }
+
+    #[test]
+    fn copies_are_entered_as_far_as_the_grant_goes() {
+        let message = |key, header: &'static [u8], data: &'static [u8]| CopiedMessage { data, header, key };
+        let messages = [message(5, b"ab", b"cde"), message(6, b"", b""), message(7, b"abc", b""), message(8, b"", b"abcdefg")];
+        let mut ledger = ledger(100, 1_000);
+        assert_eq!(ledger.push_granted(&messages, 3), 0, "nothing is granted");
+        push(&mut ledger, 1, 10);
+        ledger.grant(Amount { messages: 50, bytes: 14 });
+        assert_eq!(ledger.push_granted(&messages, 3), 3, "the last one has too many bytes");
+        assert_eq!(ledger.push_granted(&messages[2..], 2), 0, "the header is too long");
+        assert_eq!((ledger.messages(), ledger.bytes()), (4, 18));
+        assert_eq!(ledger.end_grant(), Amount { messages: 47, bytes: 6 });
+        ledger.grant(Amount { messages: 1, bytes: 100 });
+        assert_eq!(ledger.push_granted(&messages, 3), 1, "one message was granted");
+        ledger.complete_messages(5, &mut RegionTable::new(0, false));
+        assert_eq!(keys(&mut ledger), [1, 5, 6, 7, 5]);
     }
 
     #[test]

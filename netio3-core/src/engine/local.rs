@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::address::EndPointAddress;
-use crate::backend::{ConnectionState, ListenerState, NetworkBackend, Unsent};
+use crate::backend::{ConnectionState, CopiedMessage, ListenerState, NetworkBackend, Unsent, send_each};
 use crate::callbacks::Callbacks;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, NetworkConfig};
 use crate::endpoint::{Endpoint, EndpointIds};
@@ -193,6 +193,18 @@ impl<T: Transport> LocalBackend<T> {
         let len = header.len() + len_of(data);
         let message = || Outgoing { header, payload: Payload::Copied(data), len };
         self.submit(to, key, CompletionKind::Copy, None::<fn(&Engine<T>) -> Option<HeldRegions>>, message)
+    }
+
+    /// Accepts those of copied messages, from the first on, that are within what was granted; gives how many.
+    #[inline]
+    fn submit_granted(&self, to: Endpoint, messages: &[CopiedMessage<'_>]) -> usize {
+        let engine = &*self.engine;
+        let table = engine.table.borrow();
+        let Some(connection) = look_up(&table, to) else { return 0 };
+        let max_header_len = connection.limits.get().max_header_len;
+        let accepted = connection.ledger.borrow_mut().push_granted(messages, max_header_len);
+        engine.transport.enqueue_copies(engine, connection, &messages[..accepted]);
+        accepted
     }
 
     /// Takes messages that lie at `place` among copied bytes, each after its head, and were accepted within the limits
@@ -395,6 +407,10 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
             [piece] => self.submit_copied(to, from_ref(piece), header, key),
             data => self.submit_copied_pieces(to, data, header, key),
         }
+    }
+
+    fn send_copy_batch(&self, to: Endpoint, messages: &[CopiedMessage<'_>]) -> Result<(usize, NetioStatus), SendError> {
+        send_each(self, to, messages, |rest| self.submit_granted(to, rest))
     }
 
     #[allow(unsafe_code, reason = "the trait's one call whose contract the compiler cannot check")]

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::address::EndPointAddress;
+use crate::backend::CopiedMessage;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::engine::{Connection, Engine, Listener, RawPieces, Run, Upcalls};
 use crate::error::RegisterError;
@@ -99,6 +100,14 @@ pub trait Transport: Sized + 'static {
     /// the engine's table meanwhile.
     fn enqueue(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>, message: Outgoing<'_>) -> usize;
 
+    /// The same for each of several messages.
+    fn enqueue_copies(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>, messages: &[CopiedMessage<'_>]) {
+        for message in messages {
+            let payload = Payload::Copied(&[IoSlice::new(message.data)]);
+            self.enqueue(engine, connection, Outgoing { header: message.header, payload, len: message.len() });
+        }
+    }
+
     /// The messages at which a queue is flushed before the turn ends, if the user does not say.
     const FLUSH_MESSAGES: usize = usize::MAX;
 
@@ -151,8 +160,8 @@ pub trait Transport: Sized + 'static {
         let _ = (engine, connection);
     }
 
-    /// The turn ends, and everything was flushed; for transports that are not driven by watched descriptors alone.
-    /// [`Next::Again`] has it called once more, as a rule before the loop goes on.
+    /// The turn ends, and everything was flushed, except leftovers that are flushed in the next round; for transports that
+    /// are not driven by watched descriptors alone. [`Next::Again`] has it called once more, as a rule before the loop goes on.
     fn before_sleep(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
         let _ = (up, budget);
         Next::Wait

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::address::EndPointAddress;
-use crate::backend::{ConnectionState, ListenerState, NetworkBackend, Phase, Unsent};
+use crate::backend::{ConnectionState, CopiedMessage, ListenerState, NetworkBackend, Phase, Unsent, send_each};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits};
 use crate::endpoint::Endpoint;
 use crate::engine::local::{len_of, too_many};
@@ -224,6 +224,10 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
         self.shared.submit::<T>(to, &offer, None, Outgoing { header, payload: Payload::Shared(&copy), len })
     }
 
+    fn send_copy_batch(&self, to: Endpoint, messages: &[CopiedMessage<'_>]) -> Result<(usize, NetioStatus), SendError> {
+        send_each(self, to, messages, |rest| self.shared.submit_copies::<T>(to, rest, COPIED_AT_ONCE))
+    }
+
     #[allow(unsafe_code, reason = "the trait's one call whose contract the compiler cannot check")]
     unsafe fn send_raw_iov(&self, to: Endpoint, data: &[RawSlice], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         let len = header.len() + data.iter().map(RawSlice::len).sum::<usize>();
@@ -362,5 +366,7 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
 
 /// Messages of the copying calls from this length on are copied before the mailbox is locked.
 pub(super) const COPIED_APART: usize = 256 << 10;
+/// The bytes that are copied under one lock at least, where there are so many: the loop waits for it meanwhile.
+const COPIED_AT_ONCE: usize = 64 << 10;
 /// An instant further away than this may not be representable.
 const LONGEST_SHUTDOWN: Duration = Duration::from_secs(365 * 24 * 3_600);

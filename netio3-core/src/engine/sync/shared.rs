@@ -1,27 +1,29 @@
 //! What the calling threads and the loop share.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
 use crate::address::EndPointAddress;
+use crate::backend::CopiedMessage;
 use crate::config::NetworkConfig;
 use crate::endpoint::{Endpoint, EndpointIds};
 use crate::engine::core::drop_each;
 use crate::engine::local::too_many;
+use crate::engine::sync::front::COPIED_APART;
 use crate::engine::sync::inbox::{Command, Inbox};
 use crate::engine::sync::mailbox::{Mail, Offer};
 use crate::engine::sync::quota::Quota;
 use crate::engine::sync::slots::Slots;
-use crate::engine::{Opener, Outgoing, Transport};
+use crate::engine::{Opener, Outgoing, Payload, Transport};
 use crate::error::SendError;
 use crate::event_loop::Remote;
 use crate::memory::{HeldRegions, RegionTable};
 use crate::stats::{BackendCounters, ListenerCounters};
-use crate::status::NetioStatus;
+use crate::status::{CompletionKind, NetioStatus};
 
 /// The state of a synchronized backend.
 ///
@@ -201,6 +203,32 @@ impl<O: Opener> Shared<O> {
             self.inbox.tell(to);
         }
         Ok(if has_room { NetioStatus::Ok } else { NetioStatus::NoResources })
+    }
+
+    /// Accepts copied messages, from the first on, until they come to so many bytes or one is not to be accepted, or not
+    /// under the lock; gives how many.
+    pub(super) fn submit_copies<T: Transport>(&self, to: Endpoint, messages: &[CopiedMessage<'_>], bytes: usize) -> usize {
+        let accept = |mail: &mut Mail| {
+            let mut left = bytes;
+            let mut accepted = 0;
+            for message in messages {
+                let len = message.len();
+                let offer = Offer { header_len: message.header.len(), len, key: message.key, kind: CompletionKind::Copy };
+                if left == 0 || len >= COPIED_APART || mail.objection(&offer).is_some() || !mail.has_room(len, &self.quota) {
+                    break;
+                }
+                let payload = Payload::Copied(&[IoSlice::new(message.data)]);
+                mail.accept::<T>(&offer, HeldRegions::default(), Outgoing { header: message.header, payload, len });
+                left = left.saturating_sub(len);
+                accepted += 1;
+            }
+            (accepted, accepted > 0 && mail.mark())
+        };
+        let (accepted, tell) = self.with(to, accept).unwrap_or_default();
+        if tell {
+            self.inbox.tell(to);
+        }
+        accepted
     }
 
     /// Whether a message would be accepted now.
