@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 
-use netio3_core::MemoryRegion;
+use netio3_core::{Buffers, ConnectionParameters, EndPointAddress, Handlers, MemoryRegion, NetworkConfig, loopback};
+use netio3_evloop::EpollEventLoop;
 use proptest::prelude::*;
 
 use super::*;
@@ -21,6 +22,7 @@ enum Step {
     },
     Buffer {
         len: usize,
+        of_connection: bool,
     },
     Run {
         len: usize,
@@ -45,7 +47,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0_usize..40, pieces()).prop_map(|(header, pieces)| Step::Copied { header, pieces }),
         5 => (0_usize..40, pieces(), prop_oneof![Just(0_usize), Just(1_024), Just(usize::MAX)])
             .prop_map(|(header, pieces, copy_below)| Step::Shared { header, pieces, copy_below }),
-        3 => len().prop_map(|len| Step::Buffer { len: len.min(4_096) }),
+        4 => (len(), any::<bool>()).prop_map(|(len, of_connection)| Step::Buffer { len: len.min(4_096), of_connection }),
         2 => (1_usize..9_000).prop_map(|len| Step::Run { len }),
         6 => (1..=MOST_SLICES, prop_oneof![Just(1_usize), Just(2_000), Just(1 << 20)], prop_oneof![0_usize..=1_000, Just(1_000)])
             .prop_map(|(max_slices, max_bytes, taken)| Step::Write { max_slices, max_bytes, taken }),
@@ -81,6 +83,11 @@ impl Model {
 
 fn run(steps: Vec<Step>, hello: bool) {
     let mut pool = MemoryRegion::new(64 * 4_096).expect("there is memory").cut(4_096).expect("it is free");
+    // Those of a connection have room for a head; any backend's do.
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    let backend = loopback::create_local(NetworkConfig::default(), Box::new(Handlers::new()), &ev).expect("the configuration is valid");
+    let params = ConnectionParameters { buffers: Some(Buffers { size: 4_096, count: 64 }), ..Default::default() };
+    let connection = backend.connect(&EndPointAddress::localhost(1), &params).expect("it is started");
     let mut outbound = Outbound::default();
     let mut model = Model::default();
     let mut hello_left = 0;
@@ -121,8 +128,9 @@ fn run(steps: Vec<Step>, hello: bool) {
                     }
                 }
             }
-            Step::Buffer { len } => {
-                let Some(mut buffer) = pool.take() else { continue };
+            Step::Buffer { len, of_connection } => {
+                let taken = if of_connection { backend.take_buffer(connection).expect("it has buffers") } else { pool.take() };
+                let Some(mut buffer) = taken else { continue };
                 let bytes = model.bytes(len);
                 buffer.extend_from_slice(&bytes).expect("it fits");
                 let name = Name::Buffer(buffer.id());
