@@ -103,6 +103,9 @@ impl Incoming {
     }
 }
 
+/// The most messages that are sent between two looks at the clock.
+pub const MOST_PER_LOOK: usize = 64;
+
 /// The sending side of a transfer.
 pub struct Transfer {
     began: Instant,
@@ -115,7 +118,7 @@ pub struct Transfer {
 impl Transfer {
     /// Time runs from now on.
     pub fn begin(job: &Job) -> Self {
-        Self { began: Instant::now(), time: job.time, every: (65_536 / job.size as u64).clamp(1, 64), sent: 0 }
+        Self { began: Instant::now(), time: job.time, every: (65_536 / job.size as u64).clamp(1, MOST_PER_LOOK as u64), sent: 0 }
     }
 
     /// The first bytes of the next message; `None` when time is up, and the question follows.
@@ -125,10 +128,18 @@ impl Transfer {
         (!over).then(|| head(self.sent))
     }
 
-    /// The library took the message.
+    /// The first bytes of the next messages, and how many of them are to be sent before the clock is read again; none when
+    /// time is up.
     #[inline]
-    pub fn accepted(&mut self) {
-        self.sent += 1;
+    pub fn next_batch(&self) -> ([[u8; HEAD_LEN]; MOST_PER_LOOK], usize) {
+        let count = self.next().map_or(0, |_| self.every - self.sent % self.every);
+        (std::array::from_fn(|at| head(self.sent + at as u64)), count as usize)
+    }
+
+    /// The library took so many messages.
+    #[inline]
+    pub fn accepted(&mut self, count: usize) {
+        self.sent += count as u64;
     }
 
     /// The receiver answered the question.
@@ -232,8 +243,8 @@ mod tests {
     #[test]
     fn a_lost_message_fails_the_transfer() {
         let mut transfer = Transfer::begin(&JOB);
-        transfer.accepted();
-        transfer.accepted();
+        transfer.accepted(1);
+        transfer.accepted(1);
         assert_eq!(transfer.end(&head(1)).unwrap_err(), "2 messages were sent and 1 arrived");
         assert!(transfer.end(&[]).is_err());
         assert!(matches!(transfer.end(&head(2)), Ok(Measured::Transfer { messages: 2, .. })));
