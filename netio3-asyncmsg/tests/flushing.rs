@@ -54,7 +54,7 @@ fn params() -> ConnectionParameters {
 fn what_is_left_over_is_written_with_what_the_next_callback_sends() {
     let writes = writes_of_refills(99);
     // 16,032,000 bytes are 128 full writes; with each callback's rest by itself they were 200.
-    assert!((128..=150).contains(&writes), "{writes} writes");
+    assert!((128..=165).contains(&writes), "{writes} writes");
 }
 
 #[test]

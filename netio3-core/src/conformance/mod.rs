@@ -116,6 +116,7 @@ macro_rules! conformance_suite {
                 a_batch_is_sent_like_its_messages_one_by_one
                 a_batch_ends_at_the_first_message_that_is_not_accepted
                 an_accepted_message_leaves_with_the_turn
+                what_a_callback_of_completions_sends_leaves_with_the_turn
                 flush_is_harmless_at_any_time
                 flush_sends_without_waiting_for_the_turn
                 the_accepted_side_may_send_first

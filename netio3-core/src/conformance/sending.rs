@@ -284,6 +284,31 @@ pub(super) fn an_accepted_message_leaves_with_the_turn(world: &World) {
     }
 }
 
+/// So does what a callback of completions sends, however often one of its turn has done so before.
+pub(super) fn what_a_callback_of_completions_sends_leaves_with_the_turn(world: &World) {
+    let far = world.another_loop();
+    let listener = far.node("listener", config());
+    let dialer = world.node("dialer", config());
+    let (out, back) = connected_across(world, &far, &dialer, &listener);
+    let left = Rc::new(Cell::new(0));
+    let to_send = left.clone();
+    dialer.on(Kind::Completed, move |call| {
+        if to_send.get() > 0 {
+            to_send.set(to_send.get() - 1);
+            assert_eq!(call.send(call.endpoint, Plan::copy(100)), NetioStatus::Ok);
+        }
+    });
+    for more in 1..=6 {
+        let all = dialer.tally(out).accepted + 1 + more;
+        left.set(more);
+        dialer.sent(out, Plan::copy(100));
+        // The last turn is the one in which the last message was accepted.
+        world.until_turn("all are accepted", || left.get() == 0);
+        far.until("the last one has left, too", || listener.received(back) == all);
+        world.until("all keys are back", || dialer.completed(out) == all);
+    }
+}
+
 /// `flush` starts sending what is queued without ending the turn.
 pub(super) fn flush_is_harmless_at_any_time(world: &World) {
     let pair = Pair::new(world);

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::harness::Harness;
 use super::journal::{SharedJournal, What};
@@ -96,6 +96,16 @@ impl World {
         let ev = self.ev();
         let _running = Running::mark();
         ev.run_once(Some(Duration::ZERO)).expect("the loop can wait");
+    }
+
+    /// Runs single turns until `done`, and none after.
+    #[track_caller]
+    pub(super) fn until_turn(&self, what: &str, done: impl Fn() -> bool) {
+        let started = Instant::now();
+        while !done() {
+            assert!(started.elapsed() < wait(), "not within {:?}: {what}", wait());
+            self.turn();
+        }
     }
 
     /// What the panic in a callback looks like to who runs the loop: the panic's text.

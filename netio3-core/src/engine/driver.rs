@@ -235,13 +235,11 @@ impl<T: Transport> Source for Driver<T> {
             self.tell_ends(&engine, budget);
             self.tell_completions(&engine, budget);
             self.tell_writable(&engine);
-            // All that was accepted leaves in this turn: the last round leaves nothing.
-            let leftovers_wait = round < ROUNDS && !budget.is_spent();
-            self.flush(&engine, leftovers_wait);
-            let some_wait = !engine.unflushed.borrow().is_empty();
+            // Leftovers wait for the second round, no longer: all that was accepted leaves in this turn.
+            self.flush(&engine, round == 1);
             next = engine.transport.before_sleep(&mut self.upcalls(), budget);
             // At least twice, so that what the flush completes is told in the same turn.
-            let goes_on = some_wait || (next == Next::Again && !budget.is_spent()) || (round == 1 && engine.has_work());
+            let goes_on = (next == Next::Again && !budget.is_spent()) || (round == 1 && engine.has_work());
             if !goes_on {
                 break;
             }
@@ -281,7 +279,7 @@ impl<T: Transport> Drop for Driver<T> {
 
 impl<T: Transport> Engine<T> {
     /// Whether the end of a turn has something to do at once.
-    fn has_work(&self) -> bool {
+    pub(super) fn has_work(&self) -> bool {
         !self.over.borrow().is_empty() || !self.completed.borrow().is_empty() || !self.unflushed.borrow().is_empty()
     }
 }

@@ -160,7 +160,7 @@ pub trait Transport: Sized + 'static {
         let _ = (engine, connection);
     }
 
-    /// The turn ends, and everything was flushed, except leftovers that are flushed in the next round; for transports that
+    /// The turn ends, and everything was flushed, except leftovers that are flushed in the second round; for transports that
     /// are not driven by watched descriptors alone. [`Next::Again`] has it called once more, as a rule before the loop goes on.
     fn before_sleep(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
         let _ = (up, budget);

@@ -84,8 +84,13 @@ impl<T: Transport> Source for FrontSource<T> {
                     break;
                 }
             }
+            if !side.shared.is_gone() && side.has_work() {
+                // So does what they sent in the second round; its completions are told in the next turn.
+                side.drain(&mut budget.clone());
+                driver.delivered(ev, budget);
+            }
             side.trim();
-            if side.has_work() { Next::Again } else { next }
+            if side.has_work() || side.engine().has_work() { Next::Again } else { next }
         })
     }
 
