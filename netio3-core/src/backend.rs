@@ -209,7 +209,7 @@ pub trait NetworkBackend {
     /// `netio3-bench limits batches`.)
     ///
     /// # Errors
-    /// `UnknownSendEndpoint`, where none was accepted; a connection that ends in between is `NotConnected`.
+    /// `UnknownSendEndpoint`, where there is one and none was accepted; a connection that ends in between is `NotConnected`.
     fn send_copy_batch(&self, to: Endpoint, messages: &[CopiedMessage<'_>]) -> Result<(usize, NetioStatus), SendError> {
         send_each(self, to, messages, |_| 0)
     }

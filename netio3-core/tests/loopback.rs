@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use netio3_core::{
     Budget, Callbacks, ClosedReason, Completion, ConnectionInfo, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, Endpoint,
-    EventLoop, Interest, Message, NetioStatus, NetworkBackend, NetworkConfig, Next, Ready, RefusedReason, Source, loopback,
+    EventLoop, Handlers, Interest, Message, NetioStatus, NetworkBackend, NetworkConfig, Next, Ready, RefusedReason, Source, loopback,
 };
 use netio3_evloop::{EpollEventLoop, Handle};
 
@@ -372,4 +372,36 @@ fn a_completion_from_outside_makes_a_nested_loop_readable() {
     // Enough to be flushed before the call returns.
     assert_eq!(near.send_copy(endpoint, &[1; 100_000], b"", 5).unwrap(), NetioStatus::Ok);
     assert!(outer.run_until(&mut || log.completed() == [5], Duration::from_secs(1)).unwrap());
+}
+
+/// Of more messages than a turn handles, those that it does are answered in it.
+#[test]
+fn answers_leave_in_the_turn_however_late_in_it_they_are_sent() {
+    let (ev, far) = (EpollEventLoop::new().unwrap(), EpollEventLoop::new().unwrap());
+    let taken = Rc::new(Cell::new(0));
+    let count = taken.clone();
+    let answering = Handlers::new().on_data(move |backend, from, _, message| {
+        count.set(count.get() + 1);
+        assert_eq!(backend.send_copy(from, &message, &[], 1), Ok(NetioStatus::Ok));
+    });
+    let echo = loopback::create_local(NetworkConfig::default(), Box::new(answering), &ev).unwrap();
+    let address = echo.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).unwrap();
+    let asking = loopback::create_local(NetworkConfig::default(), Box::new(Handlers::new()), &far).unwrap();
+    let ends: Vec<_> = (0..16).map(|_| asking.connect(&address, &ConnectionParameters::default()).unwrap()).collect();
+    let start = Instant::now();
+    while echo.totals().established.get() < 16 || asking.totals().established.get() < 16 {
+        assert!(start.elapsed() < WAIT);
+        ev.run_for(Duration::from_millis(1)).unwrap();
+        far.run_for(Duration::from_millis(1)).unwrap();
+    }
+    for _ in 0..3_000 {
+        ends.iter().for_each(|end| _ = asking.send_copy(*end, b"question", &[], 1).unwrap());
+    }
+    far.run_for(Duration::from_millis(5)).unwrap();
+    for turn in 1..=4 {
+        ev.run_once(Some(Duration::ZERO)).unwrap();
+        assert_eq!(echo.totals().messages_sent.get(), taken.get(), "turn {turn}");
+        far.run_for(Duration::from_millis(5)).unwrap();
+    }
+    assert!(taken.get() > 10_000, "{} were taken", taken.get());
 }

@@ -247,6 +247,8 @@ impl<T: Transport> Source for Driver<T> {
         if engine.is_gone() {
             return Next::Wait;
         }
+        // What callbacks sent while the transport had its last look.
+        self.flush(&engine, false);
         self.resume_capped(&engine);
         engine.ending_turn.set(false);
         if engine.has_work() { Next::Again } else { next }

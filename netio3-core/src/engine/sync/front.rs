@@ -366,7 +366,7 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
 
 /// Messages of the copying calls from this length on are copied before the mailbox is locked.
 pub(super) const COPIED_APART: usize = 256 << 10;
-/// The bytes that are copied under one lock at least, where there are so many: the loop waits for it meanwhile.
+/// The bytes, heads included, after which a batch lets go of the lock: the loop waits for it meanwhile.
 const COPIED_AT_ONCE: usize = 64 << 10;
 /// An instant further away than this may not be representable.
 const LONGEST_SHUTDOWN: Duration = Duration::from_secs(365 * 24 * 3_600);

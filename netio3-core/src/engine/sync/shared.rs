@@ -18,7 +18,7 @@ use crate::engine::sync::inbox::{Command, Inbox};
 use crate::engine::sync::mailbox::{Mail, Offer};
 use crate::engine::sync::quota::Quota;
 use crate::engine::sync::slots::Slots;
-use crate::engine::{Opener, Outgoing, Payload, Transport};
+use crate::engine::{Opener, Outgoing, Payload, RUN_HEAD_LEN, Transport};
 use crate::error::SendError;
 use crate::event_loop::Remote;
 use crate::memory::{HeldRegions, RegionTable};
@@ -219,7 +219,7 @@ impl<O: Opener> Shared<O> {
                 }
                 let payload = Payload::Copied(&[IoSlice::new(message.data)]);
                 mail.accept::<T>(&offer, HeldRegions::default(), Outgoing { header: message.header, payload, len });
-                left = left.saturating_sub(len);
+                left = left.saturating_sub(RUN_HEAD_LEN + len);
                 accepted += 1;
             }
             (accepted, accepted > 0 && mail.mark())

@@ -85,7 +85,8 @@ impl<T: Transport> Source for FrontSource<T> {
                 }
             }
             if !side.shared.is_gone() && side.has_work() {
-                // So does what they sent in the second round; its completions are told in the next turn.
+                // So does what they sent in the second round, as far as that left something of the budget; its completions
+                // are told in the next turn.
                 side.drain(&mut budget.clone());
                 driver.delivered(ev, budget);
             }
