@@ -49,11 +49,9 @@ impl Inner {
     pub(crate) fn process(&self) -> Result<(), RunError> {
         let _running = self.enter()?;
         self.nested.set(true);
-        self.phase.set(Phase::Turn);
-        self.turn_began.set(self.read_clock());
         self.run_inits();
-        let began = self.look().map_err(RunError::Wait)?;
-        self.work(began);
+        self.look().map_err(RunError::Wait)?;
+        self.work();
         self.arm();
         Ok(())
     }
@@ -72,8 +70,6 @@ impl Inner {
 
     /// What comes before the first turn: init callbacks, and what was called before running.
     fn begin(&self) {
-        self.phase.set(Phase::Turn);
-        self.turn_began.set(self.read_clock());
         // Whoever runs the loop for an instant only is told of descriptors too.
         self.polls.set(POLLS_WITHOUT_FETCH);
         self.run_inits();
@@ -86,21 +82,19 @@ impl Inner {
 
     fn turn(&self, limit: Option<Instant>) -> Result<(), RunError> {
         self.phase.set(Phase::Turn);
-        let began = self.wait(limit).map_err(RunError::Wait)?;
-        self.work(began);
+        self.wait(limit).map_err(RunError::Wait)?;
+        self.work();
         self.phase.set(Phase::Between);
         Ok(())
     }
 
-    /// Fetches events, after spinning and sleeping if there is nothing else to do; gives when that was done.
-    fn wait(&self, limit: Option<Instant>) -> io::Result<Instant> {
+    /// Fetches events, after spinning and sleeping if there is nothing else to do, and reads the clock.
+    fn wait(&self, limit: Option<Instant>) -> io::Result<()> {
         if self.has_work() || self.shared.is_stopped() {
             return self.look();
         }
-        if !self.spin.get().is_zero()
-            && let Some(now) = self.spin(limit)?
-        {
-            return Ok(now);
+        if !self.spin.get().is_zero() && self.spin(limit)? {
+            return Ok(());
         }
         loop {
             let rests = self.arm() && !self.shared.is_stopped();
@@ -121,20 +115,21 @@ impl Inner {
             // Otherwise the timer fired for a deadline that has moved since.
             let now = self.read_clock();
             if found.any || self.noticed.get() || deadline.is_some_and(|at| at <= now) {
-                return Ok(now);
+                return Ok(());
             }
         }
     }
 
-    /// Fetches what there is; gives when that was done.
-    fn look(&self) -> io::Result<Instant> {
+    /// Fetches what there is, and reads the clock.
+    fn look(&self) -> io::Result<()> {
         self.fetch(false)?;
         self.take_notice();
-        Ok(self.read_clock())
+        self.read_clock();
+        Ok(())
     }
 
-    /// Looks everywhere over and over instead of sleeping; gives when it found something to do.
-    fn spin(&self, limit: Option<Instant>) -> io::Result<Option<Instant>> {
+    /// Looks everywhere over and over instead of sleeping, and reads the clock; tells whether there is something to do.
+    fn spin(&self, limit: Option<Instant>) -> io::Result<bool> {
         let began = self.read_clock();
         loop {
             let found = self.poll_sources()?;
@@ -143,10 +138,10 @@ impl Inner {
             self.turn_began.set(now);
             let deadline = earlier(limit, self.registry.borrow().nearest_deadline());
             if found || self.has_work() || self.shared.is_stopped() || deadline.is_some_and(|at| at <= now) {
-                return Ok(Some(now));
+                return Ok(true);
             }
             if now.saturating_duration_since(began) >= self.spin.get() {
-                return Ok(None);
+                return Ok(false);
             }
         }
     }
@@ -203,8 +198,9 @@ impl Inner {
         }
     }
 
-    /// Everything of a turn but waiting.
-    fn work(&self, began: Instant) {
+    /// Everything of a turn but waiting, which ended when the clock was read last.
+    fn work(&self) {
+        let began = self.latest.get();
         self.turn_began.set(began);
         self.counters.turns.add(1);
         self.read_inbox();
@@ -325,6 +321,9 @@ impl Inner {
     }
 
     fn run_inits(&self) {
+        self.phase.set(Phase::Turn);
+        // Deadlines of what they open count from now.
+        self.turn_began.set(self.read_clock());
         loop {
             let init = self.inits.borrow_mut().pop_front();
             let Some(init) = init else { break };
