@@ -54,18 +54,20 @@ impl BufferPool {
     /// # Errors
     /// Not that much memory.
     pub(crate) fn of_connection(owner: Endpoint, size: usize, count: usize, remote: Arc<dyn Remote>) -> std::io::Result<Self> {
-        let stride = size.checked_next_multiple_of(HEADROOM).and_then(|size| size.checked_add(HEADROOM));
-        let bytes = stride.and_then(|stride| stride.checked_mul(count)).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        let region = MemoryRegion::new(bytes)?;
-        Ok(Self::new(region, HEADROOM, size, Some(owner), Some(remote)).expect("nobody else has the region"))
+        let too_much = std::io::ErrorKind::OutOfMemory;
+        let stride = size.checked_next_multiple_of(HEADROOM).and_then(|size| size.checked_add(HEADROOM)).ok_or(too_much)?;
+        let region = MemoryRegion::new(stride.checked_mul(count).ok_or(too_much)?)?;
+        Ok(Self::new(region, stride, HEADROOM, size, Some(owner), Some(remote)).expect("nobody else has the region"))
     }
 
     pub(super) fn of_region(region: MemoryRegion, size: usize) -> Result<Self, RegionInUse> {
-        Self::new(region, 0, size, None, None)
+        Self::new(region, size, 0, size, None, None)
     }
 
+    /// A buffer for every `stride` bytes of the region.
     fn new(
         region: MemoryRegion,
+        stride: usize,
         headroom: usize,
         size: usize,
         owner: Option<Endpoint>,
@@ -73,7 +75,6 @@ impl BufferPool {
     ) -> Result<Self, RegionInUse> {
         region.claim_for_buffers()?;
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        let stride = if headroom == 0 { size } else { headroom + size.next_multiple_of(headroom) };
         let count = region.len() / stride;
         let shared = Arc::new(PoolShared {
             owner,
@@ -199,7 +200,7 @@ mod tests {
 
     #[test]
     fn buffers_of_a_connection_have_room_for_a_head_and_share_no_byte() {
-        let mut pool = BufferPool::new(MemoryRegion::new(3 * (64 + 128)).unwrap(), HEADROOM, 100, None, None).unwrap();
+        let mut pool = BufferPool::new(MemoryRegion::new(3 * (64 + 128)).unwrap(), 64 + 128, HEADROOM, 100, None, None).unwrap();
         let mut taken: Vec<_> = (0..3).map(|_| pool.take().unwrap()).collect();
         assert!(pool.take().is_none());
         for (i, buffer) in taken.iter_mut().enumerate() {
