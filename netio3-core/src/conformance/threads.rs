@@ -77,14 +77,9 @@ fn read_numbers(bytes: &[u8]) -> (usize, usize) {
     (word(0), word(4))
 }
 
-/// Four threads send at once by all families: each thread's order is kept, nothing is lost, each key comes back once.
-pub(super) fn four_threads_send_at_once(world: &World) {
-    const EACH: usize = 3_000;
-    let mut setup = Setup::buffers(1_000, 16);
-    setup.dial.queue_messages = 128;
-    let pair = shared_pair(world, setup);
-    let room = Room::told_by(&pair.dialer);
-    let next = Rc::new(RefCell::new([0; 4]));
+/// Has the listener check that each thread's messages come in order and whole; counts them.
+fn expect_order<const THREADS: usize>(pair: &Pair) -> Rc<RefCell<[usize; THREADS]>> {
+    let next = Rc::new(RefCell::new([0; THREADS]));
     let expected = next.clone();
     pair.listener.on(Kind::Data, move |call| {
         call.with_message(|bytes| {
@@ -94,6 +89,17 @@ pub(super) fn four_threads_send_at_once(world: &World) {
             expected.borrow_mut()[thread] += 1;
         });
     });
+    next
+}
+
+/// Four threads send at once by all families: each thread's order is kept, nothing is lost, each key comes back once.
+pub(super) fn four_threads_send_at_once(world: &World) {
+    const EACH: usize = 3_000;
+    let mut setup = Setup::buffers(1_000, 16);
+    setup.dial.queue_messages = 128;
+    let pair = shared_pair(world, setup);
+    let room = Room::told_by(&pair.dialer);
+    let next = expect_order::<4>(&pair);
     let keys = Rc::new(RefCell::new(HashSet::new()));
     let seen = keys.clone();
     pair.dialer.on(Kind::Completed, move |call| {
@@ -130,16 +136,7 @@ pub(super) fn batches_of_several_threads_keep_their_order(world: &World) {
     const THREADS: usize = 3;
     let pair = shared_pair(world, Setup::queue(300));
     let room = Room::told_by(&pair.dialer);
-    let next = Rc::new(RefCell::new([0; THREADS]));
-    let expected = next.clone();
-    pair.listener.on(Kind::Data, move |call| {
-        call.with_message(|bytes| {
-            let (thread, number) = read_numbers(bytes);
-            assert_eq!(number, expected.borrow()[thread], "out of order from thread {thread}");
-            assert!(bytes[8..].iter().all(|byte| *byte == thread as u8 ^ number as u8), "corrupted");
-            expected.borrow_mut()[thread] += 1;
-        });
-    });
+    let next = expect_order::<THREADS>(&pair);
     let threads: Vec<_> = (0..THREADS)
         .map(|thread| {
             let (backend, room, out) = (pair.dialer.shared(), room.clone(), pair.out);
