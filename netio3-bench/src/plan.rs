@@ -38,22 +38,13 @@ impl Plan {
         if let Some(header) = args.header.filter(|header| *header > args.size) {
             return Err(Failure::NoConnection(format!("a header of {header} bytes does not fit in messages of {}", args.size)));
         }
-        if args.threads && matches!(common.backend(), Backend::Raw | Backend::RawFabric) {
+        let is_bare = matches!(common.backend(), Backend::Raw | Backend::RawFabric);
+        if args.threads && is_bare {
             return Err(Failure::NoConnection("--threads is for netio3's backends; the baselines send from one thread".into()));
         }
         let layout = Layout { size: args.size, header: args.header, pieces: args.iov as usize };
         if args.batch > 1 {
-            let is_raw = matches!(common.backend(), Backend::Raw | Backend::RawFabric);
-            let why = match () {
-                () if is_raw => "--batch is for netio3's backends; the baselines put messages together by themselves",
-                () if mode != Mode::Copy => "--batch needs --mode copy: only copied messages are handed over together",
-                () if args.iov > 1 => "messages of a --batch have one piece; leave --iov out",
-                () if !layout.has_tag_in_header() => "the header of messages of a --batch has room for their number; leave --header out",
-                () => "",
-            };
-            if !why.is_empty() {
-                return Err(Failure::NoConnection(why.into()));
-            }
+            check_batch(args, is_bare, mode, &layout)?;
         }
         Ok(Self {
             layout,
@@ -131,6 +122,18 @@ impl Plan {
             verify: self.verify,
         }
     }
+}
+
+/// What is not handed over in batches.
+fn check_batch(args: &SendArgs, is_bare: bool, mode: Mode, layout: &Layout) -> Result<(), Failure> {
+    let why = match () {
+        () if is_bare => "--batch is for netio3's backends; the baselines put messages together by themselves",
+        () if mode != Mode::Copy => "--batch needs --mode copy: only copied messages are handed over together",
+        () if args.iov > 1 => "messages of a --batch have one piece; leave --iov out",
+        () if !layout.has_tag_in_header() => "the header of messages of a --batch has room for their number; leave --header out",
+        () => return Ok(()),
+    };
+    Err(Failure::NoConnection(why.into()))
 }
 
 /// What the baselines do not do.
