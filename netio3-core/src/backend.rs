@@ -26,8 +26,8 @@ use crate::status::{Direction, NetioStatus};
 ///
 /// **Sending.** The header is prepended to the payload, and the receiver sees one slice. A status other
 /// than [`NetioStatus::Ok`] means that nothing was taken. Accepted messages leave at the latest at the end
-/// of the loop's turn, and each comes back exactly once: by `on_send_completed`, or in the pending list of
-/// `on_connection_closed`. An empty queue accepts any one message within [`limits`](Self::limits).
+/// of the loop's turn (on the synchronized kind of the next one, once a turn's budget is used up), and each comes back
+/// exactly once: by `on_send_completed`, or in the pending list of `on_connection_closed`. An empty queue accepts any one message within [`limits`](Self::limits).
 ///
 /// **Threads.** As `dyn NetworkBackend` it belongs to the loop's thread. As
 /// `dyn NetworkBackend + Send + Sync` (the synchronized kind) any thread may call it and never waits for
