@@ -299,9 +299,9 @@ impl<N: Net> Transport for Tcp<N> {
         connection.link.outbound.borrow_mut().push_copies(messages);
     }
 
-    // One segment of the loopback interface with messages of 64 bytes. What is kept of each message until it completes, 32
-    // bytes, would otherwise push the bytes of the first ones out of the second-level cache before they are written.
-    const FLUSH_MESSAGES: usize = 840;
+    // As many messages of 64 bytes as one write takes. What is kept of each message until it completes, 20 bytes, would
+    // otherwise push the bytes of the first ones out of the second-level cache before they are written.
+    const FLUSH_MESSAGES: usize = 1_739;
     const RUN_HEAD: Option<fn(usize) -> [u8; HEAD_LEN]> = Some(|len| Frame::Data(len).head());
 
     fn enqueue_run(&self, _engine: &Engine<Self>, connection: &Conn<N>, run: Run<'_>) -> usize {

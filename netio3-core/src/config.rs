@@ -220,7 +220,7 @@ pub struct ConnectionParameters {
     /// Default [`DEFAULT_FLUSH_AT`](Self::DEFAULT_FLUSH_AT).
     pub flush_at: usize,
     /// Messages accepted since a queue was flushed at which it is flushed likewise; it matters where they are small.
-    /// Default: as is best for the backend, 840 on TCP and without limit over RDMA.
+    /// Default: as is best for the backend, 1,739 on TCP and without limit over RDMA.
     ///
     /// On a synchronized backend the loop gets messages in batches of at least 64 messages or 4 KiB and at most
     /// [`DEFAULT_FLUSH_AT`](Self::DEFAULT_FLUSH_AT) and a message, whatever this and [`flush_at`](Self::flush_at) say.

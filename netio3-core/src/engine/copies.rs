@@ -2,8 +2,6 @@
 
 use std::ops::{Deref, Range};
 
-use crate::engine::ledger::Record;
-
 /// Memory that is filled from the front, and used again and again.
 #[derive(Debug, Default)]
 pub struct Copies {
@@ -126,7 +124,8 @@ fn copy_short(to: &mut [u8], from: &[u8]) {
 /// Accepted messages that were copied one behind the other, each after the head that
 /// [`Transport::RUN_HEAD`](super::Transport::RUN_HEAD) gives.
 pub struct Run<'a> {
-    pub(super) records: &'a [Record],
+    /// The bytes of each message.
+    pub(super) lens: &'a [u32],
     pub(super) copies: &'a mut Copies,
     /// Where it lies.
     pub(super) place: Range<usize>,
@@ -138,8 +137,8 @@ impl Run<'_> {
     /// The messages, without their heads.
     pub fn messages(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = self.bytes();
-        self.records.iter().map(move |record| {
-            let (message, after) = rest[self.head..].split_at(record.len as usize);
+        self.lens.iter().map(move |len| {
+            let (message, after) = rest[self.head..].split_at(*len as usize);
             rest = after;
             message
         })

@@ -11,12 +11,15 @@ use crate::status::{Completion, CompletionKind};
 /// What was accepted and has not completed, in send order, and what has completed and was not told yet.
 #[derive(Debug)]
 pub struct Ledger {
-    /// Those that have not completed, from `first` on.
-    records: Vec<Record>,
+    /// From `first` on those that have completed and were not told, from `next` on those that have not completed.
+    records: Vec<Completion>,
+    /// The bytes of each.
+    lens: Vec<u32>,
     first: usize,
+    next: usize,
     /// The regions of those that hold some, each with the number of its record.
     held: VecDeque<(u64, HeldRegions)>,
-    /// The number of the record at `first`.
+    /// The number of the record at `next`.
     passed: u64,
     /// The bytes of all that was ever accepted.
     accepted_bytes: u64,
@@ -27,22 +30,12 @@ pub struct Ledger {
     granted_records: usize,
     granted_bytes: u64,
     limit: Amount,
-    /// Frames of the transport's own among the records.
-    controls: usize,
-    /// Stream bytes that left and belong to the front record.
+    /// The numbers of those that are frames of the transport's own, until they complete.
+    controls: VecDeque<u64>,
+    /// Stream bytes that left and belong to the record at `next`.
     credit: usize,
     /// The largest message refused since the last *writable*.
     refused: Option<usize>,
-    completed: Vec<Completion>,
-}
-
-/// An accepted message.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Record {
-    pub(crate) key: u64,
-    pub(crate) len: u32,
-    /// `None` for the transport's own frames.
-    pub(crate) kind: Option<CompletionKind>,
 }
 
 /// Messages and their bytes.
@@ -82,7 +75,9 @@ impl Ledger {
     pub(crate) fn new(params: &ConnectionParameters) -> Self {
         Self {
             records: Vec::new(),
+            lens: Vec::new(),
             first: 0,
+            next: 0,
             held: VecDeque::new(),
             passed: 0,
             accepted_bytes: 0,
@@ -91,17 +86,16 @@ impl Ledger {
             granted_records: 0,
             granted_bytes: 0,
             limit: Amount { messages: params.queue_messages.max(1) as u64, bytes: params.queue_bytes as u64 },
-            controls: 0,
+            controls: VecDeque::new(),
             credit: 0,
             refused: None,
-            completed: Vec::new(),
         }
     }
 
     /// Accepted messages that have not completed.
     #[inline]
     pub(crate) fn queued(&self) -> Amount {
-        let messages = self.records.len() - self.first - self.controls;
+        let messages = self.records.len() - self.next - self.controls.len();
         Amount { messages: messages as u64, bytes: self.accepted_bytes - self.left.bytes }
     }
 
@@ -183,7 +177,8 @@ impl Ledger {
     #[inline(always)]
     pub(crate) fn push(&mut self, key: u64, kind: CompletionKind, len: usize) {
         self.accepted_bytes += len as u64;
-        self.records.push(Record { key, len: len as u32, kind: Some(kind) });
+        self.records.push(Completion { key, kind });
+        self.lens.push(len as u32);
     }
 
     /// Enters those of copied messages, from the first on, that are within what was granted and have no longer header than
@@ -200,8 +195,8 @@ impl Ledger {
         };
         let entered = &messages[..messages[..most].iter().take_while(within).count()];
         self.accepted_bytes = bytes;
-        let record = |message: &CopiedMessage<'_>| Record { key: message.key, len: message.len() as u32, kind: Some(CompletionKind::Copy) };
-        self.records.extend(entered.iter().map(record));
+        self.records.extend(entered.iter().map(|message| Completion { key: message.key, kind: CompletionKind::Copy }));
+        self.lens.extend(entered.iter().map(|message| message.len() as u32));
         entered.len()
     }
 
@@ -209,33 +204,41 @@ impl Ledger {
     #[inline(always)]
     pub(crate) fn hold(&mut self, held: HeldRegions) {
         if !held.is_none() {
-            self.held.push_back((self.passed + (self.records.len() - self.first) as u64, held));
+            self.held.push_back((self.next_number(), held));
         }
     }
 
-    /// The latest `n` records.
-    pub(crate) fn latest(&self, n: usize) -> &[Record] {
-        &self.records[self.records.len() - n..]
+    /// The number that the next record gets.
+    fn next_number(&self) -> u64 {
+        self.passed + (self.records.len() - self.next) as u64
     }
 
-    /// Enters messages that hold no regions and have so many bytes.
-    pub(crate) fn push_run(&mut self, records: &[Record], bytes: usize) {
+    /// The latest `n` messages, and the bytes of each.
+    pub(crate) fn latest(&self, n: usize) -> (&[Completion], &[u32]) {
+        let start = self.records.len() - n;
+        (&self.records[start..], &self.lens[start..])
+    }
+
+    /// Enters messages that hold no regions; each has so many of these bytes.
+    pub(crate) fn push_run(&mut self, messages: &[Completion], lens: &[u32], bytes: usize) {
         self.accepted_bytes += bytes as u64;
-        self.records.extend_from_slice(records);
+        self.records.extend_from_slice(messages);
+        self.lens.extend_from_slice(lens);
     }
 
     /// Enters a frame of the transport's own, which completes in turn without being told to anybody.
     pub fn push_control(&mut self) {
-        self.controls += 1;
+        self.controls.push_back(self.next_number());
         // It does not use up what is granted.
         self.granted_records += usize::from(self.granted_records > 0);
-        self.records.push(Record { key: 0, len: 0, kind: None });
+        self.records.push(Completion { key: 0, kind: CompletionKind::Copy });
+        self.lens.push(0);
     }
 
     /// `n` bytes of a stream left, in which every message is preceded by a head of `head` bytes.
     pub(crate) fn complete_bytes(&mut self, n: usize, head: usize, regions: &mut RegionTable) -> Amount {
-        let waiting = &self.records[self.first..];
-        let frame = |record: &Record| head + record.len as usize;
+        let waiting = &self.lens[self.next..];
+        let frame = |len: u32| head + len as usize;
         let mut credit = self.credit + n;
         let mut whole = 0;
         let behind = (self.bytes() + head * waiting.len()).saturating_sub(credit);
@@ -245,12 +248,12 @@ impl Ledger {
             let mut counted = 0;
             while counted < behind && whole > 0 {
                 whole -= 1;
-                counted += frame(&waiting[whole]);
+                counted += frame(waiting[whole]);
             }
             credit = counted.saturating_sub(behind);
         } else {
-            for record in waiting {
-                let Some(rest) = credit.checked_sub(frame(record)) else { break };
+            for len in waiting {
+                let Some(rest) = credit.checked_sub(frame(*len)) else { break };
                 credit = rest;
                 whole += 1;
             }
@@ -261,26 +264,31 @@ impl Ledger {
 
     /// The first `n` records left.
     pub(crate) fn complete_messages(&mut self, n: usize, regions: &mut RegionTable) -> Amount {
-        let n = n.min(self.records.len() - self.first);
-        let done = &self.records[self.first..self.first + n];
-        let told = |record: &Record| record.kind.map(|kind| Completion { key: record.key, kind });
-        let before = self.completed.len();
+        let n = n.min(self.records.len() - self.next);
+        let left = self.next..self.next + n;
         let bytes =
-            if n == self.records.len() - self.first { self.queued().bytes } else { done.iter().map(|record| u64::from(record.len)).sum() };
-        if self.controls == 0 {
-            self.completed.extend(done.iter().map(|record| told(record).expect("no frame of the transport's own is queued")));
-        } else {
-            self.completed.extend(done.iter().filter_map(told));
-        }
-        let messages = self.completed.len() - before;
-        self.controls -= n - messages;
-        let done = Amount { messages: messages as u64, bytes };
+            if left.end == self.records.len() { self.queued().bytes } else { self.lens[left].iter().map(|len| u64::from(*len)).sum() };
+        let controls = self.drop_controls(n);
+        let done = Amount { messages: (n - controls) as u64, bytes };
         self.left = self.left + done;
-        self.first += n;
+        self.next += n - controls;
         self.passed += n as u64;
         self.release_passed(regions);
-        self.compact();
         done
+    }
+
+    /// Takes the frames of the transport's own out of the next `n` records; gives how many those were.
+    fn drop_controls(&mut self, n: usize) -> usize {
+        let mut dropped = 0;
+        while let Some(number) = self.controls.front().filter(|number| **number < self.passed + n as u64) {
+            let at = self.next + (number - self.passed) as usize - dropped;
+            self.controls.pop_front();
+            self.records.remove(at);
+            self.lens.remove(at);
+            self.granted_records = self.granted_records.saturating_sub(1);
+            dropped += 1;
+        }
+        dropped
     }
 
     fn release_passed(&mut self, regions: &mut RegionTable) {
@@ -293,46 +301,57 @@ impl Ledger {
         }
     }
 
-    /// Keeps the records at the beginning of their memory, so that a short queue stays in the cache: they move
-    /// there when less is left than was passed, so that each is moved at most once on average.
-    fn compact(&mut self) {
-        if 2 * self.first > self.records.len() {
-            self.records.drain(..self.first);
-            self.granted_records = self.granted_records.saturating_sub(self.first);
-            self.first = 0;
+    /// Completions that were not told yet; the given empty vector is taken in exchange, for its memory.
+    pub(crate) fn take_completed(&mut self, mut spare: Vec<Completion>) -> Vec<Completion> {
+        self.told = self.left;
+        if self.first == 0 && 2 * self.next >= self.records.len() {
+            // They stay where they are, and the fewer that have not completed move.
+            spare.extend_from_slice(&self.records[self.next..]);
+            std::mem::swap(&mut self.records, &mut spare);
+            spare.truncate(self.next);
+            self.begin_at_next();
+        } else {
+            spare.extend_from_slice(&self.records[self.first..self.next]);
+            self.first = self.next;
+            // So that each is moved at most once on average.
+            if 2 * self.next > self.records.len() {
+                self.records.drain(..self.next);
+                self.begin_at_next();
+            }
         }
+        spare
     }
 
-    /// Completions that were not told yet; the given vector is taken in exchange, for its memory.
-    pub(crate) fn take_completed(&mut self, spare: Vec<Completion>) -> Vec<Completion> {
-        self.told = self.left;
-        std::mem::replace(&mut self.completed, spare)
+    /// The records before `next` have been taken out.
+    fn begin_at_next(&mut self) {
+        self.lens.drain(..self.next);
+        self.granted_records = self.granted_records.saturating_sub(self.next);
+        (self.first, self.next) = (0, 0);
     }
 
     pub(crate) fn has_completed(&self) -> bool {
-        !self.completed.is_empty()
+        self.first < self.next
     }
 
     /// Everything that has not completed, at the end of a connection.
     pub(crate) fn take_pending(&mut self, regions: &mut RegionTable) -> Vec<Completion> {
+        let (queued, completed) = (self.queued(), self.next);
+        self.complete_messages(usize::MAX, regions);
         // They count as told at once, since that is what follows.
-        let queued = self.queued();
-        self.left = self.left + queued;
         self.told = self.told + queued;
-        let records = std::mem::take(&mut self.records).split_off(self.first);
-        (self.first, self.controls) = (0, 0);
+        self.next = completed;
+        self.lens.truncate(completed);
         (self.granted_records, self.granted_bytes) = (0, 0);
-        self.passed += records.len() as u64;
-        self.release_passed(regions);
-        records.iter().filter_map(|record| record.kind.map(|kind| Completion { key: record.key, kind })).collect()
+        self.records.split_off(completed)
     }
 
     /// Gives the memory of an empty ledger back.
     pub(crate) fn trim(&mut self) {
-        if self.records.is_empty() && self.completed.is_empty() {
+        if self.records.is_empty() {
             self.records = Vec::new();
-            self.completed = Vec::new();
+            self.lens = Vec::new();
             self.held = VecDeque::new();
+            self.controls = VecDeque::new();
         }
     }
 }
@@ -460,6 +479,41 @@ mod tests {
         ledger.complete_messages(1, &mut RegionTable::new(0, false));
         assert_eq!(keys(&mut ledger), [1]);
         assert_eq!(ledger.grant(Amount { messages: 5, bytes: 50 }), Amount { messages: 5, bytes: 50 });
+    }
+
+    #[test]
+    fn completions_are_told_in_order_however_many_wait_behind_them() {
+        // So many are accepted, complete and are told of at once; every seventh is a frame of the transport's own.
+        for (accepted, completed, told_every) in [(1, 1, 1), (10, 9, 1), (10, 3, 1), (10, 3, 4), (50, 49, 3), (7, 6, 50)] {
+            let mut regions = RegionTable::new(0, false);
+            let mut ledger = ledger(100_000, 1_000_000);
+            let (mut told, mut spare, mut key) = (Vec::new(), Vec::new(), 0);
+            for step in 0..100 {
+                for at in 0..accepted {
+                    if at % 7 == 6 {
+                        ledger.push_control();
+                        continue;
+                    }
+                    ledger.grant(Amount { messages: 1, bytes: 10 });
+                    assert!(ledger.is_granted(10));
+                    push(&mut ledger, key, 10);
+                    key += 1;
+                }
+                ledger.complete_messages(completed, &mut regions);
+                if step % told_every == 0 {
+                    assert_eq!(ledger.grant(Amount { messages: 3, bytes: 30 }), Amount { messages: 3, bytes: 30 });
+                    spare = ledger.take_completed(spare);
+                    told.extend(spare.drain(..).map(|completion| completion.key));
+                    assert_eq!(ledger.end_grant(), Amount { messages: 3, bytes: 30 }, "what is granted stays");
+                    assert!(!ledger.has_completed());
+                }
+            }
+            told.extend(keys(&mut ledger));
+            assert_eq!((told.len() + ledger.messages(), 10 * ledger.messages()), (key as usize, ledger.bytes()));
+            told.extend(ledger.take_pending(&mut regions).iter().map(|pending| pending.key));
+            assert!((0..key).eq(told), "{accepted} at once, {completed} complete, told every {told_every}");
+            assert!(ledger.is_empty() && !ledger.has_completed());
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, Netw
 use crate::endpoint::{Endpoint, EndpointIds};
 use crate::engine::core::look_up;
 use crate::engine::driver::Driver;
-use crate::engine::ledger::{Amount, Record};
+use crate::engine::ledger::Amount;
 use crate::engine::{Connection, Copies, Engine, Ledger, Opener, Outgoing, Payload, RUN_HEAD_LEN, Release, Run, State, Transport};
 use crate::error::{
     BufferError, CloseListenError, CloseSendError, CreateError, DeregisterError, OpenListenError, OpenSendError, RegisterError, SendError,
@@ -25,7 +25,7 @@ use crate::error::{
 use crate::event_loop::EventLoop;
 use crate::memory::{HeldRegions, MemoryRegion, NetworkBuffer, RegionId};
 use crate::stats::{BackendCounters, ConnectionCounters};
-use crate::status::{ClosedReason, CompletionKind, NetioStatus, RefusedReason};
+use crate::status::{ClosedReason, Completion, CompletionKind, NetioStatus, RefusedReason};
 
 /// Makes a single-threaded backend of a transport and adds it to the loop.
 ///
@@ -207,18 +207,18 @@ impl<T: Transport> LocalBackend<T> {
         accepted
     }
 
-    /// Takes messages that lie at `place` among copied bytes, each after its head, and were accepted within the limits
-    /// that hold here. Those that come after the connection's end are left out: they are pending.
-    pub(super) fn submit_run(&self, to: Endpoint, records: &[Record], copies: &mut Copies, place: Range<usize>) {
+    /// Takes messages of these lengths that lie at `place` among copied bytes, each after its head, and were accepted
+    /// within the limits that hold here. Those that come after the connection's end are left out: they are pending.
+    pub(super) fn submit_run(&self, to: Endpoint, messages: &[Completion], lens: &[u32], copies: &mut Copies, place: Range<usize>) {
         let engine = &*self.engine;
         let Some(connection) = engine.get(to).filter(|connection| connection.state() == State::Established) else { return };
         engine.end_grant(&connection);
         let head = T::RUN_HEAD.map_or(0, |_| RUN_HEAD_LEN);
-        let bytes = place.len() - head * records.len();
+        let bytes = place.len() - head * lens.len();
         let was_empty = connection.ledger.borrow().messages() == 0;
-        connection.ledger.borrow_mut().push_run(records, bytes);
-        engine.queued.set(engine.queued.get() + Amount { messages: records.len() as u64, bytes: bytes as u64 });
-        let unsent = engine.transport.enqueue_run(engine, &connection, Run { records, copies, place, head });
+        connection.ledger.borrow_mut().push_run(messages, lens, bytes);
+        engine.queued.set(engine.queued.get() + Amount { messages: lens.len() as u64, bytes: bytes as u64 });
+        let unsent = engine.transport.enqueue_run(engine, &connection, Run { lens, copies, place, head });
         if was_empty {
             self.begin_queue(&connection);
         }
