@@ -1,5 +1,7 @@
 //! What arrives from a socket, cut into hello and frames.
 
+use arrayvec::ArrayVec;
+
 use crate::frame::{BadHead, Frame, HEAD_LEN};
 use crate::hello::{Hello, NotAHello};
 
@@ -68,6 +70,20 @@ impl Inbound {
     /// How many bytes [`take_partial`](Self::take_partial) gives.
     pub(crate) fn partial_len(&self) -> usize {
         self.partial.len()
+    }
+
+    /// Adds the messages that `bytes` begin with, as far as they lie there whole and there is room for them; none before the
+    /// hello.
+    #[inline]
+    pub(crate) fn messages<'a, const N: usize>(&mut self, mut bytes: &'a [u8], messages: &mut ArrayVec<&'a [u8], N>) {
+        while self.hello_done && !messages.is_full() {
+            let Some((head, rest)) = bytes.split_first_chunk::<HEAD_LEN>() else { break };
+            let Ok(Frame::Data(len)) = Frame::parse(*head, self.max_len) else { break };
+            let Some((message, rest)) = rest.split_at_checked(len) else { break };
+            self.last_len = len;
+            messages.push(message);
+            bytes = rest;
+        }
     }
 
     /// Takes the next thing from the front of `bytes`, which shrinks accordingly. `None`: more is needed than is left.

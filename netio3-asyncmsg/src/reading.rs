@@ -4,9 +4,11 @@ use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::rc::Rc;
 
+use arrayvec::ArrayVec;
 use netio3_core::engine::{Assembled, Brought, Connection, Engine, Reception, Release, State, Upcalls};
 use netio3_core::{Budget, ClosedReason, Message, Next};
 
+use crate::frame::HEAD_LEN;
 use crate::hello::{Hello, VERSIONS};
 use crate::inbound::{Broken, Incoming};
 use crate::link::Link;
@@ -33,6 +35,8 @@ enum Rest {
     Cut(usize),
 }
 
+/// Messages handed to the user at once, at most.
+const TOGETHER: usize = 64;
 /// Bytes read at once, at most.
 const READ_LEN: usize = 256 << 10;
 /// Room in front for the beginning of a head or hello that an earlier read brought; hellos are shorter.
@@ -213,18 +217,31 @@ impl<N: Net> Tcp<N> {
         let fed = bytes.len();
         let mut cut = 0;
         let mut brought = Brought::default();
+        let mut messages = ArrayVec::<_, TOGETHER>::new();
         let mut inbound = link.inbound.borrow_mut();
         let mut mode = engine.reception(connection);
         while !bytes.is_empty() {
             if matches!(mode, Reception::Hold | Reception::Stop) {
                 break;
             }
-            match inbound.next(&mut bytes) {
-                Ok(Some(Incoming::Message(message))) => {
-                    if brought.take(mode, message.len()) && !up.data(connection, Message::borrowed(message, &connection.meter)) {
+            if mode == Reception::Deliver {
+                messages.clear();
+                inbound.messages(bytes, &mut messages);
+                if !messages.is_empty() {
+                    let delivered = &messages[..up.messages(connection, &messages)];
+                    let len = delivered.iter().map(|message| message.len()).sum::<usize>();
+                    brought.messages += delivered.len();
+                    brought.bytes += len;
+                    bytes = &bytes[HEAD_LEN * delivered.len() + len..];
+                    if !engine.is_receiving(connection) {
                         mode = engine.reception(connection);
                     }
+                    continue;
                 }
+            }
+            match inbound.next(&mut bytes) {
+                // Those that are delivered have gone together.
+                Ok(Some(Incoming::Message(_))) => brought.discarded += 1,
                 Ok(Some(Incoming::Heartbeat)) => connection.counters.heartbeats_received.add(1),
                 Ok(Some(Incoming::Goodbye)) => {
                     self.goodbye(engine, connection);

@@ -4,7 +4,7 @@ use crate::address::EndPointAddress;
 use crate::backend::NetworkBackend;
 use crate::config::Limits;
 use crate::endpoint::Endpoint;
-use crate::message::Message;
+use crate::message::{Message, Messages};
 use crate::status::{ClosedReason, Completion, Direction, RefusedReason};
 
 /// The callbacks of a backend; implement the ones you need, or give closures to [`Handlers`].
@@ -55,6 +55,16 @@ pub trait Callbacks {
     /// [`Message::into_bytes`] takes it over.
     fn on_data(&mut self, backend: &dyn NetworkBackend, from: Endpoint, address: &EndPointAddress, message: Message<'_>) {
         let _ = (backend, from, address, message);
+    }
+
+    /// For backends: messages that arrived together, each of which goes to [`on_data`](Self::on_data).
+    ///
+    /// It is here so that it is compiled for the type whose callbacks these are: one indirect call for many messages.
+    #[doc(hidden)]
+    fn on_messages(&mut self, backend: &dyn NetworkBackend, from: Endpoint, address: &EndPointAddress, messages: &mut Messages<'_>) {
+        for message in messages {
+            self.on_data(backend, from, address, message);
+        }
     }
 
     /// Messages left the library (TCP: the kernel holds them) and their memory is no longer referenced;

@@ -1,5 +1,6 @@
 //! Received messages.
 
+use std::cell::Cell;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
+use crate::engine::State;
 use crate::event_loop::Remote;
 use crate::stats::{BackendCounters, ConnectionCounters};
 
@@ -21,6 +23,37 @@ enum Body<'a> {
     Borrowed(&'a [u8], &'a Meter),
     /// Has memory of its own.
     Whole(&'a mut dyn Take),
+}
+
+/// Messages that arrived together. There is a next one for as long as their connection receives.
+pub struct Messages<'a> {
+    rest: std::slice::Iter<'a, &'a [u8]>,
+    meter: &'a Meter,
+    state: &'a Cell<State>,
+    paused: &'a Cell<bool>,
+}
+
+impl<'a> Messages<'a> {
+    pub(crate) fn new(messages: &'a [&'a [u8]], meter: &'a Meter, state: &'a Cell<State>, paused: &'a Cell<bool>) -> Self {
+        Self { rest: messages.iter(), meter, state, paused }
+    }
+
+    /// How many were not taken.
+    pub(crate) fn left(&self) -> usize {
+        self.rest.len()
+    }
+}
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Message<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Message<'a>> {
+        if self.state.get().is_over() || self.paused.get() || self.meter.is_full() {
+            return None;
+        }
+        self.rest.next().map(|message| Message::borrowed(message, self.meter))
+    }
 }
 
 /// A message in memory of its own, which can be handed over without a copy.

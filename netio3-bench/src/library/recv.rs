@@ -72,6 +72,7 @@ impl Callbacks for Receiver {
         self.connections.insert(connection.endpoint, Incoming::default());
     }
 
+    #[inline]
     fn on_data(&mut self, backend: &dyn NetworkBackend, from: Endpoint, _: &EndPointAddress, message: Message<'_>) {
         let Some(incoming) = self.connections.get_mut(from) else { return };
         let message = message.as_slice();

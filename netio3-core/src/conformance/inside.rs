@@ -283,6 +283,23 @@ pub(super) fn every_call_is_allowed_inside_data_of_a_large_message(world: &World
     act_inside(world, Kind::Data, LARGE);
 }
 
+/// An abort or a drop inside *data* holds from the next message on, those read already included.
+pub(super) fn nothing_read_already_follows_an_end_inside_data(world: &World) {
+    for drops in [false, true] {
+        let pair = Pair::new(world);
+        pair.listener.on(Kind::Data, move |call| match call.node.received(call.endpoint) {
+            3 if drops => call.node.drop_backend(),
+            3 => call.backend.abort(call.endpoint).expect("it is there"),
+            _ => {}
+        });
+        (0..20).for_each(|i| pair.dialer.sent(pair.out, Plan::copy(i * 10)));
+        world.until("the peer sees the end", || pair.dialer.closing(pair.out).is_some());
+        world.watch();
+        assert_eq!(pair.listener.received(pair.back), 3);
+        pair.listener.drop_if_alive();
+    }
+}
+
 /// Every call is allowed inside *completed*.
 pub(super) fn every_call_is_allowed_inside_completed(world: &World) {
     act_inside(world, Kind::Completed, SMALL);

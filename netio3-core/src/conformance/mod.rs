@@ -223,6 +223,7 @@ macro_rules! conformance_suite {
                 every_call_is_allowed_inside_closed
                 every_call_is_allowed_inside_data
                 every_call_is_allowed_inside_data_of_a_large_message
+                nothing_read_already_follows_an_end_inside_data
                 every_call_is_allowed_inside_completed
                 every_call_is_allowed_inside_completed_of_a_large_message
                 every_call_is_allowed_inside_writable

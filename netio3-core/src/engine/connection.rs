@@ -101,6 +101,14 @@ pub enum State {
     Refused(RefusedReason),
 }
 
+impl State {
+    /// Whether it is over.
+    #[inline]
+    pub(crate) fn is_over(self) -> bool {
+        matches!(self, Self::Closed(_) | Self::Refused(_))
+    }
+}
+
 impl<L> Connection<L> {
     /// Where it is in its life.
     pub fn state(&self) -> State {
@@ -109,7 +117,7 @@ impl<L> Connection<L> {
 
     /// Whether it is over, so that nothing may be read or delivered any more.
     pub fn is_over(&self) -> bool {
-        matches!(self.state.get(), State::Closed(_) | State::Refused(_))
+        self.state.get().is_over()
     }
 
     /// The token that it is watched under.

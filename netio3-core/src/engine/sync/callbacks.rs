@@ -9,7 +9,7 @@ use crate::endpoint::Endpoint;
 use crate::engine::Transport;
 use crate::engine::sync::loop_side::LoopSide;
 use crate::engine::sync::mailbox::Mail;
-use crate::message::Message;
+use crate::message::{Message, Messages};
 use crate::status::{ClosedReason, Completion, Direction, RefusedReason};
 
 /// The callbacks that the single-threaded backend has. They keep the mailboxes in step and call the user's.
@@ -87,6 +87,15 @@ impl<T: Transport> Callbacks for FrontCallbacks<T> {
         if !side.shared.is_gone() {
             side.user.borrow_mut().on_data(&side.view, from, address, message);
         }
+    }
+
+    fn on_messages(&mut self, _inner: &dyn NetworkBackend, from: Endpoint, address: &EndPointAddress, messages: &mut Messages<'_>) {
+        let Self(side) = self;
+        if !side.shared.is_gone() {
+            return side.user.borrow_mut().on_messages(&side.view, from, address, messages);
+        }
+        // Nobody is told of them.
+        messages.for_each(drop);
     }
 
     fn on_send_completed(
