@@ -60,6 +60,7 @@ pub trait Callbacks {
     /// For backends: messages that arrived together, each of which goes to [`on_data`](Self::on_data).
     ///
     /// It is here so that it is compiled for the type whose callbacks these are: one indirect call for many messages.
+    /// Nobody else can implement it, since the type of `messages` has no name outside this crate.
     #[doc(hidden)]
     fn on_messages(&mut self, backend: &dyn NetworkBackend, from: Endpoint, address: &EndPointAddress, messages: &mut Messages<'_>) {
         for message in messages {

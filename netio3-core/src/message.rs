@@ -31,16 +31,31 @@ pub struct Messages<'a> {
     meter: &'a Meter,
     state: &'a Cell<State>,
     paused: &'a Cell<bool>,
+    /// Another thread has ended the backend.
+    gone: Option<&'a AtomicBool>,
 }
 
 impl<'a> Messages<'a> {
     pub(crate) fn new(messages: &'a [&'a [u8]], meter: &'a Meter, state: &'a Cell<State>, paused: &'a Cell<bool>) -> Self {
-        Self { rest: messages.iter(), meter, state, paused }
+        Self { rest: messages.iter(), meter, state, paused, gone: None }
+    }
+
+    /// The same messages, of which there is no next one once this is set.
+    pub(crate) fn until<'b>(&self, gone: &'b AtomicBool) -> Messages<'b>
+    where
+        'a: 'b,
+    {
+        Messages { rest: self.rest.clone(), gone: Some(gone), ..*self }
     }
 
     /// How many were not taken.
     pub(crate) fn left(&self) -> usize {
         self.rest.len()
+    }
+
+    /// Takes all but the last `left`.
+    pub(crate) fn take_to(&mut self, left: usize) {
+        self.rest = self.rest.as_slice()[self.left() - left..].iter();
     }
 }
 
@@ -49,7 +64,9 @@ impl<'a> Iterator for Messages<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<Message<'a>> {
-        if self.state.get().is_over() || self.paused.get() || self.meter.is_full() {
+        // Relaxed: nothing else is read because of it.
+        let is_gone = self.gone.is_some_and(|gone| gone.load(Ordering::Relaxed));
+        if self.state.get().is_over() || self.paused.get() || self.meter.is_full() || is_gone {
             return None;
         }
         self.rest.next().map(|message| Message::borrowed(message, self.meter))

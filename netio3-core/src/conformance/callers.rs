@@ -1,6 +1,8 @@
 //! The synchronized kind: opening, closing, dropping and all else from other threads.
 
+use std::cell::Cell;
 use std::collections::HashSet;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -11,6 +13,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::pair::{Pair, Setup};
+use super::plan::Plan;
 use super::recorder::Kind;
 use super::threads::{numbered, shared_pair};
 use super::world::{World, config, wait};
@@ -155,6 +158,30 @@ pub(super) fn dropping_on_another_thread_is_a_drop(world: &World) {
         assert_eq!(pair.dialer.callbacks(), callbacks);
         assert_eq!(pair.listener.closing(pair.back), Some(ClosedReason::PeerLost));
     }
+}
+
+/// Once another thread drops the backend no message is delivered, those read already included.
+pub(super) fn nothing_read_already_follows_a_drop_on_another_thread(world: &World) {
+    let pair = shared_pair(world, Setup::default());
+    let dropper = Rc::new(Cell::new(None));
+    let started = dropper.clone();
+    pair.dialer.on(Kind::Data, move |call| {
+        if call.node.received(call.endpoint) == 3 {
+            let backend = call.node.give_away();
+            // It waits for this very callback.
+            started.set(Some(thread::spawn(move || drop(backend))));
+            let deadline = Instant::now() + wait();
+            while !call.backend.connections().is_empty() {
+                assert!(Instant::now() < deadline, "the other thread does not drop the backend");
+                thread::yield_now();
+            }
+            call.node.expect_silence();
+        }
+    });
+    (0..20).for_each(|i| pair.listener.sent(pair.back, Plan::copy(i * 10)));
+    world.until("the peer sees the end", || pair.listener.closing(pair.back).is_some());
+    dropper.take().expect("the third message came").join().expect("dropping does not panic");
+    assert_eq!(pair.dialer.received(pair.out), 3);
 }
 
 /// After the loop is dropped, calls from any thread fail and never block.

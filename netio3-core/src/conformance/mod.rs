@@ -258,6 +258,7 @@ macro_rules! conformance_suite {
                 a_close_from_another_thread_flushes
                 threads_open_and_close_at_once
                 dropping_on_another_thread_is_a_drop
+                nothing_read_already_follows_a_drop_on_another_thread
                 calls_after_the_loop_is_gone_fail
                 sends_racing_with_the_end_are_accounted_for
             }

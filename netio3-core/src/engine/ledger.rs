@@ -219,7 +219,7 @@ impl Ledger {
         (&self.records[start..], &self.lens[start..])
     }
 
-    /// Enters messages that hold no regions; each has so many of these bytes.
+    /// Enters messages of these lengths, so many bytes together, that hold no regions.
     pub(crate) fn push_run(&mut self, messages: &[Completion], lens: &[u32], bytes: usize) {
         self.accepted_bytes += bytes as u64;
         self.records.extend_from_slice(messages);
@@ -347,7 +347,8 @@ impl Ledger {
 
     /// Gives the memory of an empty ledger back.
     pub(crate) fn trim(&mut self) {
-        if self.records.is_empty() {
+        if self.first == self.records.len() {
+            self.begin_at_next();
             self.records = Vec::new();
             self.lens = Vec::new();
             self.held = VecDeque::new();

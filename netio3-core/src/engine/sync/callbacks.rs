@@ -91,11 +91,10 @@ impl<T: Transport> Callbacks for FrontCallbacks<T> {
 
     fn on_messages(&mut self, _inner: &dyn NetworkBackend, from: Endpoint, address: &EndPointAddress, messages: &mut Messages<'_>) {
         let Self(side) = self;
-        if !side.shared.is_gone() {
-            return side.user.borrow_mut().on_messages(&side.view, from, address, messages);
-        }
-        // Nobody is told of them.
-        messages.for_each(drop);
+        let mut until_gone = messages.until(side.shared.gone());
+        side.user.borrow_mut().on_messages(&side.view, from, address, &mut until_gone);
+        // Nobody is told of what comes after the end.
+        messages.take_to(if side.shared.is_gone() { 0 } else { until_gone.left() });
     }
 
     fn on_send_completed(

@@ -123,6 +123,11 @@ impl<O: Opener> Shared<O> {
         self.gone.load(Ordering::Acquire)
     }
 
+    /// What [`is_gone`](Self::is_gone) looks at.
+    pub(super) fn gone(&self) -> &AtomicBool {
+        &self.gone
+    }
+
     /// Calls `f` with a mailbox, under its lock.
     #[inline]
     pub(super) fn with<R>(&self, endpoint: Endpoint, f: impl FnOnce(&mut Mail) -> R) -> Option<R> {
