@@ -72,7 +72,8 @@ impl Callbacks for Receiver {
         self.connections.insert(connection.endpoint, Incoming::default());
     }
 
-    #[inline]
+    // Always: it is to become a part of the loop over messages that came together.
+    #[inline(always)]
     fn on_data(&mut self, backend: &dyn NetworkBackend, from: Endpoint, _: &EndPointAddress, message: Message<'_>) {
         let Some(incoming) = self.connections.get_mut(from) else { return };
         let message = message.as_slice();
@@ -94,6 +95,7 @@ impl Callbacks for Receiver {
 }
 
 /// Answers a message that was not a measured one.
+#[cold]
 pub fn answer(backend: &dyn NetworkBackend, to: Endpoint, answer: Answer) {
     let sent = match &answer {
         Answer::Send(message) | Answer::Refuse(message) => backend.send_copy(to, message, &[], u64::MAX) == Ok(NetioStatus::Ok),
