@@ -77,10 +77,9 @@ impl Inbound {
     #[inline]
     pub(crate) fn messages<'a, const N: usize>(&mut self, mut bytes: &'a [u8], messages: &mut ArrayVec<&'a [u8], N>) {
         while self.hello_done && !messages.is_full() {
-            let Some((head, rest)) = bytes.split_first_chunk::<HEAD_LEN>() else { break };
-            let Ok(Frame::Data(len)) = Frame::parse(*head, self.max_len) else { break };
-            let Some((message, rest)) = rest.split_at_checked(len) else { break };
-            self.last_len = len;
+            let mut rest = bytes;
+            // Anything else is left for who takes it by itself.
+            let Ok(Some(Incoming::Message(message))) = self.next(&mut rest) else { break };
             messages.push(message);
             bytes = rest;
         }

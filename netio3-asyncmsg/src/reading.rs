@@ -233,9 +233,7 @@ impl<N: Net> Tcp<N> {
                     brought.messages += delivered.len();
                     brought.bytes += len;
                     bytes = &bytes[HEAD_LEN * delivered.len() + len..];
-                    if !engine.is_receiving(connection) {
-                        mode = engine.reception(connection);
-                    }
+                    mode = engine.reception(connection);
                     continue;
                 }
             }
