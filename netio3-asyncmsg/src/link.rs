@@ -19,7 +19,8 @@ pub(crate) struct Link<S> {
     pub(crate) refused: Cell<Option<io::Error>>,
     pub(crate) session: Cell<Session>,
     pub(crate) inbound: RefCell<Inbound>,
-    pub(crate) outbound: RefCell<Outbound>,
+    /// Reached by [`Tcp::outbound`](crate::transport::Tcp::outbound), but for lending of it.
+    pub(crate) own_outbound: RefCell<Outbound>,
     /// Bytes that were read and may not be delivered yet.
     pub(crate) stash: RefCell<Stash>,
     /// The memory that the stash has, also while it is taken out to be delivered.
@@ -45,7 +46,7 @@ impl<S: Stream> Link<S> {
             refused: Cell::new(None),
             session: Cell::new(session),
             inbound: RefCell::new(Inbound::new(max_len)),
-            outbound: RefCell::new(Outbound::new(spares)),
+            own_outbound: RefCell::new(Outbound::new(spares)),
             stash: RefCell::default(),
             stash_held: Cell::new(0),
             blocked: Cell::new(false),

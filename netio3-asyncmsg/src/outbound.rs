@@ -8,7 +8,7 @@ use std::rc::Rc;
 use arrayvec::ArrayVec;
 use bytes::Bytes;
 use netio3_core::engine::{Copies, Outgoing, Payload, Retired, Run};
-use netio3_core::{CopiedMessage, HeldSlice, NetworkBuffer};
+use netio3_core::{HeldSlice, NetworkBuffer};
 
 use crate::frame::{Frame, HEAD_LEN};
 
@@ -149,20 +149,25 @@ impl Outbound {
         }
     }
 
-    /// Adds messages that are copied.
-    pub(crate) fn push_copies(&mut self, messages: &[CopiedMessage<'_>]) {
-        for message in messages {
-            let len = message.len();
-            self.copy_message(&Frame::Data(len).head(), message.header, len, &[message.data]);
-        }
-    }
-
     /// Adds a run of messages, if possible without copying it.
     pub(crate) fn push_run(&mut self, run: Run<'_>) {
         match run.take(SHORTEST_SPARE, || self.spares.take()) {
             Ok(memory) => self.gather(Memory::Run(memory)),
             Err(run) => self.copy(run.bytes()),
         }
+    }
+
+    /// Lends the memory of copied bytes, to be given back before anything else is asked of this.
+    pub(crate) fn lend(&mut self) -> Copies {
+        if self.copied.capacity() == 0 {
+            self.copied = self.spares.take().unwrap_or_default();
+        }
+        std::mem::take(&mut self.copied)
+    }
+
+    /// Takes it back, with what was added to it.
+    pub(crate) fn give_back(&mut self, copied: Copies) {
+        self.copied = copied;
     }
 
     /// Adds to `slices` what is to be written next, at most `max_bytes`; gives how many.

@@ -305,7 +305,7 @@ impl<N: Net> Tcp<N> {
                 Err(_) => _ = connection.listener_counters().inspect(|counters| counters.refused_version.add(1)),
                 Ok(()) => answer.verdict = engine.admit(connection),
             }
-            link.outbound.borrow_mut().push_hello(&answer.encode());
+            self.outbound(engine, connection).push_hello(&answer.encode());
             if answer.verdict.is_err() {
                 use netio3_core::engine::Transport as _;
                 self.flush(engine, connection);
@@ -328,7 +328,7 @@ impl<N: Net> Tcp<N> {
     fn goodbye(&self, engine: &Engine<Self>, connection: &Conn<N>) {
         match connection.link.with_session(|session| session.hear_goodbye()) {
             OnGoodbye::Answer => engine.start_closing(connection, ClosedReason::PeerClosed),
-            OnGoodbye::Agreed if connection.link.outbound.borrow().is_empty() => {
+            OnGoodbye::Agreed if self.outbound(engine, connection).is_empty() => {
                 engine.finish(connection, ClosedReason::Local, Release::Orderly);
             }
             // The last write ends it.
@@ -340,7 +340,7 @@ impl<N: Net> Tcp<N> {
     fn end_of_stream(&self, engine: &Engine<Self>, connection: &Conn<N>) {
         let session = connection.link.session.get();
         match connection.state() {
-            State::Closing(reason) if session.has_said_goodbye() && connection.link.outbound.borrow().is_empty() => {
+            State::Closing(reason) if session.has_said_goodbye() && self.outbound(engine, connection).is_empty() => {
                 engine.finish(connection, reason, Release::Orderly);
             }
             _ => self.lost(engine, connection, &io::ErrorKind::UnexpectedEof.into()),

@@ -1,6 +1,6 @@
 //! The TCP backend as the engine drives it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::io;
 use std::marker::PhantomData;
 use std::rc::Rc;
@@ -8,15 +8,15 @@ use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use netio3_core::engine::{
-    Connection, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, Run, State, Transport, Upcalls,
+    Connection, Copies, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, Run, State, Transport, Upcalls,
 };
-use netio3_core::{Budget, ClosedReason, ConnectionParameters, CopiedMessage, Next, Polled, Ready, RefusedReason, WatchId};
+use netio3_core::{Budget, ClosedReason, ConnectionParameters, Next, Polled, Ready, RefusedReason, WatchId};
 
 use crate::frame::{Frame, HEAD_LEN};
 use crate::hello::Hello;
 use crate::link::Link;
 use crate::net::{Dialing, Listen, Net, Stream};
-use crate::outbound::Spares;
+use crate::outbound::{Outbound, Spares};
 use crate::reading::{Cut, ReadBuffer};
 use crate::refusal;
 use crate::session::{Session, Stage};
@@ -69,6 +69,12 @@ impl<N: Net> Tcp<N> {
         }
     }
 
+    /// What waits to be written on a connection.
+    pub(crate) fn outbound<'a>(&self, engine: &Engine<Self>, connection: &'a Connection<Link<N::Stream>>) -> RefMut<'a, Outbound> {
+        engine.settle_of(connection);
+        connection.link.own_outbound.borrow_mut()
+    }
+
     /// Has the socket that is polled watched again; tells whether it is.
     fn rewatch(&self, engine: &Engine<Self>) -> bool {
         let mut unwatched = self.unwatched.borrow_mut();
@@ -104,7 +110,7 @@ impl<N: Net> Tcp<N> {
             }
             Ok(true) => {
                 link.with_session(|session| session.stage = Stage::Greeting);
-                link.outbound.borrow_mut().push_hello(&self.hello(engine).encode());
+                self.outbound(engine, connection).push_hello(&self.hello(engine).encode());
                 self.flush(engine, connection);
             }
             Err(error) => {
@@ -149,7 +155,7 @@ impl<N: Net> Tcp<N> {
         }
         let mut left = 0;
         let failure = loop {
-            let mut outbound = link.outbound.borrow_mut();
+            let mut outbound = self.outbound(engine, connection);
             if outbound.len() < least {
                 break None;
             }
@@ -176,7 +182,7 @@ impl<N: Net> Tcp<N> {
                 Err(error) => break Some(error),
             }
         };
-        link.outbound.borrow_mut().compact();
+        self.outbound(engine, connection).compact();
         if left > 0 {
             engine.left_bytes(connection, left, HEAD_LEN);
         }
@@ -187,7 +193,7 @@ impl<N: Net> Tcp<N> {
             self.rewatch(engine);
         }
         let session = link.session.get();
-        if session.has_said_goodbye() && link.outbound.borrow().is_empty() {
+        if session.has_said_goodbye() && self.outbound(engine, connection).is_empty() {
             // Where it fails the stream has ended already, which reading tells.
             _ = socket.shutdown_write();
             if session.is_agreed() {
@@ -284,19 +290,15 @@ impl<N: Net> Transport for Tcp<N> {
 
     // Inlined, so that a message is never built in memory: each call of the library has one kind of payload.
     #[inline(always)]
-    fn enqueue(&self, _engine: &Engine<Self>, connection: &Conn<N>, message: Outgoing<'_>) -> usize {
+    fn enqueue(&self, engine: &Engine<Self>, connection: &Conn<N>, message: Outgoing<'_>) -> usize {
         let copy_below = connection.params.copy_below;
         if message.len <= copy_below && matches!(message.payload, Payload::Shared(_) | Payload::Raw(_)) {
             connection.counters.copied_messages.add(1);
         }
-        let mut outbound = connection.link.outbound.borrow_mut();
+        let mut outbound = self.outbound(engine, connection);
         outbound.push(message, copy_below);
         // A blocked socket is flushed when it is writable, not for more bytes.
         if connection.link.blocked.get() { 0 } else { outbound.len() }
-    }
-
-    fn enqueue_copies(&self, _engine: &Engine<Self>, connection: &Conn<N>, messages: &[CopiedMessage<'_>]) {
-        connection.link.outbound.borrow_mut().push_copies(messages);
     }
 
     // As many messages of 64 bytes as one write takes. What is kept of each message until it completes, 20 bytes, would
@@ -304,43 +306,52 @@ impl<N: Net> Transport for Tcp<N> {
     const FLUSH_MESSAGES: usize = 1_739;
     const RUN_HEAD: Option<fn(usize) -> [u8; HEAD_LEN]> = Some(|len| Frame::Data(len).head());
 
-    fn enqueue_run(&self, _engine: &Engine<Self>, connection: &Conn<N>, run: Run<'_>) -> usize {
-        let mut outbound = connection.link.outbound.borrow_mut();
+    fn enqueue_run(&self, engine: &Engine<Self>, connection: &Conn<N>, run: Run<'_>) -> usize {
+        let mut outbound = self.outbound(engine, connection);
         outbound.push_run(run);
         if connection.link.blocked.get() { 0 } else { outbound.len() }
+    }
+
+    fn lend(&self, connection: &Connection<Self::Link>) -> Option<Copies> {
+        Some(connection.link.own_outbound.borrow_mut().lend())
+    }
+
+    fn give_back(&self, connection: &Connection<Self::Link>, copies: Copies) {
+        connection.link.own_outbound.borrow_mut().give_back(copies);
     }
 
     fn flush(&self, engine: &Engine<Self>, connection: &Conn<N>) {
         self.write_out(engine, connection, 1);
     }
 
-    fn flush_full(&self, engine: &Engine<Self>, connection: &Conn<N>) {
-        let waiting = connection.link.outbound.borrow().len();
+    fn flush_full(&self, engine: &Engine<Self>, connection: &Conn<N>) -> usize {
+        let waiting = self.outbound(engine, connection).len();
         // Who sets limits of his own wants what reaches them to leave at once.
         let fills_writes = waiting >= WRITE_LEN && connection.params.flush_at >= WRITE_LEN && connection.params.flush_messages.is_none();
         self.write_out(engine, connection, if fills_writes { WRITE_LEN } else { 1 });
+        if connection.link.blocked.get() { 0 } else { self.outbound(engine, connection).len() }
     }
 
     fn retire(&self, connection: &Connection<Self::Link>, retired: &mut Vec<Retired>) {
-        connection.link.outbound.borrow_mut().retire(retired);
+        connection.link.own_outbound.borrow_mut().retire(retired);
     }
 
-    fn close(&self, _engine: &Engine<Self>, connection: &Conn<N>) {
+    fn close(&self, engine: &Engine<Self>, connection: &Conn<N>) {
         if connection.link.with_session(Session::say_goodbye) {
-            connection.push_control();
-            connection.link.outbound.borrow_mut().push_control(Frame::Goodbye);
+            engine.push_control(connection);
+            self.outbound(engine, connection).push_control(Frame::Goodbye);
         }
     }
 
     fn heartbeat(&self, engine: &Engine<Self>, connection: &Conn<N>) {
         let link = &connection.link;
         // Bytes that wait to be written tell the peer as much.
-        if link.session.get().has_said_goodbye() || !link.outbound.borrow().is_empty() {
+        if link.session.get().has_said_goodbye() || !self.outbound(engine, connection).is_empty() {
             return;
         }
-        connection.push_control();
+        engine.push_control(connection);
         connection.counters.heartbeats_sent.add(1);
-        link.outbound.borrow_mut().push_control(Frame::Heartbeat);
+        self.outbound(engine, connection).push_control(Frame::Heartbeat);
         self.flush(engine, connection);
     }
 
@@ -354,7 +365,7 @@ impl<N: Net> Transport for Tcp<N> {
                 socket.reset_on_close();
             }
         }
-        link.outbound.borrow_mut().abandon();
+        self.outbound(engine, connection).abandon();
         if engine.totals.connections.get() <= 1 {
             self.spares.clear();
         }
@@ -418,7 +429,7 @@ impl<N: Net> Transport for Tcp<N> {
         let mut inbound = connection.link.inbound.borrow_mut();
         inbound.trim();
         self.count_memory(engine, connection, inbound.held());
-        connection.link.outbound.borrow_mut().trim();
+        self.outbound(engine, connection).trim();
         self.spares.clear();
     }
 }

@@ -151,6 +151,30 @@ impl Content {
         }
     }
 
+    /// Whether a message is the whole of its tag and one piece.
+    pub fn is_tag_and_piece(&self) -> bool {
+        self.head_len == TAG_LEN && self.pieces == 1
+    }
+
+    /// The whole tag of a message.
+    #[inline]
+    pub fn tag(&self, sequence: u64) -> [u8; TAG_LEN] {
+        tag(self.stream, sequence).to_le_bytes()
+    }
+
+    /// The piece after the head, where there is one only.
+    #[inline]
+    pub fn piece(&self, sequence: u64) -> &[IoSlice<'static>] {
+        let at = self.variant(sequence);
+        &self.slices[at..=at]
+    }
+
+    /// Where that lies among those of all variants.
+    #[inline]
+    pub fn variant(&self, sequence: u64) -> usize {
+        self.pattern.variant(sequence)
+    }
+
     /// The pieces after the head.
     #[inline]
     pub fn pieces(&self, sequence: u64) -> &[IoSlice<'static>] {

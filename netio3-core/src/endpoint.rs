@@ -1,6 +1,7 @@
 //! Handles of connections.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 /// never means somebody else's connection. (The low 24 bits index a backend's table, the upper 40
 /// are a serial number that the whole process shares.)
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Endpoint(u64);
+pub struct Endpoint(NonZeroU64);
 
 const SLOT_BITS: u32 = 24;
 const SLOT_MASK: u64 = (1 << SLOT_BITS) - 1;
@@ -23,12 +24,12 @@ pub const MAX_ENDPOINTS: usize = 1 << SLOT_BITS;
 impl Endpoint {
     /// The place in a backend's table.
     pub(crate) fn slot(self) -> usize {
-        (self.0 & SLOT_MASK) as usize
+        (self.0.get() & SLOT_MASK) as usize
     }
 
     /// The handle as a number, for logs and for maps of one's own.
     pub fn as_u64(self) -> u64 {
-        self.0
+        self.0.get()
     }
 }
 
@@ -40,7 +41,7 @@ impl fmt::Debug for Endpoint {
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{}.{}", self.0 >> SLOT_BITS, self.slot())
+        write!(f, "#{}.{}", self.0.get() >> SLOT_BITS, self.slot())
     }
 }
 
@@ -69,7 +70,7 @@ impl EndpointIds {
         });
         // Relaxed: the number only has to be unique.
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        Some(Endpoint((serial << SLOT_BITS) | u64::from(slot)))
+        NonZeroU64::new((serial << SLOT_BITS) | u64::from(slot)).map(Endpoint)
     }
 
     /// Makes the place of a handle free for another one.

@@ -45,6 +45,8 @@ pub struct Completion {
     pub key: u64,
     /// The family of calls it was sent with.
     pub kind: CompletionKind,
+    /// Its bytes, header included.
+    pub len: u32,
 }
 
 /// The family of calls a message was sent with.

@@ -11,7 +11,7 @@ use netio3::{
 
 use crate::args::{MOST_IN_BATCH, Mode};
 use crate::library::STALL_DEADLINE;
-use crate::pattern::{Content, Layout};
+use crate::pattern::{Content, Layout, TAG_LEN};
 use crate::plan::Plan;
 
 /// What the connections of a process have in common.
@@ -23,6 +23,8 @@ pub struct Messages {
     batch: usize,
     /// Bytes that go as header.
     header_len: usize,
+    /// They are their tag, which goes as header, and one piece.
+    is_plain: bool,
     content: Content,
     /// The pieces of all messages, as shared memory.
     shared: Arc<[Bytes]>,
@@ -38,7 +40,9 @@ impl Messages {
         let gathers = mode == Mode::ZeroCopy && plan.layout.size > ConnectionParameters::DEFAULT_COPY_BELOW;
         let most = if gathers { GATHERED_BYTES } else { QUEUE_BYTES };
         let queue_bytes = (ALL_QUEUES_BYTES / plan.busy().max(1) as usize).clamp(QUEUE_BYTES / 16, most);
-        Self { layout: plan.layout, mode, batch: plan.batch, header_len: plan.layout.header_len(), content, shared, queue_bytes }
+        let header_len = plan.layout.header_len();
+        let is_plain = header_len == TAG_LEN && content.is_tag_and_piece();
+        Self { layout: plan.layout, mode, batch: plan.batch, header_len, is_plain, content, shared, queue_bytes }
     }
 
     /// The parameters of a connection for them.
@@ -153,8 +157,10 @@ impl Outgoing {
     fn send_until(&mut self, end: u64, backend: &dyn NetworkBackend, to: Endpoint) -> Result<(), String> {
         match self.messages.mode {
             Mode::Buffered => self.offer_until(end, |it| it.offer_buffer(backend, to)),
-            Mode::ZeroCopy => self.offer_until(end, |it| it.offer_shared(backend, to)),
             Mode::Copy if self.messages.batch > 1 && self.messages.layout.size > 0 => self.offer_batches_until(end, backend, to),
+            Mode::ZeroCopy if self.messages.is_plain => self.offer_until(end, |it| it.offer_plain_shared(backend, to)),
+            Mode::Copy if self.messages.is_plain => self.offer_until(end, |it| it.offer_plain_copy(backend, to)),
+            Mode::ZeroCopy => self.offer_until(end, |it| it.offer_shared(backend, to)),
             Mode::Copy => self.offer_until(end, |it| it.offer_copy(backend, to)),
         }
     }
@@ -189,6 +195,19 @@ impl Outgoing {
             }
         }
         Ok(())
+    }
+
+    /// The same as `offer_copy` for messages of a tag and one piece.
+    #[inline(always)]
+    fn offer_plain_copy(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
+        let content = &self.messages.content;
+        backend.send_copy_iov(to, content.piece(self.next), &content.tag(self.next), self.next)
+    }
+
+    #[inline(always)]
+    fn offer_plain_shared(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
+        let Messages { content, shared, .. } = &self.messages;
+        backend.send(to, &shared[content.variant(self.next)], &content.tag(self.next), self.next)
     }
 
     #[inline(always)]

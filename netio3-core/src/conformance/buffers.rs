@@ -9,7 +9,7 @@ use crate::config::{Buffers, ConnectionParameters, NetworkConfig};
 use crate::endpoint::Endpoint;
 use crate::error::{BufferError, DeregisterError, SendError};
 use crate::memory::{MemoryRegion, NetworkBuffer};
-use crate::status::{ClosedReason, Completion, CompletionKind, NetioStatus};
+use crate::status::{ClosedReason, CompletionKind, NetioStatus};
 
 fn take(node: &Node, from: Endpoint) -> NetworkBuffer {
     node.backend().take_buffer(from).expect("it has buffers").expect("one is free")
@@ -19,7 +19,7 @@ fn take(node: &Node, from: Endpoint) -> NetworkBuffer {
 fn send(node: &Node, to: Endpoint, buffer: NetworkBuffer) {
     let (key, bytes) = (buffer.id(), buffer.as_slice().to_vec());
     node.backend().send_taken(to, buffer).expect("the buffer is accepted");
-    node.accepted(to, Completion { key, kind: CompletionKind::Buffer }, &bytes);
+    node.accepted(to, key, CompletionKind::Buffer, &bytes);
 }
 
 /// A buffer is taken, filled and sent; its id comes back as the key, and it is free again, empty.

@@ -15,6 +15,7 @@
 //! case was about; when something failed, it is printed.
 
 mod buffers;
+mod bursts;
 mod callers;
 mod chaos;
 mod check;
@@ -120,6 +121,12 @@ macro_rules! conformance_suite {
                 flush_is_harmless_at_any_time
                 flush_sends_without_waiting_for_the_turn
                 the_accepted_side_may_send_first
+            }
+            bursts {
+                bursts_of_all_families_keep_their_order
+                counters_are_right_within_a_burst
+                a_region_registered_within_a_burst_is_held
+                a_burst_ends_as_its_connection_does
             }
             sizes {
                 empty_and_tiny_messages_are_messages

@@ -14,7 +14,7 @@ use crate::callbacks::{Callbacks, ConnectionInfo};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::endpoint::Endpoint;
 use crate::error::OpenSendError;
-use crate::status::{ClosedReason, Completion, Direction, RefusedReason};
+use crate::status::{ClosedReason, Completion, CompletionKind, Direction, RefusedReason};
 
 /// A backend with its hooks; a clone is the same node. It belongs to the thread of its loop.
 #[derive(Clone)]
@@ -185,7 +185,8 @@ impl Node {
     }
 
     /// Journals a message that was accepted.
-    pub(super) fn accepted(&self, to: Endpoint, completion: Completion, bytes: &[u8]) {
+    pub(super) fn accepted(&self, to: Endpoint, key: u64, kind: CompletionKind, bytes: &[u8]) {
+        let completion = Completion { key, kind, len: bytes.len() as u32 };
         self.record(Some(to), What::Accepted(completion, digest(bytes)));
     }
 

@@ -9,7 +9,7 @@ use super::world::{World, config};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::endpoint::Endpoint;
 use crate::memory::MemoryRegion;
-use crate::status::{Completion, CompletionKind, NetioStatus};
+use crate::status::{CompletionKind, NetioStatus};
 
 /// The counters of a connection and of its backend equal what was sent, refused and received.
 pub(super) fn counters_equal_what_happened(world: &World) {
@@ -55,7 +55,7 @@ pub(super) fn zero_copy_messages_that_are_copied_are_counted(world: &World) {
     let bytes = region.bytes().expect("it is not cut");
     let id = pair.dialer.backend().register(&region).expect("there is room");
     assert_eq!(pair.dialer.backend().send(pair.out, &bytes, b"", 1), Ok(NetioStatus::Ok));
-    pair.dialer.accepted(pair.out, Completion { key: 1, kind: CompletionKind::ZeroCopy }, &bytes);
+    pair.dialer.accepted(pair.out, 1, CompletionKind::ZeroCopy, &bytes);
     pair.deliver(world);
     assert_eq!(stats.copied_messages.get(), 5);
     pair.dialer.backend().deregister(id).expect("nothing holds it");

@@ -10,7 +10,7 @@ use crate::address::EndPointAddress;
 use crate::backend::{CopiedMessage, NetworkBackend, Unsent};
 use crate::endpoint::Endpoint;
 use crate::error::{BufferError, SendError};
-use crate::status::{Completion, CompletionKind, NetioStatus};
+use crate::status::{CompletionKind, NetioStatus};
 
 /// How to send one message.
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +98,7 @@ impl Node {
             .collect();
         let (accepted, status) = backend.send_copy_batch(to, &messages)?;
         for (message, bytes) in messages.iter().zip(&contents).take(accepted) {
-            self.accepted(to, Completion { key: message.key, kind: CompletionKind::Copy }, bytes);
+            self.accepted(to, message.key, CompletionKind::Copy, bytes);
         }
         if status == NetioStatus::NoResources {
             self.refused(to);
@@ -162,7 +162,7 @@ impl Node {
             }
         };
         match status {
-            NetioStatus::Ok => self.accepted(to, Completion { key, kind }, &bytes),
+            NetioStatus::Ok => self.accepted(to, key, kind, &bytes),
             NetioStatus::NoResources => self.refused(to),
             _ => {}
         }

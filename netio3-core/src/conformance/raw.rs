@@ -12,7 +12,7 @@ use crate::config::{ConnectionParameters, NetworkConfig};
 use crate::endpoint::Endpoint;
 use crate::error::SendError;
 use crate::memory::RawSlice;
-use crate::status::{Completion, CompletionKind, NetioStatus};
+use crate::status::{CompletionKind, NetioStatus};
 
 const LEN: usize = 100_000;
 
@@ -54,7 +54,7 @@ pub(super) fn raw_memory_is_sent_and_rewritten(world: &World) {
         let pieces = cuts.clone().map(|cut| device.slice(cut));
         assert_eq!(send(&*pair.dialer.backend(), pair.out, &pieces, b"head", 77), Ok(NetioStatus::Ok));
         let bytes = [b"head".to_vec(), cuts.map(|cut| device.read(cut)).concat()].concat();
-        pair.dialer.accepted(pair.out, Completion { key: 77, kind: CompletionKind::ZeroCopy }, &bytes);
+        pair.dialer.accepted(pair.out, 77, CompletionKind::ZeroCopy, &bytes);
         world.until("the key comes back", || pair.dialer.completed(pair.out) == round + 1);
     }
     pair.deliver(world);
@@ -75,7 +75,7 @@ pub(super) fn raw_sends_are_refused_like_others(world: &World) {
     assert_eq!(send(&*backend, pair.out, &[], &[1; 900], 1), Ok(NetioStatus::TooBig));
     assert_eq!(send(&*backend, pair.out, &[device.slice(0..10)], b"h", 1), Ok(NetioStatus::NotRegistered));
     assert_eq!(send(&*backend, pair.out, &[device.slice(3..3)], b"head", 5), Ok(NetioStatus::Ok), "empty pieces lie nowhere");
-    pair.dialer.accepted(pair.out, Completion { key: 5, kind: CompletionKind::ZeroCopy }, b"head");
+    pair.dialer.accepted(pair.out, 5, CompletionKind::ZeroCopy, b"head");
     assert_eq!(send(&*backend, pair.out, &[], b"head", 6), Ok(NetioStatus::NoResources));
     pair.dialer.refused(pair.out);
     world.until("writable", || pair.dialer.writables(pair.out) == 1);
@@ -96,8 +96,7 @@ pub(super) fn raw_sends_are_pending_at_the_end(world: &World) {
         let status = send(&*pair.dialer.backend(), pair.out, &[device.slice(0..20_000)], b"", 3).expect("it is there");
         match status {
             NetioStatus::Ok => {
-                let completion = Completion { key: 3, kind: CompletionKind::ZeroCopy };
-                pair.dialer.accepted(pair.out, completion, &device.read(0..20_000));
+                pair.dialer.accepted(pair.out, 3, CompletionKind::ZeroCopy, &device.read(0..20_000));
             }
             _ => pair.dialer.refused(pair.out),
         }

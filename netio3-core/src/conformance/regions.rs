@@ -10,7 +10,7 @@ use crate::config::NetworkConfig;
 use crate::endpoint::Endpoint;
 use crate::error::{DeregisterError, RegisterError};
 use crate::memory::MemoryRegion;
-use crate::status::{Completion, CompletionKind, NetioStatus};
+use crate::status::{CompletionKind, NetioStatus};
 
 /// A region filled with a pattern, and its bytes.
 fn region(len: usize) -> (MemoryRegion, Bytes) {
@@ -25,7 +25,7 @@ fn region(len: usize) -> (MemoryRegion, Bytes) {
 fn send(node: &Node, to: Endpoint, data: &[Bytes]) -> NetioStatus {
     let status = node.backend().send_iov(to, data, b"", 9).expect("the connection is there");
     if status == NetioStatus::Ok {
-        node.accepted(to, Completion { key: 9, kind: CompletionKind::ZeroCopy }, &data.concat());
+        node.accepted(to, 9, CompletionKind::ZeroCopy, &data.concat());
     }
     status
 }

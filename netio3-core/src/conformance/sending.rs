@@ -14,7 +14,7 @@ use super::plan::Plan;
 use super::recorder::Kind;
 use super::world::{World, config};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, NetworkConfig};
-use crate::status::{Completion, CompletionKind, NetioStatus};
+use crate::status::{CompletionKind, NetioStatus};
 
 /// Every family of calls carries messages both ways; each key comes back once, in send order, with its kind.
 pub(super) fn all_families_carry_both_ways(world: &World) {
@@ -187,7 +187,7 @@ pub(super) fn the_drop_of_memory_may_call_the_backend(world: &World) {
         let (bytes, _) = tracked_with(len, Some(Box::new(call_back)));
         let plain = bytes.to_vec();
         assert_eq!(pair.dialer.backend().send(pair.out, &bytes, b"", 5), Ok(NetioStatus::Ok));
-        pair.dialer.accepted(pair.out, Completion { key: 5, kind: CompletionKind::ZeroCopy }, &plain);
+        pair.dialer.accepted(pair.out, 5, CompletionKind::ZeroCopy, &plain);
         drop(bytes);
         world.until("the memory is dropped, and what it sent arrives", || {
             CALLS.get() == i + 1 && pair.listener.received(pair.back) == 2 * (i + 1)

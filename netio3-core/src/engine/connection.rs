@@ -45,7 +45,10 @@ pub struct Connection<L> {
     pub(super) owns_address: bool,
     pub(super) paused: Cell<bool>,
     pub(super) limits: Cell<Limits>,
-    pub(super) ledger: RefCell<Ledger>,
+    /// Its ledger, unless it is staged: reached by [`Engine::ledger`](super::Engine::ledger).
+    pub(super) own_ledger: RefCell<Ledger>,
+    /// Its messages go by the engine's staging.
+    pub(super) is_staging: Cell<bool>,
     /// How many accepted messages are in the backend's totals.
     pub(super) counted: Cell<u64>,
     /// Messages accepted when it was flushed last.
@@ -140,11 +143,6 @@ impl<L> Connection<L> {
         self.listener.as_ref().map(|listener| &*listener.counters)
     }
 
-    /// Enters a frame of the transport's own into the order of completions.
-    pub fn push_control(&self) {
-        self.ledger.borrow_mut().push_control();
-    }
-
     /// What the user sees of it.
     pub(super) fn describe(&self) -> ConnectionState {
         ConnectionState {
@@ -162,8 +160,7 @@ impl<L> Connection<L> {
     }
 
     /// Whether the user waits for *writable* and it is due.
-    pub(super) fn is_writable_due(&self, room: impl Fn(usize) -> bool) -> bool {
-        let ledger = self.ledger.borrow();
+    pub(super) fn is_writable_due(&self, ledger: &Ledger, room: impl Fn(usize) -> bool) -> bool {
         let fits = ledger.refused().is_some_and(|len| ledger.is_empty() || (ledger.fits(len) && room(len)));
         let buffer_free = || {
             self.pool.borrow().as_ref().is_some_and(|pool| {

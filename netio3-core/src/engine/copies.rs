@@ -2,6 +2,10 @@
 
 use std::ops::{Deref, Range};
 
+use crate::backend::CopiedMessage;
+use crate::engine::RUN_HEAD_LEN;
+use crate::status::Completion;
+
 /// Memory that is filled from the front, and used again and again.
 #[derive(Debug, Default)]
 pub struct Copies {
@@ -64,7 +68,7 @@ impl Copies {
         let (head_room, message) = self.room(head.len() + len, spare).split_at_mut(head.len());
         head_room.copy_from_slice(head);
         let (header_room, mut rest) = message.split_at_mut(header.len());
-        copy_short(header_room, header);
+        copy_few(header_room, header);
         if let [piece] = pieces {
             return rest.copy_from_slice(piece);
         }
@@ -74,6 +78,27 @@ impl Copies {
             rest = after;
         }
         debug_assert!(rest.is_empty());
+    }
+
+    /// The same without a call, where header and piece [are short](is_short) and there is memory for them.
+    #[inline(always)]
+    pub(super) fn push_short_message(&mut self, head: [u8; RUN_HEAD_LEN], header: &[u8], piece: &[u8]) {
+        let room = &mut self.memory[self.filled..];
+        self.filled += RUN_HEAD_LEN + header.len() + piece.len();
+        let (head_room, room) = room.split_first_chunk_mut::<RUN_HEAD_LEN>().expect("there is memory for it");
+        *head_room = head;
+        let (header_room, room) = room.split_at_mut(header.len());
+        copy_few(header_room, header);
+        copy_short(&mut room[..piece.len()], piece);
+    }
+
+    /// Adds several messages, each after its head.
+    #[inline(never)]
+    pub(super) fn push_messages(&mut self, messages: &[CopiedMessage<'_>], head: impl Fn(usize) -> [u8; RUN_HEAD_LEN]) {
+        for message in messages {
+            let len = message.len();
+            self.push_message(&head(len), message.header, len, &[message.data], || None);
+        }
     }
 
     /// Room for so many more bytes, to be filled by the caller.
@@ -106,26 +131,45 @@ impl Copies {
     }
 }
 
+/// Whether bytes are so few that they are copied without a call.
+#[inline(always)]
+pub(super) fn is_short(bytes: &[u8]) -> bool {
+    bytes.len() <= 64
+}
+
 /// Copies bytes that are mostly few, such as a header: without a call where they are at most 16.
 #[inline(always)]
-fn copy_short(to: &mut [u8], from: &[u8]) {
-    if from.len() > 16 {
-        return to.copy_from_slice(from);
+fn copy_few(to: &mut [u8], from: &[u8]) {
+    match from.len() {
+        17.. => to.copy_from_slice(from),
+        8.. => copy_ends::<8>(to, from),
+        _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
     }
-    // Two halves that overlap where the length is not a power of two.
-    if let (Some(head), Some(tail)) = (from.first_chunk::<8>(), from.last_chunk::<8>()) {
-        to[..8].copy_from_slice(head);
-        *to.last_chunk_mut::<8>().expect("as long as `from`") = *tail;
-    } else {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+}
+
+/// Copies bytes that [are short](is_short).
+#[inline(always)]
+fn copy_short(to: &mut [u8], from: &[u8]) {
+    match from.len() {
+        33.. => copy_ends::<32>(to, from),
+        17.. => copy_ends::<16>(to, from),
+        _ => copy_few(to, from),
+    }
+}
+
+/// Copies the first `N` bytes and the last `N`, which overlap where there are fewer than twice as many.
+#[inline(always)]
+fn copy_ends<const N: usize>(to: &mut [u8], from: &[u8]) {
+    if let (Some(first), Some(last)) = (from.first_chunk::<N>(), from.last_chunk::<N>()) {
+        *to.first_chunk_mut::<N>().expect("as long as `from`") = *first;
+        *to.last_chunk_mut::<N>().expect("as long as `from`") = *last;
     }
 }
 
 /// Accepted messages that were copied one behind the other, each after the head that
 /// [`Transport::RUN_HEAD`](super::Transport::RUN_HEAD) gives.
 pub struct Run<'a> {
-    /// The bytes of each message.
-    pub(super) lens: &'a [u32],
+    pub(super) messages: &'a [Completion],
     pub(super) copies: &'a mut Copies,
     /// Where it lies.
     pub(super) place: Range<usize>,
@@ -137,8 +181,8 @@ impl Run<'_> {
     /// The messages, without their heads.
     pub fn messages(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = self.bytes();
-        self.lens.iter().map(move |len| {
-            let (message, after) = rest[self.head..].split_at(*len as usize);
+        self.messages.iter().map(move |message| {
+            let (message, after) = rest[self.head..].split_at(message.len as usize);
             rest = after;
             message
         })

@@ -15,6 +15,7 @@ use crate::endpoint::{Endpoint, EndpointIds};
 use crate::engine::connection::{Accepted, Listed};
 use crate::engine::deadlines::Due;
 use crate::engine::ledger::Amount;
+use crate::engine::staging::Staging;
 use crate::engine::{Connection, Freed, Ledger, Opener, Release, State, Transport};
 use crate::event_loop::{EventLoop, Remote, SourceId};
 use crate::memory::{BufferPool, RegionTable};
@@ -59,6 +60,8 @@ pub struct Engine<T: Transport> {
     pub(super) regions: RefCell<RegionTable>,
     /// Whether zero-copy sends have to be looked up in the table of regions.
     pub(super) look_up_regions: Cell<bool>,
+    /// Where the messages of the connection go that is sending many.
+    pub(super) staging: RefCell<Staging>,
     /// What all connections together have queued, or are granted.
     pub(super) queued: Cell<Amount>,
     /// Connections that are over and not told yet.
@@ -107,6 +110,7 @@ impl<T: Transport> Engine<T> {
             listeners: RefCell::default(),
             regions: RefCell::new(RegionTable::new(config.max_regions, config.strict_regions)),
             look_up_regions: Cell::new(config.strict_regions),
+            staging: RefCell::default(),
             queued: Cell::default(),
             over: RefCell::default(),
             unflushed: RefCell::default(),
@@ -210,7 +214,8 @@ impl<T: Transport> Engine<T> {
             endpoint,
             address,
             direction,
-            ledger: RefCell::new(Ledger::new(&params)),
+            own_ledger: RefCell::new(Ledger::new(&params)),
+            is_staging: Cell::new(false),
             counted: Cell::new(0),
             flushed: Cell::new(0),
             meter: Meter::new(Arc::clone(&counters), self.caps.clone()),
@@ -313,6 +318,7 @@ impl<T: Transport> Engine<T> {
         if self.gone.replace(true) {
             return;
         }
+        self.settle();
         let table = std::mem::take(&mut *self.table.borrow_mut());
         let listeners = std::mem::take(&mut *self.listeners.borrow_mut());
         for connection in table.iter().flatten() {

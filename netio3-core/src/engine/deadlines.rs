@@ -66,7 +66,7 @@ impl<T: Transport> Engine<T> {
     pub fn trim_later(&self, connection: &Connection<T::Link>) {
         if !connection.listed.untrimmed.replace(true) {
             // With messages queued it says when they last moved.
-            if connection.ledger.borrow().messages() == 0 {
+            if self.ledger(connection).messages() == 0 {
                 connection.progress.set(self.ev.now());
             }
             self.update_deadline(connection);
@@ -114,7 +114,7 @@ impl<T: Transport> Engine<T> {
             State::Established => {
                 let liveness = connection.liveness.borrow().as_ref().and_then(|liveness| liveness.next_deadline());
                 let trim = connection.listed.untrimmed.get().then(|| connection.progress.get().checked_add(TRIM_AFTER)).flatten();
-                let stall = params.stall_timeout.filter(|_| connection.ledger.borrow().messages() > 0);
+                let stall = params.stall_timeout.filter(|_| self.ledger(connection).messages() > 0);
                 let stall = stall.and_then(|limit| connection.progress.get().checked_add(limit));
                 [liveness, trim, stall].into_iter().flatten().min()
             }
@@ -167,7 +167,7 @@ impl<T: Transport> Engine<T> {
             State::Closing(reason) => {
                 if passed(connection.params.close_deadline) || self.shutdown_at.get().is_some_and(|at| at <= now) {
                     // With everything gone from here, what the system holds may still arrive.
-                    let all_left = connection.ledger.borrow().messages() == 0;
+                    let all_left = self.ledger(connection).messages() == 0;
                     self.finish(connection, reason, if all_left { Release::Orderly } else { Release::Reset });
                 }
             }
@@ -179,7 +179,7 @@ impl<T: Transport> Engine<T> {
     /// Whether a queue has not moved for as long as `stall_timeout` allows.
     fn is_stalled(&self, connection: &Connection<T::Link>, now: Instant) -> bool {
         let idle_for = now.saturating_duration_since(connection.progress.get());
-        connection.ledger.borrow().messages() > 0 && connection.params.stall_timeout.is_some_and(|limit| idle_for >= limit)
+        self.ledger(connection).messages() > 0 && connection.params.stall_timeout.is_some_and(|limit| idle_for >= limit)
     }
 
     /// Heartbeats, a dead peer, a stalled queue, memory of an idle connection.
@@ -199,9 +199,9 @@ impl<T: Transport> Engine<T> {
             }
         }
         let idle_for = now.saturating_duration_since(connection.progress.get());
-        let queued = connection.ledger.borrow().messages() > 0;
+        let queued = self.ledger(connection).messages() > 0;
         if !queued && idle_for >= TRIM_AFTER && connection.listed.untrimmed.replace(false) {
-            connection.ledger.borrow_mut().trim();
+            self.ledger(connection).trim();
             self.transport.trim(self, connection);
         } else if queued && idle_for >= TRIM_AFTER {
             // A queue that does not move is looked at again when it does.

@@ -66,11 +66,11 @@ impl<T: Transport> Driver<T> {
 
     fn tell_completions_of(&mut self, engine: &Engine<T>, connection: &Rc<Connection<T::Link>>, budget: &mut Budget) {
         self.retire(engine, connection);
-        if engine.is_gone() || !connection.ledger.borrow().has_completed() {
+        if engine.is_gone() || !engine.ledger(connection).has_completed() {
             return;
         }
         let spare = std::mem::take(&mut self.scratch.completions);
-        let mut completions = connection.ledger.borrow_mut().take_completed(spare);
+        let mut completions = engine.ledger(connection).take_completed(spare);
         budget.spend(completions.len(), 0);
         self.callbacks.on_send_completed(&self.view, connection.endpoint, &connection.address, &completions);
         completions.clear();
@@ -108,12 +108,13 @@ impl<T: Transport> Driver<T> {
                 connection.listed.refused.set(false);
                 continue;
             }
-            if connection.state() == State::Opening || !connection.is_writable_due(|len| engine.has_room(len)) {
+            let is_due = || connection.is_writable_due(&engine.ledger(&connection), |len| engine.has_room(len));
+            if connection.state() == State::Opening || !is_due() {
                 engine.refused.borrow_mut().push(connection);
                 continue;
             }
             connection.listed.refused.set(false);
-            connection.ledger.borrow_mut().clear_refusal();
+            engine.ledger(&connection).clear_refusal();
             connection.starved.set(false);
             self.callbacks.on_writable(&self.view, connection.endpoint, &connection.address);
         }

@@ -9,12 +9,10 @@ use crate::memory::{HeldRegions, RegionTable};
 use crate::status::{Completion, CompletionKind};
 
 /// What was accepted and has not completed, in send order, and what has completed and was not told yet.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Ledger {
     /// From `first` on those that have completed and were not told, from `next` on those that have not completed.
     records: Vec<Completion>,
-    /// The bytes of each.
-    lens: Vec<u32>,
     first: usize,
     next: usize,
     /// The regions of those that hold some, each with the number of its record.
@@ -73,23 +71,8 @@ impl Sub for Amount {
 
 impl Ledger {
     pub(crate) fn new(params: &ConnectionParameters) -> Self {
-        Self {
-            records: Vec::new(),
-            lens: Vec::new(),
-            first: 0,
-            next: 0,
-            held: VecDeque::new(),
-            passed: 0,
-            accepted_bytes: 0,
-            left: Amount::default(),
-            told: Amount::default(),
-            granted_records: 0,
-            granted_bytes: 0,
-            limit: Amount { messages: params.queue_messages.max(1) as u64, bytes: params.queue_bytes as u64 },
-            controls: VecDeque::new(),
-            credit: 0,
-            refused: None,
-        }
+        let limit = Amount { messages: params.queue_messages.max(1) as u64, bytes: params.queue_bytes as u64 };
+        Self { limit, ..Self::default() }
     }
 
     /// Accepted messages that have not completed.
@@ -144,6 +127,12 @@ impl Ledger {
         self.records.len() < self.granted_records && self.accepted_bytes + len as u64 <= self.granted_bytes
     }
 
+    /// How many more messages may be accepted without a look at any limit.
+    #[inline]
+    pub(crate) fn granted_messages(&self) -> usize {
+        self.granted_records.saturating_sub(self.records.len())
+    }
+
     /// Lets up to so much more be accepted without a look at any limit, as far as its own limits go; gives how much.
     pub(crate) fn grant(&mut self, more: Amount) -> Amount {
         let more = more.min(self.limit.saturating_sub(self.untold()));
@@ -154,7 +143,7 @@ impl Ledger {
 
     /// Ends the grant; gives what is left of it.
     pub(crate) fn end_grant(&mut self) -> Amount {
-        let messages = self.granted_records.saturating_sub(self.records.len()) as u64;
+        let messages = self.granted_messages() as u64;
         let bytes = self.granted_bytes.saturating_sub(self.accepted_bytes);
         (self.granted_records, self.granted_bytes) = (0, 0);
         Amount { messages, bytes }
@@ -177,27 +166,20 @@ impl Ledger {
     #[inline(always)]
     pub(crate) fn push(&mut self, key: u64, kind: CompletionKind, len: usize) {
         self.accepted_bytes += len as u64;
-        self.records.push(Completion { key, kind });
-        self.lens.push(len as u32);
+        self.records.push(Completion { key, kind, len: len as u32 });
     }
 
-    /// Enters those of copied messages, from the first on, that are within what was granted and have no longer header than
-    /// this; gives how many.
-    #[inline]
-    pub(crate) fn push_granted(&mut self, messages: &[CopiedMessage<'_>], max_header_len: usize) -> usize {
-        let most = self.granted_records.saturating_sub(self.records.len()).min(messages.len());
-        let mut bytes = self.accepted_bytes;
-        let within = |message: &&CopiedMessage<'_>| {
-            let end = bytes + message.len() as u64;
-            let within = message.header.len() <= max_header_len && end <= self.granted_bytes;
-            bytes = if within { end } else { bytes };
-            within
-        };
-        let entered = &messages[..messages[..most].iter().take_while(within).count()];
-        self.accepted_bytes = bytes;
-        self.records.extend(entered.iter().map(|message| Completion { key: message.key, kind: CompletionKind::Copy }));
-        self.lens.extend(entered.iter().map(|message| message.len() as u32));
-        entered.len()
+    /// Whether another message may be pushed without a look at any limit, and there is memory for its record.
+    #[inline(always)]
+    pub(crate) fn has_granted_record(&self) -> bool {
+        self.records.len() < self.granted_records && self.records.len() < self.records.capacity()
+    }
+
+    /// Enters copied messages that hold no regions.
+    pub(crate) fn push_copies(&mut self, messages: &[CopiedMessage<'_>]) {
+        self.accepted_bytes += messages.iter().map(|message| message.len() as u64).sum::<u64>();
+        let record = |message: &CopiedMessage<'_>| Completion { key: message.key, kind: CompletionKind::Copy, len: message.len() as u32 };
+        self.records.extend(messages.iter().map(record));
     }
 
     /// The next message holds these regions, if any.
@@ -213,17 +195,15 @@ impl Ledger {
         self.passed + (self.records.len() - self.next) as u64
     }
 
-    /// The latest `n` messages, and the bytes of each.
-    pub(crate) fn latest(&self, n: usize) -> (&[Completion], &[u32]) {
-        let start = self.records.len() - n;
-        (&self.records[start..], &self.lens[start..])
+    /// The latest `n` messages.
+    pub(crate) fn latest(&self, n: usize) -> &[Completion] {
+        &self.records[self.records.len() - n..]
     }
 
-    /// Enters messages of these lengths, so many bytes together, that hold no regions.
-    pub(crate) fn push_run(&mut self, messages: &[Completion], lens: &[u32], bytes: usize) {
+    /// Enters messages of so many bytes together, that hold no regions.
+    pub(crate) fn push_run(&mut self, messages: &[Completion], bytes: usize) {
         self.accepted_bytes += bytes as u64;
         self.records.extend_from_slice(messages);
-        self.lens.extend_from_slice(lens);
     }
 
     /// Enters a frame of the transport's own, which completes in turn without being told to anybody.
@@ -231,14 +211,13 @@ impl Ledger {
         self.controls.push_back(self.next_number());
         // It does not use up what is granted.
         self.granted_records += usize::from(self.granted_records > 0);
-        self.records.push(Completion { key: 0, kind: CompletionKind::Copy });
-        self.lens.push(0);
+        self.records.push(Completion { key: 0, kind: CompletionKind::Copy, len: 0 });
     }
 
     /// `n` bytes of a stream left, in which every message is preceded by a head of `head` bytes.
     pub(crate) fn complete_bytes(&mut self, n: usize, head: usize, regions: &mut RegionTable) -> Amount {
-        let waiting = &self.lens[self.next..];
-        let frame = |len: u32| head + len as usize;
+        let waiting = &self.records[self.next..];
+        let frame = |message: &Completion| head + message.len as usize;
         let mut credit = self.credit + n;
         let mut whole = 0;
         let behind = (self.bytes() + head * waiting.len()).saturating_sub(credit);
@@ -248,12 +227,12 @@ impl Ledger {
             let mut counted = 0;
             while counted < behind && whole > 0 {
                 whole -= 1;
-                counted += frame(waiting[whole]);
+                counted += frame(&waiting[whole]);
             }
             credit = counted.saturating_sub(behind);
         } else {
-            for len in waiting {
-                let Some(rest) = credit.checked_sub(frame(*len)) else { break };
+            for message in waiting {
+                let Some(rest) = credit.checked_sub(frame(message)) else { break };
                 credit = rest;
                 whole += 1;
             }
@@ -266,8 +245,8 @@ impl Ledger {
     pub(crate) fn complete_messages(&mut self, n: usize, regions: &mut RegionTable) -> Amount {
         let n = n.min(self.records.len() - self.next);
         let left = self.next..self.next + n;
-        let bytes =
-            if left.end == self.records.len() { self.queued().bytes } else { self.lens[left].iter().map(|len| u64::from(*len)).sum() };
+        let count = |messages: &[Completion]| messages.iter().map(|message| u64::from(message.len)).sum();
+        let bytes = if left.end == self.records.len() { self.queued().bytes } else { count(&self.records[left]) };
         let controls = self.drop_controls(n);
         let done = Amount { messages: (n - controls) as u64, bytes };
         self.left = self.left + done;
@@ -284,7 +263,6 @@ impl Ledger {
             let at = self.next + (number - self.passed) as usize - dropped;
             self.controls.pop_front();
             self.records.remove(at);
-            self.lens.remove(at);
             self.granted_records = self.granted_records.saturating_sub(1);
             dropped += 1;
         }
@@ -324,7 +302,6 @@ impl Ledger {
 
     /// The records before `next` have been taken out.
     fn begin_at_next(&mut self) {
-        self.lens.drain(..self.next);
         self.granted_records = self.granted_records.saturating_sub(self.next);
         (self.first, self.next) = (0, 0);
     }
@@ -340,7 +317,6 @@ impl Ledger {
         // They count as told at once, since that is what follows.
         self.told = self.told + queued;
         self.next = completed;
-        self.lens.truncate(completed);
         (self.granted_records, self.granted_bytes) = (0, 0);
         self.records.split_off(completed)
     }
@@ -350,7 +326,6 @@ impl Ledger {
         if self.first == self.records.len() {
             self.begin_at_next();
             self.records = Vec::new();
-            self.lens = Vec::new();
             self.held = VecDeque::new();
             self.controls = VecDeque::new();
         }
@@ -438,24 +413,6 @@ mod tests {
         push(&mut ledger, 3, 5_000);
         assert_eq!(ledger.grant(Amount { messages: 50, bytes: 1_000 }), Amount::default(), "an oversized one used more than there is");
         assert_eq!(ledger.end_grant(), Amount::default());
-    }
-
-    #[test]
-    fn copies_are_entered_as_far_as_the_grant_goes() {
-        let message = |key, header: &'static [u8], data: &'static [u8]| CopiedMessage { data, header, key };
-        let messages = [message(5, b"ab", b"cde"), message(6, b"", b""), message(7, b"abc", b""), message(8, b"", b"abcdefg")];
-        let mut ledger = ledger(100, 1_000);
-        assert_eq!(ledger.push_granted(&messages, 3), 0, "nothing is granted");
-        push(&mut ledger, 1, 10);
-        ledger.grant(Amount { messages: 50, bytes: 14 });
-        assert_eq!(ledger.push_granted(&messages, 3), 3, "the last one has too many bytes");
-        assert_eq!(ledger.push_granted(&messages[2..], 2), 0, "the header is too long");
-        assert_eq!((ledger.messages(), ledger.bytes()), (4, 18));
-        assert_eq!(ledger.end_grant(), Amount { messages: 47, bytes: 6 });
-        ledger.grant(Amount { messages: 1, bytes: 100 });
-        assert_eq!(ledger.push_granted(&messages, 3), 1, "one message was granted");
-        ledger.complete_messages(5, &mut RegionTable::new(0, false));
-        assert_eq!(keys(&mut ledger), [1, 5, 6, 7, 5]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::backend::{ConnectionState, CopiedMessage, ListenerState, NetworkBacke
 use crate::callbacks::Callbacks;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, NetworkConfig};
 use crate::endpoint::{Endpoint, EndpointIds};
+use crate::engine::copies::is_short;
 use crate::engine::core::look_up;
 use crate::engine::driver::Driver;
 use crate::engine::ledger::Amount;
@@ -103,8 +104,9 @@ impl<T: Transport> LocalBackend<T> {
         let (len, header_len) = (message().len, message().header.len());
         let table = engine.table.borrow();
         let Some(connection) = look_up(&table, to) else { return Err(SendError::UnknownSendEndpoint(to.into())) };
-        let mut ledger = connection.ledger.borrow_mut();
-        if header_len > connection.limits.get().max_header_len || !ledger.is_granted(len) {
+        let mut ledger = engine.ledger(connection);
+        // Who is staging cannot stage this one: it is granted the rest anew, without staging, until the next flush.
+        if header_len > connection.limits.get().max_header_len || !ledger.is_granted(len) || engine.is_staging(connection) {
             drop(ledger);
             let connection = connection.clone();
             drop(table);
@@ -145,7 +147,7 @@ impl<T: Transport> LocalBackend<T> {
         let regions = regions.filter(|_| engine.look_up_regions.get());
         let Some(held) = regions.map_or(Some(HeldRegions::default()), |find| find(engine)) else { return NetioStatus::NotRegistered };
         engine.end_grant(connection);
-        let mut ledger = connection.ledger.borrow_mut();
+        let mut ledger = engine.ledger(connection);
         if !ledger.fits(len) || (!ledger.is_empty() && !engine.has_room(len)) {
             ledger.refuse(len);
             drop(ledger);
@@ -163,9 +165,18 @@ impl<T: Transport> LocalBackend<T> {
             self.begin_queue(connection);
         }
         match engine.until_flush(connection, unsent) {
-            None => engine.flush_full(connection),
+            // Many have come, so that more are to be expected of this connection than of the one that is staging.
+            None => {
+                let unsent = engine.flush_full(connection);
+                if engine.is_stageable(connection, kind, len)
+                    && let Some(rest) = engine.until_flush(connection, unsent)
+                {
+                    engine.settle();
+                    engine.grant(connection, rest, true);
+                }
+            }
             // After one message there may be no other; after two there are many.
-            Some(rest) if connection.listed.unflushed.get() => engine.grant(connection, rest),
+            Some(rest) if connection.listed.unflushed.get() => engine.grant(connection, rest, engine.is_stageable(connection, kind, len)),
             Some(_) => engine.flush_later(connection),
         }
         NetioStatus::Ok
@@ -180,12 +191,33 @@ impl<T: Transport> LocalBackend<T> {
 
     #[inline(never)]
     fn submit_shared_pieces(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        if self.stage(to, data, header, key, CompletionKind::ZeroCopy) {
+            return Ok(NetioStatus::Ok);
+        }
         self.submit_shared(to, data, header, key)
     }
 
     #[inline(never)]
     fn submit_copied_pieces(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        if self.stage(to, data, header, key, CompletionKind::Copy) {
+            return Ok(NetioStatus::Ok);
+        }
         self.submit_copied(to, data, header, key)
+    }
+
+    /// Accepts a message if it can be staged; tells whether it can.
+    #[inline(always)]
+    fn stage<P: Deref<Target = [u8]>>(&self, to: Endpoint, pieces: &[P], header: &[u8], key: u64, kind: CompletionKind) -> bool {
+        T::RUN_HEAD.is_some_and(|head| self.engine.staging.borrow_mut().push(to, key, kind, header, pieces, head))
+    }
+
+    /// The same for a short message, without a call. It says no where a longer way may say yes.
+    #[inline(always)]
+    fn stage_short(&self, to: Endpoint, piece: &[u8], header: &[u8], key: u64, kind: CompletionKind) -> bool {
+        match (T::RUN_HEAD, self.engine.staging.try_borrow_mut()) {
+            (Some(head), Ok(mut staging)) if is_short(piece) => staging.push_short(to, key, kind, header, piece, head),
+            _ => false,
+        }
     }
 
     #[inline(always)]
@@ -195,35 +227,33 @@ impl<T: Transport> LocalBackend<T> {
         self.submit(to, key, CompletionKind::Copy, None::<fn(&Engine<T>) -> Option<HeldRegions>>, message)
     }
 
-    /// Accepts those of copied messages, from the first on, that are within what was granted; gives how many.
+    /// Accepts those of copied messages, from the first on, that can be staged; gives how many.
     #[inline]
-    fn submit_granted(&self, to: Endpoint, messages: &[CopiedMessage<'_>]) -> usize {
-        let engine = &*self.engine;
-        let table = engine.table.borrow();
-        let Some(connection) = look_up(&table, to) else { return 0 };
-        let max_header_len = connection.limits.get().max_header_len;
-        let accepted = connection.ledger.borrow_mut().push_granted(messages, max_header_len);
-        engine.transport.enqueue_copies(engine, connection, &messages[..accepted]);
-        accepted
+    fn stage_all(&self, to: Endpoint, messages: &[CopiedMessage<'_>]) -> usize {
+        if T::RUN_HEAD.is_none() {
+            return 0;
+        }
+        // Not as a pointer, which would be called for each.
+        self.engine.staging.borrow_mut().push_all(to, messages, |len| T::RUN_HEAD.map_or([0; RUN_HEAD_LEN], |head| head(len)))
     }
 
-    /// Takes messages of these lengths that lie at `place` among copied bytes, each after its head, and were accepted
+    /// Takes messages that lie at `place` among copied bytes, each after its head, and were accepted
     /// within the limits that hold here. Those that come after the connection's end are left out: they are pending.
-    pub(super) fn submit_run(&self, to: Endpoint, messages: &[Completion], lens: &[u32], copies: &mut Copies, place: Range<usize>) {
+    pub(super) fn submit_run(&self, to: Endpoint, messages: &[Completion], copies: &mut Copies, place: Range<usize>) {
         let engine = &*self.engine;
         let Some(connection) = engine.get(to).filter(|connection| connection.state() == State::Established) else { return };
         engine.end_grant(&connection);
         let head = T::RUN_HEAD.map_or(0, |_| RUN_HEAD_LEN);
-        let bytes = place.len() - head * lens.len();
-        let was_empty = connection.ledger.borrow().messages() == 0;
-        connection.ledger.borrow_mut().push_run(messages, lens, bytes);
-        engine.queued.set(engine.queued.get() + Amount { messages: lens.len() as u64, bytes: bytes as u64 });
-        let unsent = engine.transport.enqueue_run(engine, &connection, Run { lens, copies, place, head });
+        let bytes = place.len() - head * messages.len();
+        let was_empty = engine.ledger(&connection).messages() == 0;
+        engine.ledger(&connection).push_run(messages, bytes);
+        engine.queued.set(engine.queued.get() + Amount { messages: messages.len() as u64, bytes: bytes as u64 });
+        let unsent = engine.transport.enqueue_run(engine, &connection, Run { messages, copies, place, head });
         if was_empty {
             self.begin_queue(&connection);
         }
         match engine.until_flush(&connection, unsent) {
-            None => engine.flush_full(&connection),
+            None => _ = engine.flush_full(&connection),
             Some(_) => engine.flush_later(&connection),
         }
     }
@@ -394,23 +424,25 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         self.engine.by_address.borrow().get(address).copied()
     }
 
-    // Of a single piece, which is what most messages have, the compiler makes a shorter way.
+    // For messages of one piece, as most are, the compiler makes ways of their own.
     fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         match data {
-            [piece] => self.submit_shared(to, from_ref(piece), header, key),
+            [piece] if self.stage_short(to, piece, header, key, CompletionKind::ZeroCopy) => Ok(NetioStatus::Ok),
+            [piece] if T::RUN_HEAD.is_none() => self.submit_shared(to, from_ref(piece), header, key),
             data => self.submit_shared_pieces(to, data, header, key),
         }
     }
 
     fn send_copy_iov(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         match data {
-            [piece] => self.submit_copied(to, from_ref(piece), header, key),
+            [piece] if self.stage_short(to, piece, header, key, CompletionKind::Copy) => Ok(NetioStatus::Ok),
+            [piece] if T::RUN_HEAD.is_none() => self.submit_copied(to, from_ref(piece), header, key),
             data => self.submit_copied_pieces(to, data, header, key),
         }
     }
 
     fn send_copy_batch(&self, to: Endpoint, messages: &[CopiedMessage<'_>]) -> Result<(usize, NetioStatus), SendError> {
-        send_each(self, to, messages, |rest| self.submit_granted(to, rest))
+        send_each(self, to, messages, |rest| self.stage_all(to, rest))
     }
 
     #[allow(unsafe_code, reason = "the trait's one call whose contract the compiler cannot check")]
@@ -468,6 +500,8 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
             return Err(error);
         }
         self.engine.totals.registered_bytes.set(regions.bytes());
+        // What is staged is not looked up.
+        self.engine.settle();
         self.engine.look_up_regions.set(true);
         Ok(id)
     }

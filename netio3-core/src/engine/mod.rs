@@ -17,6 +17,7 @@ mod ledger;
 mod local;
 mod peers;
 mod raw_send;
+mod staging;
 mod sync;
 mod traffic;
 mod transport;

@@ -1,14 +1,16 @@
 //! What is sent and received on connections: counted, completed, and listed for the end of the turn.
 
+use std::cell::RefMut;
 use std::io;
 use std::rc::Rc;
 use std::sync::Once;
 
 use crate::engine::core::Rcc;
 use crate::engine::ledger::Amount;
-use crate::engine::{Connection, Engine, State, Transport};
+use crate::engine::staging::Staging;
+use crate::engine::{Connection, Engine, Ledger, RUN_HEAD_LEN, State, Transport};
 use crate::event_loop::Ready;
-use crate::status::Completion;
+use crate::status::{Completion, CompletionKind};
 
 /// What to do with messages that arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,9 @@ pub struct Brought {
     pub discarded: u64,
 }
 
+/// The longest message that has those behind it staged, in bytes.
+const LONGEST_STAGED: usize = 8 << 10;
+
 impl Brought {
     /// Counts a message; tells whether it is to be handed to the user.
     #[inline]
@@ -54,13 +59,13 @@ impl<T: Transport> Engine<T> {
 
     /// Bytes of a connection's stream left, in which every message is preceded by a head of `head` bytes.
     pub fn left_bytes(&self, connection: &Rc<Connection<T::Link>>, n: usize, head: usize) {
-        let sent = connection.ledger.borrow_mut().complete_bytes(n, head, &mut self.regions.borrow_mut());
+        let sent = self.ledger(connection).complete_bytes(n, head, &mut self.regions.borrow_mut());
         self.left(connection, sent);
     }
 
     /// The first `n` messages of a connection's queue left.
     pub fn left_messages(&self, connection: &Rc<Connection<T::Link>>, n: usize) {
-        let sent = connection.ledger.borrow_mut().complete_messages(n, &mut self.regions.borrow_mut());
+        let sent = self.ledger(connection).complete_messages(n, &mut self.regions.borrow_mut());
         self.left(connection, sent);
     }
 
@@ -79,7 +84,7 @@ impl<T: Transport> Engine<T> {
         self.totals.bytes_sent.add(sent.bytes);
         self.queued.set(self.queued.get() - sent);
         self.count_queue(connection);
-        if connection.ledger.borrow().messages() == 0 {
+        if self.ledger(connection).messages() == 0 {
             self.trim_later(connection);
         }
         if !connection.listed.completed.replace(true) {
@@ -91,7 +96,7 @@ impl<T: Transport> Engine<T> {
     /// Everything accepted on a connection that did not complete, at its end.
     pub(super) fn take_pending(&self, connection: &Connection<T::Link>) -> Vec<Completion> {
         self.end_grant(connection);
-        let mut ledger = connection.ledger.borrow_mut();
+        let mut ledger = self.ledger(connection);
         self.queued.set(self.queued.get() - ledger.queued());
         let pending = ledger.take_pending(&mut self.regions.borrow_mut());
         drop(ledger);
@@ -103,7 +108,7 @@ impl<T: Transport> Engine<T> {
     /// message, but when something is flushed, leaves or is refused, and when the user asks for them.
     pub(super) fn count_queue(&self, connection: &Connection<T::Link>) {
         self.end_grant(connection);
-        let ledger = connection.ledger.borrow();
+        let ledger = self.ledger(connection);
         let newly = ledger.accepted() - connection.counted.replace(ledger.accepted());
         self.totals.messages_accepted.add(newly);
         self.count_queues();
@@ -130,16 +135,28 @@ impl<T: Transport> Engine<T> {
     /// How much more may wait on a connection, of which `unsent` bytes do, before it is flushed; `None` when it is time.
     pub(super) fn until_flush(&self, connection: &Connection<T::Link>, unsent: usize) -> Option<Amount> {
         let params = &connection.params;
-        let newly = connection.ledger.borrow().accepted() - connection.flushed.get();
+        let newly = self.ledger(connection).accepted() - connection.flushed.get();
         let messages = (params.flush_messages.unwrap_or(T::FLUSH_MESSAGES) as u64).checked_sub(newly).filter(|rest| *rest > 0)?;
         let bytes = (params.flush_at as u64).checked_sub(unsent as u64).filter(|rest| *rest > 0)?;
         Some(Amount { messages, bytes })
     }
 
+    /// Whether a message is like those that are [staged](Self::grant): copied, and many go into a write.
+    pub(super) fn is_stageable(&self, connection: &Connection<T::Link>, kind: CompletionKind, len: usize) -> bool {
+        let is_copied = match kind {
+            CompletionKind::Copy => true,
+            CompletionKind::ZeroCopy => len <= connection.params.copy_below,
+            CompletionKind::Buffer => false,
+        };
+        T::RUN_HEAD.is_some() && is_copied && len <= LONGEST_STAGED
+    }
+
     /// Lets an established connection accept messages without a look at its state or any limit, until the one with which
     /// so much more waits or it is flushed, which it must be listed for. Whatever changes its state ends the grant,
     /// but for the end of the backend, after which no handle is known.
-    pub(super) fn grant(&self, connection: &Connection<T::Link>, rest: Amount) {
+    ///
+    /// `stage`: the messages to come are staged, if nobody else's are.
+    pub(super) fn grant(&self, connection: &Connection<T::Link>, rest: Amount, stage: bool) {
         if connection.state() != State::Established {
             return;
         }
@@ -151,39 +168,95 @@ impl<T: Transport> Engine<T> {
         }
         // Small limits are kept to the message.
         let portion = Amount { messages: limit.messages / 1_024, bytes: limit.bytes / 1_024 };
-        // With room for the heads of so many messages, of 8 bytes each.
         let messages = (rest.messages - 1).min(rest.bytes / 64);
-        let bytes = (rest.bytes - 8 * messages).min(connection.limits.get().max_message_len as u64);
-        let granted = connection.ledger.borrow_mut().grant(Amount { messages, bytes }.min(portion));
+        let mut staging = self.staging.borrow_mut();
+        let lent = if stage && staging.is_free() { self.transport.lend(connection) } else { None };
+        // Heads are counted when a message is staged; otherwise there has to be room for those of so many.
+        let heads = if lent.is_some() { 0 } else { RUN_HEAD_LEN as u64 * messages };
+        let bytes = (rest.bytes - heads).min(connection.limits.get().max_message_len as u64);
+        let granted = connection.own_ledger.borrow_mut().grant(Amount { messages, bytes }.min(portion));
         self.queued.set(queued + granted);
+        if let Some(copies) = lent {
+            let ledger = connection.own_ledger.take();
+            let max_header_len = connection.limits.get().max_header_len;
+            let shared_below = if self.look_up_regions.get() { 0 } else { connection.params.copy_below.saturating_add(1) };
+            staging.open(connection.endpoint, ledger, copies, granted.bytes as usize, max_header_len, shared_below);
+            connection.is_staging.set(true);
+        }
+    }
+
+    /// Gives the connection that is staging its ledger and its queue back, and ends its grant.
+    #[inline(never)]
+    pub(super) fn settle(&self) {
+        let Some(staged) = self.staging.borrow_mut().close() else { return };
+        // Whatever ends its grant settles, and its end does before it leaves the table.
+        let connection = self.get(staged.owner).expect("who is staging is in the table");
+        connection.is_staging.set(false);
+        connection.own_ledger.replace(staged.ledger);
+        self.transport.give_back(&connection, staged.copies);
+        connection.counters.copied_messages.add(staged.shared);
+        self.end_grant(&connection);
+    }
+
+    /// The same if it is this connection; for transports, before its queue is used.
+    #[inline]
+    pub fn settle_of(&self, connection: &Connection<T::Link>) {
+        if self.is_staging(connection) {
+            self.settle();
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_staging(&self, connection: &Connection<T::Link>) -> bool {
+        T::RUN_HEAD.is_some() && connection.is_staging.get()
+    }
+
+    /// The ledger of a connection, wherever it is.
+    #[inline]
+    pub(super) fn ledger<'a>(&'a self, connection: &'a Connection<T::Link>) -> RefMut<'a, Ledger> {
+        if self.is_staging(connection) {
+            return RefMut::map(self.staging.borrow_mut(), Staging::ledger);
+        }
+        connection.own_ledger.borrow_mut()
+    }
+
+    /// Enters a frame of the transport's own into the order of completions.
+    pub fn push_control(&self, connection: &Connection<T::Link>) {
+        self.ledger(connection).push_control();
     }
 
     pub(super) fn end_grant(&self, connection: &Connection<T::Link>) {
-        let unspent = connection.ledger.borrow_mut().end_grant();
+        if self.is_staging(connection) {
+            return self.settle();
+        }
+        let unspent = connection.own_ledger.borrow_mut().end_grant();
         self.queued.set(self.queued.get() - unspent);
     }
 
     /// Sends what a connection has queued, as far as it goes without waiting.
     pub(super) fn flush(&self, connection: &Rc<Connection<T::Link>>) {
+        self.settle_of(connection);
         self.transport.flush(self, connection);
         self.flushed(connection);
     }
 
-    /// Sends what a connection has queued, as far as it is worth it before the end of the turn.
-    pub(super) fn flush_full(&self, connection: &Rc<Connection<T::Link>>) {
-        self.transport.flush_full(self, connection);
+    /// Sends what a connection has queued, as far as it is worth it before the end of the turn; gives the bytes that wait.
+    pub(super) fn flush_full(&self, connection: &Rc<Connection<T::Link>>) -> usize {
+        self.settle_of(connection);
+        let unsent = self.transport.flush_full(self, connection);
         self.flushed(connection);
         self.flush_later(connection);
+        unsent
     }
 
     fn flushed(&self, connection: &Connection<T::Link>) {
-        connection.flushed.set(connection.ledger.borrow().accepted());
+        connection.flushed.set(self.ledger(connection).accepted());
         // What is to be sent should not wait for being counted, and is if it left.
         if connection.counted.get() != connection.flushed.get() {
             self.count_queue(connection);
         }
         let filled = connection.filled.take();
-        if (filled || !connection.listed.untrimmed.get()) && connection.ledger.borrow().messages() > 0 {
+        if (filled || !connection.listed.untrimmed.get()) && self.ledger(connection).messages() > 0 {
             self.watch_queue(connection, filled);
         }
     }

@@ -7,9 +7,8 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::address::EndPointAddress;
-use crate::backend::CopiedMessage;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
-use crate::engine::{Connection, Engine, Listener, RawPieces, Run, Upcalls};
+use crate::engine::{Connection, Copies, Engine, Listener, RawPieces, Run, Upcalls};
 use crate::error::RegisterError;
 use crate::event_loop::{Budget, Next, Polled, Ready};
 use crate::memory::{MemoryRegion, NetworkBuffer, RegionId};
@@ -100,18 +99,11 @@ pub trait Transport: Sized + 'static {
     /// the engine's table meanwhile.
     fn enqueue(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>, message: Outgoing<'_>) -> usize;
 
-    /// The same for each of several messages.
-    fn enqueue_copies(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>, messages: &[CopiedMessage<'_>]) {
-        for message in messages {
-            let payload = Payload::Copied(&[IoSlice::new(message.data)]);
-            self.enqueue(engine, connection, Outgoing { header: message.header, payload, len: message.len() });
-        }
-    }
-
     /// The messages at which a queue is flushed before the turn ends, if the user does not say.
     const FLUSH_MESSAGES: usize = usize::MAX;
 
-    /// What goes before each message that another thread copies into a run, so that a run can be sent as it is.
+    /// What goes before each message that is copied into a run, so that a run can be sent as it is. Without it only other
+    /// threads' messages make runs.
     const RUN_HEAD: Option<fn(usize) -> [u8; RUN_HEAD_LEN]> = None;
 
     /// The same as [`enqueue`](Self::enqueue) for each message of a run. Zero-copy ones among them that are copied for
@@ -125,12 +117,26 @@ pub trait Transport: Sized + 'static {
         unsent
     }
 
+    /// Lends the memory behind the end of a connection's queue, if it can, for messages to be copied there, each after its
+    /// [`RUN_HEAD`](Self::RUN_HEAD). Whoever uses the queue next calls [`Engine::settle_of`] before, which gives it back.
+    fn lend(&self, connection: &Connection<Self::Link>) -> Option<Copies> {
+        let _ = connection;
+        None
+    }
+
+    /// Takes that memory back, with the messages that were copied.
+    fn give_back(&self, connection: &Connection<Self::Link>, copies: Copies) {
+        let _ = (connection, copies);
+    }
+
     /// Sends what is queued, as far as it goes without waiting. Tells the ledger what left.
     fn flush(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>);
 
-    /// The same when so much is queued that it should not wait for the end of the turn. What does not fill a write may.
-    fn flush_full(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>) {
+    /// The same when so much is queued that it should not wait for the end of the turn. What does not fill a write may, and
+    /// is given, in bytes.
+    fn flush_full(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>) -> usize {
         self.flush(engine, connection);
+        0
     }
 
     /// Moves memory that is no longer needed into `retired`; after the end of a connection, all of it.

@@ -72,7 +72,7 @@ fn closing_the_listener_or_shutting_down_sends_delayed_messages() {
         let pair = Pair::established(FaultConfig { delay: 1.0, ..FaultConfig::none() }, 1);
         let (server, peer) = (&pair.server, *pair.server.lives.borrow().keys().next().unwrap());
         assert_eq!(server.backend.send_copy(peer, b"held", b"", 7).unwrap(), NetioStatus::Ok);
-        server.only(|life| life.accepted.push_back(Completion { key: 7, kind: CompletionKind::Copy }));
+        server.only(|life| life.accepted.push_back(Completion { key: 7, kind: CompletionKind::Copy, len: 4 }));
         let address = server.backend.listeners()[0].address;
         if shuts_down {
             server.backend.shutdown(WAIT);
@@ -95,7 +95,7 @@ fn a_stall_stops_both_ways_until_its_time_has_passed() {
     assert_eq!(pair.server.backend.counts().stalls, 1);
     pair.send(1);
     assert_eq!(pair.server.backend.send_copy(peer, b"stalled", b"", 7).unwrap(), NetioStatus::Ok);
-    pair.server.only(|life| life.accepted.push_back(Completion { key: 7, kind: CompletionKind::Copy }));
+    pair.server.only(|life| life.accepted.push_back(Completion { key: 7, kind: CompletionKind::Copy, len: 7 }));
     // What the user asks for meanwhile holds afterwards.
     pair.server.backend.pause(peer).unwrap();
     pair.server.backend.resume(peer).unwrap();
@@ -149,7 +149,9 @@ fn user_memory_is_free_when_its_key_comes_back_and_busy_before() {
     assert_eq!(backend.send(pair.endpoint, &owner, b"", 2).unwrap(), NetioStatus::Ok);
     drop(owner);
     assert!(backend.deregister(id).is_err() && Arc::strong_count(&memory) > 1);
-    pair.client.only(|life| life.accepted.extend([0, 1, 2].map(|key| Completion { key, kind: CompletionKind::ZeroCopy })));
+    pair.client.only(|life| {
+        life.accepted.extend([(0, 20), (1, 100), (2, 100)].map(|(key, len)| Completion { key, kind: CompletionKind::ZeroCopy, len }))
+    });
     backend.abort(pair.endpoint).unwrap();
     pair.until(|| pair.client.is_over());
     assert_eq!(Arc::strong_count(&memory), 1);
@@ -162,7 +164,7 @@ fn buffers_that_are_held_back_come_round_again() {
     let backend = &pair.client.backend;
     for _ in 0..4 {
         let buffer = backend.take_buffer(pair.endpoint).unwrap().unwrap();
-        let completion = Completion { key: buffer.id(), kind: CompletionKind::Buffer };
+        let completion = Completion { key: buffer.id(), kind: CompletionKind::Buffer, len: 0 };
         backend.send_taken(pair.endpoint, buffer).unwrap();
         pair.client.only(|life| life.accepted.push_back(completion));
     }

@@ -68,7 +68,7 @@ impl Pair {
     pub fn try_send(&self, key: u64) -> Result<NetioStatus, SendError> {
         let status = self.client.backend.send_copy(self.endpoint, &key.to_le_bytes(), b"", key);
         self.client.only(|life| match status {
-            Ok(NetioStatus::Ok) => life.accepted.push_back(Completion { key, kind: CompletionKind::Copy }),
+            Ok(NetioStatus::Ok) => life.accepted.push_back(Completion { key, kind: CompletionKind::Copy, len: 8 }),
             Ok(NetioStatus::NoResources) => life.refused = true,
             _ => {}
         });

@@ -85,7 +85,7 @@ fn send_more(backend: &dyn NetworkBackend, endpoint: Endpoint, lives: &Lives) {
     while let Some(message) = life.to_send.front() {
         let key = life.sends as u64;
         let (header, payload) = message.split_at(message.len().min(3));
-        let mut completion = Completion { key, kind: CompletionKind::ZeroCopy };
+        let mut completion = Completion { key, kind: CompletionKind::ZeroCopy, len: message.len() as u32 };
         let status = match life.sends % 3 {
             0 => {
                 completion.kind = CompletionKind::Copy;
@@ -96,7 +96,7 @@ fn send_more(backend: &dyn NetworkBackend, endpoint: Endpoint, lives: &Lives) {
                 Ok(None) => Ok(NetioStatus::NoResources),
                 Ok(Some(mut buffer)) => {
                     buffer.extend_from_slice(message).unwrap();
-                    completion = Completion { key: buffer.id(), kind: CompletionKind::Buffer };
+                    (completion.key, completion.kind) = (buffer.id(), CompletionKind::Buffer);
                     backend.send_taken(endpoint, buffer).map_or_else(|unsent| unsent.outcome, |()| Ok(NetioStatus::Ok))
                 }
                 Err(error) => panic!("{error}"),

@@ -103,8 +103,9 @@ impl Caller {
         let region = MemoryRegion::new(100_000).unwrap();
         let shared = region.bytes().unwrap();
         for number in 0..3_000 {
-            let copy = Completion { key: (seed << 32) | number, kind: CompletionKind::Copy };
-            let zero_copy = Completion { kind: CompletionKind::ZeroCopy, ..copy };
+            let key = (seed << 32) | number;
+            let copy = |len| Completion { key, kind: CompletionKind::Copy, len: len as u32 };
+            let zero_copy = |len| Completion { kind: CompletionKind::ZeroCopy, ..copy(len) };
             // The connections of all threads.
             let connections = self.backend.connections();
             let Some(to) = connections.get(random.below(connections.len().max(1))).map(|connection| connection.endpoint) else {
@@ -124,7 +125,7 @@ impl Caller {
                 }
                 18 => {
                     let id = self.backend.register(&region).unwrap();
-                    self.send(to, zero_copy, &mut sent, |key| self.backend.send(to, &shared.slice(..2_000), b"region", key));
+                    self.send(to, zero_copy(2_006), &mut sent, |key| self.backend.send(to, &shared.slice(..2_000), b"region", key));
                     let end = Instant::now() + WAIT;
                     while self.backend.deregister(id).is_err() {
                         assert!(Instant::now() < end, "a message holds its region for good");
@@ -136,21 +137,24 @@ impl Caller {
                 19..30 => self.send_buffer(to, &mut sent),
                 30..55 => {
                     let bytes = counted(random.below(3_000), &self.alive);
-                    self.send(to, zero_copy, &mut sent, |key| self.backend.send_iov(to, &[bytes.clone(), bytes.clone()], b"shared", key));
+                    let message = zero_copy(2 * bytes.len() + 6);
+                    self.send(to, message, &mut sent, |key| self.backend.send_iov(to, &[bytes.clone(), bytes.clone()], b"shared", key));
                 }
                 55..60 => {
                     let len = random.below(RAW.len());
                     let raw = RawSlice::new(RAW.as_ptr(), len);
                     // SAFETY: a static array is readable for ever.
-                    self.send(to, zero_copy, &mut sent, |key| unsafe { self.backend.send_raw_iov(to, &[raw, raw], b"raw", key) });
+                    self.send(to, zero_copy(2 * len + 3), &mut sent, |key| unsafe {
+                        self.backend.send_raw_iov(to, &[raw, raw], b"raw", key)
+                    });
                 }
                 60 => {
                     let long = vec![1; 300_000];
-                    self.send(to, copy, &mut sent, |key| self.backend.send_copy(to, &long, b"long", key));
+                    self.send(to, copy(long.len() + 4), &mut sent, |key| self.backend.send_copy(to, &long, b"long", key));
                 }
                 _ => {
                     let pieces = [IoSlice::new(&RAW[..random.below(200)]), IoSlice::new(b"end")];
-                    self.send(to, copy, &mut sent, |key| self.backend.send_copy_iov(to, &pieces, b"", key));
+                    self.send(to, copy(pieces[0].len() + 3), &mut sent, |key| self.backend.send_copy_iov(to, &pieces, b"", key));
                 }
             }
         }
@@ -187,7 +191,7 @@ impl Caller {
                 buffer.extend_from_slice(&RAW[..500]).unwrap();
                 let key = buffer.id();
                 let outcome = self.backend.send_taken(to, buffer).map(|()| Ok(NetioStatus::Ok)).unwrap_or_else(|unsent| unsent.outcome);
-                self.send(to, Completion { key, kind: CompletionKind::Buffer }, sent, |_| outcome);
+                self.send(to, Completion { key, kind: CompletionKind::Buffer, len: 500 }, sent, |_| outcome);
             }
             Ok(None) => sent.refused.push(to),
             Err(_) => {}

@@ -18,10 +18,9 @@ use crate::status::{Completion, NetioStatus};
 /// steady state no message allocates.
 #[derive(Default)]
 pub(super) struct Batch {
-    /// How many there are; once it is closed, which ones, and the bytes of each.
+    /// How many there are; once it is closed, which ones.
     messages: usize,
     records: Vec<Completion>,
-    lens: Vec<u32>,
     /// Messages that were copied, each after its head, and the headers of the others.
     copies: Copies,
     /// Zero-copy messages that were copied for being small.
@@ -85,9 +84,7 @@ impl Batch {
 
     /// Ends adding messages, which are the latest of this ledger.
     pub(super) fn close(&mut self, ledger: &Ledger) {
-        let (records, lens) = ledger.latest(self.messages);
-        self.records.extend_from_slice(records);
-        self.lens.extend_from_slice(lens);
+        self.records.extend_from_slice(ledger.latest(self.messages));
     }
 
     /// Adds a message. Zero-copy ones up to `copy_below` bytes are copied.
@@ -157,11 +154,11 @@ impl Batch {
 
     /// Hands copied messages over, up to the one at `end`; where that is not all, without their memory.
     fn hand_over_run<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget, end: usize) {
-        let (records, lens) = (&self.records[self.done.messages..end], &self.lens[self.done.messages..end]);
+        let records = &self.records[self.done.messages..end];
         let head = T::RUN_HEAD.map_or(0, |_| RUN_HEAD_LEN);
-        let bytes = lens.iter().map(|len| head + *len as usize).sum::<usize>();
+        let bytes = records.iter().map(|message| head + message.len as usize).sum::<usize>();
         let start = self.done.bytes;
-        inner.submit_run(to, records, lens, &mut self.copies, start..start + bytes);
+        inner.submit_run(to, records, &mut self.copies, start..start + bytes);
         budget.spend(records.len(), bytes);
         self.done.messages = end;
         // Where the backend took the memory, there were no other bytes in it.
@@ -171,7 +168,7 @@ impl Batch {
     /// Hands a message over that was not copied; `false` when the backend takes no more.
     fn hand_over_gathered<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget) -> bool {
         let Some(&Gathered { at, header, pieces, form }) = self.gathered.front() else { return true };
-        let (key, len) = (self.records[at].key, self.lens[at]);
+        let Completion { key, len, .. } = self.records[at];
         let mut done = self.done;
         done.messages += 1;
         done.bytes += header as usize;
@@ -233,7 +230,6 @@ impl Batch {
         self.copied = 0;
         self.messages = 0;
         self.records.clear();
-        self.lens.clear();
         self.copies.clear();
         self.gathered.clear();
         self.raw.clear();

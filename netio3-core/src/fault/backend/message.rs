@@ -127,7 +127,7 @@ impl Held {
             Body::Copied(_) => CompletionKind::Copy,
             Body::Buffer(_) => CompletionKind::Buffer,
         };
-        Completion { key: self.key, kind }
+        Completion { key: self.key, kind, len: self.len() as u32 }
     }
 
     /// Whether some of it lies in the region at this address, of this length.

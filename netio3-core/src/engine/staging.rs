@@ -1,0 +1,153 @@
+//! The shortest way of a copied message.
+
+use std::ops::Deref;
+
+use crate::backend::CopiedMessage;
+use crate::endpoint::Endpoint;
+use crate::engine::copies::is_short;
+use crate::engine::local::len_of;
+use crate::engine::{Copies, Ledger, RUN_HEAD_LEN};
+use crate::status::CompletionKind;
+
+/// Where the messages go of the connection that was granted something last, as long as they are copied and within the
+/// grant: its ledger, and the memory behind the end of its queue. Here they are reached without a look at the table of
+/// connections, or at anything of the connection's.
+#[derive(Default)]
+pub(super) struct Staging {
+    owner: Option<Endpoint>,
+    ledger: Ledger,
+    copies: Copies,
+    /// How far the memory may be filled, and how much of that there is, in bytes.
+    limit: usize,
+    room: usize,
+    max_header_len: usize,
+    /// Shared messages shorter than this are copied.
+    shared_below: usize,
+    /// How many were.
+    shared: u64,
+}
+
+/// What was lent.
+pub(super) struct Staged {
+    pub(super) owner: Endpoint,
+    pub(super) ledger: Ledger,
+    pub(super) copies: Copies,
+    /// How many of the messages are shared memory.
+    pub(super) shared: u64,
+}
+
+/// The longest header of a short message, in bytes, which every connection takes.
+const SHORT_HEADER: usize = 16;
+
+impl Staging {
+    /// Gives it to a connection, for so many bytes more, heads included. Nobody has it.
+    pub(super) fn open(
+        &mut self,
+        owner: Endpoint,
+        ledger: Ledger,
+        copies: Copies,
+        bytes: usize,
+        max_header_len: usize,
+        shared_below: usize,
+    ) {
+        let limit = copies.len() + bytes;
+        *self = Self { owner: Some(owner), ledger, copies, limit, room: 0, max_header_len, shared_below, shared: 0 };
+        self.measure_room();
+    }
+
+    /// Whether nobody has it.
+    pub(super) fn is_free(&self) -> bool {
+        self.owner.is_none()
+    }
+
+    /// The ledger of the connection that has it.
+    #[inline]
+    pub(super) fn ledger(&mut self) -> &mut Ledger {
+        &mut self.ledger
+    }
+
+    /// Takes it from the connection that has it.
+    pub(super) fn close(&mut self) -> Option<Staged> {
+        let owner = self.owner.take()?;
+        let (ledger, copies) = (std::mem::take(&mut self.ledger), std::mem::take(&mut self.copies));
+        Some(Staged { owner, ledger, copies, shared: self.shared })
+    }
+
+    /// Accepts a message if it is one that this is for; tells whether it is.
+    #[inline(always)]
+    pub(super) fn push<P: Deref<Target = [u8]>>(
+        &mut self,
+        to: Endpoint,
+        key: u64,
+        kind: CompletionKind,
+        header: &[u8],
+        pieces: &[P],
+        head: impl FnOnce(usize) -> [u8; RUN_HEAD_LEN],
+    ) -> bool {
+        let len = header.len() + len_of(pieces);
+        if !self.takes(to, kind, len, self.limit) || header.len() > self.max_header_len || self.ledger.granted_messages() == 0 {
+            return false;
+        }
+        self.count_shared(kind);
+        self.ledger.push(key, kind, len);
+        self.copies.push_message(&head(len), header, len, pieces, || None);
+        self.measure_room();
+        true
+    }
+
+    /// The same without a call, for a short message where there is memory for it.
+    #[inline(always)]
+    pub(super) fn push_short(
+        &mut self,
+        to: Endpoint,
+        key: u64,
+        kind: CompletionKind,
+        header: &[u8],
+        piece: &[u8],
+        head: impl FnOnce(usize) -> [u8; RUN_HEAD_LEN],
+    ) -> bool {
+        let len = header.len() + piece.len();
+        let is_short = header.len() <= SHORT_HEADER && is_short(piece);
+        if !is_short || !self.takes(to, kind, len, self.room) || !self.ledger.has_granted_record() {
+            return false;
+        }
+        self.count_shared(kind);
+        self.ledger.push(key, kind, len);
+        self.copies.push_short_message(head(len), header, piece);
+        true
+    }
+
+    /// Accepts those of copied messages, from the first on, that this is for; gives how many.
+    pub(super) fn push_all(&mut self, to: Endpoint, messages: &[CopiedMessage<'_>], head: impl Fn(usize) -> [u8; RUN_HEAD_LEN]) -> usize {
+        if self.owner != Some(to) {
+            return 0;
+        }
+        let mut end = self.copies.len();
+        let within = |message: &&CopiedMessage<'_>| {
+            end += RUN_HEAD_LEN + message.len();
+            message.header.len() <= self.max_header_len && end <= self.limit
+        };
+        let accepted = messages.iter().take(self.ledger.granted_messages()).take_while(within).count();
+        self.ledger.push_copies(&messages[..accepted]);
+        self.copies.push_messages(&messages[..accepted], head);
+        self.measure_room();
+        accepted
+    }
+
+    /// Whether a message is the connection's, is copied, and ends within this limit.
+    #[inline(always)]
+    fn takes(&self, to: Endpoint, kind: CompletionKind, len: usize, limit: usize) -> bool {
+        let is_copied = kind != CompletionKind::ZeroCopy || len < self.shared_below;
+        self.owner == Some(to) && is_copied && self.copies.len() + RUN_HEAD_LEN + len <= limit
+    }
+
+    #[inline(always)]
+    fn count_shared(&mut self, kind: CompletionKind) {
+        self.shared += u64::from(kind == CompletionKind::ZeroCopy);
+    }
+
+    #[inline]
+    fn measure_room(&mut self) {
+        self.room = self.limit.min(self.copies.capacity());
+    }
+}
