@@ -1,6 +1,6 @@
 //! What arrives from a socket, cut into hello and frames.
 
-use arrayvec::ArrayVec;
+use netio3_core::engine::{Frames, Taken};
 
 use crate::frame::{BadHead, Frame, HEAD_LEN};
 use crate::hello::{Hello, NotAHello};
@@ -72,16 +72,17 @@ impl Inbound {
         self.partial.len()
     }
 
-    /// Adds the messages that `bytes` begin with, as far as they lie there whole and there is room for them; none before the
-    /// hello.
+    /// How the messages lie that come next; not before the hello.
     #[inline]
-    pub(crate) fn messages<'a, const N: usize>(&mut self, mut bytes: &'a [u8], messages: &mut ArrayVec<&'a [u8], N>) {
-        while self.hello_done && !messages.is_full() {
-            let mut rest = bytes;
-            // Anything else is left for who takes it by itself.
-            let Ok(Some(Incoming::Message(message))) = self.next(&mut rest) else { break };
-            messages.push(message);
-            bytes = rest;
+    pub(crate) fn frames(&self) -> Option<Frames> {
+        let head = u64::from_le_bytes(Frame::Data(0).head());
+        self.hello_done.then_some(Frames { head, max_len: self.max_len as u32 })
+    }
+
+    /// These were taken from the front of what was fed.
+    pub(crate) fn took(&mut self, taken: Taken) {
+        if taken.messages > 0 {
+            self.last_len = taken.last_len;
         }
     }
 

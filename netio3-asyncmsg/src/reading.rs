@@ -4,11 +4,9 @@ use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::rc::Rc;
 
-use arrayvec::ArrayVec;
 use netio3_core::engine::{Assembled, Brought, Connection, Engine, Reception, Release, State, Upcalls};
 use netio3_core::{Budget, ClosedReason, Message, Next};
 
-use crate::frame::HEAD_LEN;
 use crate::hello::{Hello, VERSIONS};
 use crate::inbound::{Broken, Incoming};
 use crate::link::Link;
@@ -35,8 +33,6 @@ enum Rest {
     Cut(usize),
 }
 
-/// Messages handed to the user at once, at most.
-const TOGETHER: usize = 64;
 /// Bytes read at once, at most.
 const READ_LEN: usize = 256 << 10;
 /// Room in front for the beginning of a head or hello that an earlier read brought; hellos are shorter.
@@ -217,23 +213,22 @@ impl<N: Net> Tcp<N> {
         let fed = bytes.len();
         let mut cut = 0;
         let mut brought = Brought::default();
-        let mut messages = ArrayVec::<_, TOGETHER>::new();
         let mut inbound = link.inbound.borrow_mut();
         let mut mode = engine.reception(connection);
         while !bytes.is_empty() {
             if matches!(mode, Reception::Hold | Reception::Stop) {
                 break;
             }
-            if mode == Reception::Deliver {
-                messages.clear();
-                inbound.messages(bytes, &mut messages);
-                if !messages.is_empty() {
-                    let delivered = &messages[..up.messages(connection, &messages)];
-                    let len = delivered.iter().map(|message| message.len()).sum::<usize>();
-                    brought.messages += delivered.len();
-                    brought.bytes += len;
-                    bytes = &bytes[HEAD_LEN * delivered.len() + len..];
-                    mode = engine.reception(connection);
+            if mode == Reception::Deliver
+                && let Some(frames) = inbound.frames()
+            {
+                let (taken, left) = up.messages(connection, bytes, frames);
+                bytes = &bytes[bytes.len() - left..];
+                brought.messages += taken.messages;
+                brought.bytes += taken.bytes;
+                mode = engine.reception(connection);
+                if taken.messages > 0 || mode != Reception::Deliver {
+                    inbound.took(taken);
                     continue;
                 }
             }

@@ -66,9 +66,7 @@ pub trait Callbacks {
     /// Nobody else can implement it, since the type of `messages` has no name outside this crate.
     #[doc(hidden)]
     fn on_messages(&mut self, backend: &dyn NetworkBackend, from: Endpoint, address: &EndPointAddress, messages: &mut Messages<'_>) {
-        for message in messages {
-            self.on_data(backend, from, address, message);
-        }
+        messages.each(|message| self.on_data(backend, from, address, message));
     }
 
     /// Messages left the library (TCP: the kernel holds them) and their memory is no longer referenced;

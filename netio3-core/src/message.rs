@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
-use crate::engine::State;
+use crate::engine::{RUN_HEAD_LEN, State};
 use crate::event_loop::Remote;
 use crate::stats::{BackendCounters, ConnectionCounters};
 
@@ -25,51 +25,92 @@ enum Body<'a> {
     Whole(&'a mut dyn Take),
 }
 
-/// Messages that arrived together. There is a next one for as long as their connection receives.
+/// Messages that arrived together, of a stream of [frames](Frames). There is a next one for as long as their connection
+/// receives.
 pub struct Messages<'a> {
-    rest: std::slice::Iter<'a, &'a [u8]>,
+    rest: &'a [u8],
+    frames: Frames,
+    taken: Taken,
     meter: &'a Meter,
     state: &'a Cell<State>,
     paused: &'a Cell<bool>,
     /// Another thread has ended the backend.
-    gone: Option<&'a AtomicBool>,
+    gone: &'a AtomicBool,
+}
+
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+/// For backends: how messages lie one behind the other, each after a head of 8 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Frames {
+    /// The head of an empty message, as a little-endian number. Other messages have their length in its lower 32 bits.
+    pub head: u64,
+    /// The longest message.
+    pub max_len: u32,
+}
+
+/// For backends: what the user was given of messages that arrived together.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Taken {
+    /// How many messages.
+    pub messages: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Those of the last one.
+    pub last_len: usize,
 }
 
 impl<'a> Messages<'a> {
-    pub(crate) fn new(messages: &'a [&'a [u8]], meter: &'a Meter, state: &'a Cell<State>, paused: &'a Cell<bool>) -> Self {
-        Self { rest: messages.iter(), meter, state, paused, gone: None }
+    pub(crate) fn new(bytes: &'a [u8], frames: Frames, meter: &'a Meter, state: &'a Cell<State>, paused: &'a Cell<bool>) -> Self {
+        Self { rest: bytes, frames, taken: Taken::default(), meter, state, paused, gone: &NEVER }
     }
 
-    /// The same messages, of which there is no next one once this is set.
-    pub(crate) fn until<'b>(&self, gone: &'b AtomicBool) -> Messages<'b>
-    where
-        'a: 'b,
-    {
-        Messages { rest: self.rest.clone(), gone: Some(gone), ..*self }
+    /// Calls for each.
+    #[inline(always)]
+    pub(crate) fn each(&mut self, mut call: impl FnMut(Message<'a>)) {
+        // A copy, so that it may be in registers meanwhile.
+        let mut rest = Self { ..*self };
+        for message in &mut rest {
+            call(message);
+        }
+        *self = rest;
     }
 
-    /// How many were not taken.
-    pub(crate) fn left(&self) -> usize {
-        self.rest.len()
+    /// Lends the messages to `call`, for which there is no next one once `gone` is set; then there is none here either.
+    pub(crate) fn until(&mut self, gone: &AtomicBool, call: impl FnOnce(&mut Messages<'_>)) {
+        let mut messages = Messages { gone, ..*self };
+        call(&mut messages);
+        let (taken, left) = messages.finish();
+        self.taken = taken;
+        self.rest = if gone.load(Ordering::Relaxed) { &[] } else { &self.rest[self.rest.len() - left..] };
     }
 
-    /// Takes all but the last `left`.
-    pub(crate) fn take_to(&mut self, left: usize) {
-        self.rest = self.rest.as_slice()[self.left() - left..].iter();
+    /// What was taken, and the number of bytes that were not.
+    pub(crate) fn finish(self) -> (Taken, usize) {
+        (self.taken, self.rest.len())
     }
 }
 
 impl<'a> Iterator for Messages<'a> {
     type Item = Message<'a>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Message<'a>> {
         // Relaxed: nothing else is read because of it.
-        let is_gone = self.gone.is_some_and(|gone| gone.load(Ordering::Relaxed));
-        if self.state.get().is_over() || self.paused.get() || self.meter.is_full() || is_gone {
+        if self.state.get().is_over() || self.paused.get() || self.gone.load(Ordering::Relaxed) || self.meter.is_full() {
             return None;
         }
-        self.rest.next().map(|message| Message::borrowed(message, self.meter))
+        let (head, rest) = self.rest.split_first_chunk::<RUN_HEAD_LEN>()?;
+        // Of any other head more than that is left.
+        let len = u64::from_le_bytes(*head) ^ self.frames.head;
+        if len > u64::from(self.frames.max_len) {
+            return None;
+        }
+        let (message, rest) = rest.split_at_checked(len as usize)?;
+        self.rest = rest;
+        let Taken { messages, bytes, .. } = self.taken;
+        self.taken = Taken { messages: messages + 1, bytes: bytes + message.len(), last_len: message.len() };
+        Some(Message::borrowed(message, self.meter))
     }
 }
 

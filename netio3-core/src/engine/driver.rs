@@ -10,7 +10,7 @@ use crate::engine::core::{LISTENER, drop_each};
 use crate::engine::{Connection, Engine, LocalBackend, OWN, Retired, State, Transport};
 use crate::event_loop::{Budget, EventLoop, Next, Polled, Ready, Source};
 use crate::liveness::Liveness;
-use crate::message::{Message, Messages};
+use crate::message::{Frames, Message, Messages, Taken};
 use crate::status::{Completion, Direction};
 
 /// A backend as its loop sees it: the callbacks and the engine. Dropping it ends the backend.
@@ -328,11 +328,12 @@ impl<T: Transport> Upcalls<'_, T> {
         self.view.engine().is_receiving(connection)
     }
 
-    /// Hands messages to the user, one after the other for as long as the next one may follow; gives how many.
+    /// Hands the messages to the user that bytes begin with, one after the other for as long as the next one may follow;
+    /// gives what he got, and how many bytes are left.
     #[inline]
-    pub fn messages(&mut self, connection: &Rc<Connection<T::Link>>, messages: &[&[u8]]) -> usize {
-        let mut all = Messages::new(messages, &connection.meter, &connection.state, &connection.paused);
-        self.callbacks.on_messages(self.view, connection.endpoint, &connection.address, &mut all);
-        messages.len() - all.left()
+    pub fn messages(&mut self, connection: &Rc<Connection<T::Link>>, bytes: &[u8], frames: Frames) -> (Taken, usize) {
+        let mut messages = Messages::new(bytes, frames, &connection.meter, &connection.state, &connection.paused);
+        self.callbacks.on_messages(self.view, connection.endpoint, &connection.address, &mut messages);
+        messages.finish()
     }
 }

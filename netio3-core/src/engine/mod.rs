@@ -33,4 +33,4 @@ pub use self::raw_send::RawPieces;
 pub use self::sync::create;
 pub use self::traffic::{Brought, Reception};
 pub use self::transport::{Freed, OWN, Opener, Outgoing, Payload, RUN_HEAD_LEN, Release, Retired, Transport};
-pub use crate::message::Assembled;
+pub use crate::message::{Assembled, Frames, Taken};

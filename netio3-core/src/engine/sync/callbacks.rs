@@ -91,10 +91,8 @@ impl<T: Transport> Callbacks for FrontCallbacks<T> {
 
     fn on_messages(&mut self, _inner: &dyn NetworkBackend, from: Endpoint, address: &EndPointAddress, messages: &mut Messages<'_>) {
         let Self(side) = self;
-        let mut until_gone = messages.until(side.shared.gone());
-        side.user.borrow_mut().on_messages(&side.view, from, address, &mut until_gone);
         // Nobody is told of what comes after the end.
-        messages.take_to(if side.shared.is_gone() { 0 } else { until_gone.left() });
+        messages.until(side.shared.gone(), |messages| side.user.borrow_mut().on_messages(&side.view, from, address, messages));
     }
 
     fn on_send_completed(
