@@ -101,6 +101,16 @@ fn a_length_beyond_the_maximum_ends_the_connection_and_allocates_nothing() {
 }
 
 #[test]
+fn a_length_beyond_the_maximum_ends_the_connection_even_if_the_message_is_there() {
+    let server = Server::with(NetworkConfig { max_message_len: 100, ..config() }, ConnectionParameters::default());
+    let (mut bare, endpoint) = server.greeted();
+    bare.write(&[message(&[1; 100]), message(&[2; 101]), message(b"after")].concat());
+    assert_eq!(server.until_closed(endpoint), (0, ClosedReason::Protocol));
+    assert_eq!(server.node.received(endpoint), [[1; 100]]);
+    server.check();
+}
+
+#[test]
 fn nothing_is_allocated_on_a_lengths_word() {
     let server = Server::with(NetworkConfig { max_message_len: u32::MAX as usize, ..config() }, ConnectionParameters::default());
     let (mut bare, endpoint) = server.greeted();

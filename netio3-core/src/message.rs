@@ -76,13 +76,13 @@ impl<'a> Messages<'a> {
         *self = rest;
     }
 
-    /// Lends the messages to `call`, for which there is no next one once `gone` is set; then there is none here either.
+    /// Lends the messages to `call`, for which there is no next one once `gone` is set.
     pub(crate) fn until(&mut self, gone: &AtomicBool, call: impl FnOnce(&mut Messages<'_>)) {
         let mut messages = Messages { gone, ..*self };
         call(&mut messages);
         let (taken, left) = messages.finish();
         self.taken = taken;
-        self.rest = if gone.load(Ordering::Relaxed) { &[] } else { &self.rest[self.rest.len() - left..] };
+        self.rest = &self.rest[self.rest.len() - left..];
     }
 
     /// What was taken, and the number of bytes that were not.
