@@ -164,9 +164,8 @@ impl Content {
 
     /// The piece after the head, where there is one only.
     #[inline]
-    pub fn piece(&self, sequence: u64) -> &[IoSlice<'static>] {
-        let at = self.variant(sequence);
-        &self.slices[at..=at]
+    pub fn piece(&self, sequence: u64) -> &[u8] {
+        &self.slices[self.variant(sequence)]
     }
 
     /// Where that lies among those of all variants.

@@ -201,7 +201,7 @@ impl Outgoing {
     #[inline(always)]
     fn offer_plain_copy(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
         let content = &self.messages.content;
-        backend.send_copy_iov(to, content.piece(self.next), &content.tag(self.next), self.next)
+        backend.send_copy(to, content.piece(self.next), &content.tag(self.next), self.next)
     }
 
     #[inline(always)]

@@ -424,7 +424,9 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         self.engine.by_address.borrow().get(address).copied()
     }
 
-    // For messages of one piece, as most are, the compiler makes ways of their own.
+    // For messages of one piece, as most are, the compiler makes ways of their own. Inlined into the provided calls of one
+    // piece, which would otherwise copy arguments on the stack just when they were written there: a stall of 20 cycles.
+    #[inline(always)]
     fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         match data {
             [piece] if self.stage_short(to, piece, header, key, CompletionKind::ZeroCopy) => Ok(NetioStatus::Ok),
@@ -433,6 +435,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         }
     }
 
+    #[inline(always)]
     fn send_copy_iov(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         match data {
             [piece] if self.stage_short(to, piece, header, key, CompletionKind::Copy) => Ok(NetioStatus::Ok),
