@@ -104,7 +104,7 @@ impl Incoming {
 }
 
 /// The most messages that are sent between two looks at the clock.
-pub const MOST_PER_LOOK: usize = 64;
+const MOST_PER_LOOK: usize = 64;
 
 /// The sending side of a transfer.
 pub struct Transfer {
@@ -128,18 +128,10 @@ impl Transfer {
         (!over).then(|| head(self.sent))
     }
 
-    /// The first bytes of the next messages, and how many of them are to be sent before the clock is read again; none when
-    /// time is up.
+    /// The library took it.
     #[inline]
-    pub fn next_batch(&self) -> ([[u8; HEAD_LEN]; MOST_PER_LOOK], usize) {
-        let count = self.next().map_or(0, |_| self.every - self.sent % self.every);
-        (std::array::from_fn(|at| head(self.sent + at as u64)), count as usize)
-    }
-
-    /// The library took so many messages.
-    #[inline]
-    pub fn accepted(&mut self, count: usize) {
-        self.sent += count as u64;
+    pub fn accepted(&mut self) {
+        self.sent += 1;
     }
 
     /// The receiver answered the question.
@@ -243,8 +235,8 @@ mod tests {
     #[test]
     fn a_lost_message_fails_the_transfer() {
         let mut transfer = Transfer::begin(&JOB);
-        transfer.accepted(1);
-        transfer.accepted(1);
+        transfer.accepted();
+        transfer.accepted();
         assert_eq!(transfer.end(&head(1)).unwrap_err(), "2 messages were sent and 1 arrived");
         assert!(transfer.end(&[]).is_err());
         assert!(matches!(transfer.end(&head(2)), Ok(Measured::Transfer { messages: 2, .. })));

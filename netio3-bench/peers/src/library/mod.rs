@@ -44,7 +44,7 @@ impl Library {
     /// How it is used, in a line.
     pub fn usage(self) -> &'static str {
         match self {
-            Self::Netio3 => "one thread; copied below 1 KiB, 64 messages in a call, zero-copy from there on",
+            Self::Netio3 => "one thread; copied below 1 KiB, zero-copy from there on, a call for each message",
             Self::Zeromq => "libzmq 4.3.5, two threads on its processor; PUSH/PULL, PAIR; 100,000 messages or 16 MiB may wait",
             Self::Nng => "the system's libnng, all its threads on its processor; PAIR; 4,096 messages or 16 MiB may wait on each side",
             Self::Tokio => "one thread; LengthDelimitedCodec, fed and written 128 KiB at a time",

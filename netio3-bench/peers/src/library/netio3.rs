@@ -1,19 +1,18 @@
 //! netio3: an `EpollEventLoop` on the main thread and nothing set but the length of the sender's queue. Messages below
-//! 1 KiB are copied by `send_copy_batch`, 64 in a call, longer ones sent from shared memory by `send`.
+//! 1 KiB are copied, longer ones sent from shared memory, with a call for each.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use netio3::bytes::Bytes;
 use netio3::{
-    Callbacks, ClosedReason, Completion, ConnectionInfo, ConnectionParameters, ConnectionParametersRecv, CopiedMessage, EndPointAddress,
-    Endpoint, EpollEventLoop, EventLoop, Message, NetioStatus, NetworkBackend, NetworkConfig, NetworkType, RefusedReason, SendError,
-    create_local,
+    Callbacks, ClosedReason, Completion, ConnectionInfo, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, Endpoint,
+    EpollEventLoop, EventLoop, Message, NetioStatus, NetworkBackend, NetworkConfig, NetworkType, RefusedReason, SendError, create_local,
 };
 
 use super::STALL_LIMIT;
 use crate::Outcome;
-use crate::job::{Arrived, HEAD_LEN, Incoming, Job, MOST_PER_LOOK, Measured, QUESTION, RoundTrips, Task, Transfer};
+use crate::job::{Arrived, HEAD_LEN, Incoming, Job, Measured, QUESTION, RoundTrips, Task, Transfer};
 use crate::process::announce;
 
 /// Messages of this many bytes and more are not copied.
@@ -116,22 +115,6 @@ impl Driver {
         let Self { job, payload, work, .. } = self;
         match work {
             Work::Transfer { asked: true, .. } => Ok(()),
-            Work::Transfer { transfer, asked } if job.size < ZERO_COPY_FROM => {
-                for _ in 0..(TURN_MESSAGES.min(TURN_BYTES / job.size) / MOST_PER_LOOK).max(1) {
-                    let (heads, count) = transfer.next_batch();
-                    if count == 0 {
-                        *asked = is_taken(backend.send_copy(to, &QUESTION, &[], 0))?;
-                        break;
-                    }
-                    let messages = heads.each_ref().map(|header| CopiedMessage { data: payload, header, key: 0 });
-                    let (accepted, status) = backend.send_copy_batch(to, &messages[..count]).map_err(|error| error.to_string())?;
-                    transfer.accepted(accepted);
-                    if !is_taken(Ok(status))? {
-                        break;
-                    }
-                }
-                Ok(())
-            }
             Work::Transfer { transfer, asked } => {
                 for _ in 0..TURN_MESSAGES.min(TURN_BYTES / job.size).max(1) {
                     let Some(head) = transfer.next() else {
@@ -141,7 +124,7 @@ impl Driver {
                     if !offer(backend, to, payload, &head)? {
                         break;
                     }
-                    transfer.accepted(1);
+                    transfer.accepted();
                 }
                 Ok(())
             }

@@ -71,7 +71,7 @@ pub fn drive(job: &Job, address: &str) -> Outcome<Measured> {
     while let Some(head) = transfer.next() {
         message[..HEAD_LEN].copy_from_slice(&head);
         send(&socket, message.as_slice())?;
-        transfer.accepted(1);
+        transfer.accepted();
     }
     send(&socket, QUESTION.as_slice())?;
     let answer = receive(&socket)?;

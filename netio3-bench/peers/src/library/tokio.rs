@@ -69,7 +69,7 @@ pub fn drive(job: &Job, address: &str) -> Outcome<Measured> {
         while let Some(head) = transfer.next() {
             message[..HEAD_LEN].copy_from_slice(&head);
             frames.feed(message.as_slice()).await?;
-            transfer.accepted(1);
+            transfer.accepted();
         }
         frames.send(QUESTION.as_slice()).await?;
         Ok(transfer.end(&answer(&mut frames).await?)?)

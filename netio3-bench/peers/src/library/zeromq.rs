@@ -89,7 +89,7 @@ pub fn drive(job: &Job, address: &str) -> Outcome<Measured> {
     while let Some(head) = transfer.next() {
         message[..HEAD_LEN].copy_from_slice(&head);
         push.send(&message, 0).map_err(stalled)?;
-        transfer.accepted(1);
+        transfer.accepted();
     }
     push.send(QUESTION.as_slice(), 0).map_err(stalled)?;
     answers.recv(&mut back, 0).map_err(stalled)?;
