@@ -81,9 +81,8 @@ impl Inbound {
 
     /// These were taken from the front of what was fed.
     pub(crate) fn took(&mut self, taken: Taken) {
-        if taken.messages > 0 {
-            self.last_len = taken.last_len;
-        }
+        debug_assert!(taken.messages > 0);
+        self.last_len = taken.last_len;
     }
 
     /// Takes the next thing from the front of `bytes`, which shrinks accordingly. `None`: more is needed than is left.

@@ -227,13 +227,17 @@ impl<N: Net> Tcp<N> {
                 brought.messages += taken.messages;
                 brought.bytes += taken.bytes;
                 mode = engine.reception(connection);
-                if taken.messages > 0 || mode != Reception::Deliver {
+                if taken.messages > 0 {
                     inbound.took(taken);
+                    continue;
+                }
+                if mode != Reception::Deliver {
                     continue;
                 }
             }
             match inbound.next(&mut bytes) {
-                // Those that are delivered have gone together.
+                // Those that are delivered have gone together. In mode `Deliver` this is one whose backend another thread
+                // has just ended: for nothing else `messages` stops that `reception` does not tell of.
                 Ok(Some(Incoming::Message(_))) => brought.discarded += 1,
                 Ok(Some(Incoming::Heartbeat)) => connection.counters.heartbeats_received.add(1),
                 Ok(Some(Incoming::Goodbye)) => {

@@ -404,6 +404,26 @@ fn who_never_reads_is_stalled() {
 }
 
 #[test]
+fn a_burst_of_small_messages_is_found_stalled_in_time() {
+    let params = ConnectionParameters {
+        stall_timeout: Some(Duration::from_millis(200)),
+        queue_messages: 1 << 20,
+        queue_bytes: 64 << 20,
+        ..Default::default()
+    };
+    let server = Server::with(NetworkConfig { total_queue_messages: 1 << 20, ..config() }, params);
+    let (_bare, endpoint) = server.greeted();
+    // More than the kernel takes, in one turn.
+    for key in 0..300_000 {
+        server.node.send(endpoint, &[5; 64], key);
+    }
+    let began = std::time::Instant::now();
+    assert_eq!(server.until_closed(endpoint).1, ClosedReason::Stalled);
+    // Not with what is looked after every 2 s.
+    assert!(began.elapsed() < Duration::from_millis(1_500), "after {:?}", began.elapsed());
+}
+
+#[test]
 fn what_arrives_does_not_keep_a_stalled_queue_alive() {
     // Longer than it takes until an idle connection's memory is looked after.
     let timeout = Duration::from_millis(2_500);

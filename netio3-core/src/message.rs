@@ -43,7 +43,8 @@ static NEVER: AtomicBool = AtomicBool::new(false);
 /// For backends: how messages lie one behind the other, each after a head of 8 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Frames {
-    /// The head of an empty message, as a little-endian number. Other messages have their length in its lower 32 bits.
+    /// The head of an empty message, as a little-endian number whose lower 32 bits are 0. Other messages have their length
+    /// there.
     pub head: u64,
     /// The longest message.
     pub max_len: u32,
@@ -101,7 +102,7 @@ impl<'a> Iterator for Messages<'a> {
             return None;
         }
         let (head, rest) = self.rest.split_first_chunk::<RUN_HEAD_LEN>()?;
-        // Of any other head more than that is left.
+        // A head of another kind differs in the upper 32 bits, so that it is more than any length.
         let len = u64::from_le_bytes(*head) ^ self.frames.head;
         if len > u64::from(self.frames.max_len) {
             return None;

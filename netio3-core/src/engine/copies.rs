@@ -80,16 +80,16 @@ impl Copies {
         debug_assert!(rest.is_empty());
     }
 
-    /// The same without a call, where header and piece [are short](is_short) and there is memory for them.
+    /// The same for one piece where there is memory for it: without a call if it is short.
     #[inline(always)]
-    pub(super) fn push_short_message(&mut self, head: [u8; RUN_HEAD_LEN], header: &[u8], piece: &[u8]) {
+    pub(super) fn push_message_of_one(&mut self, head: [u8; RUN_HEAD_LEN], header: &[u8], piece: &[u8]) {
         let room = &mut self.memory[self.filled..];
         self.filled += RUN_HEAD_LEN + header.len() + piece.len();
         let (head_room, room) = room.split_first_chunk_mut::<RUN_HEAD_LEN>().expect("there is memory for it");
         *head_room = head;
         let (header_room, room) = room.split_at_mut(header.len());
         copy_few(header_room, header);
-        copy_short(&mut room[..piece.len()], piece);
+        copy_some(&mut room[..piece.len()], piece);
     }
 
     /// Adds several messages, each after its head.
@@ -131,12 +131,6 @@ impl Copies {
     }
 }
 
-/// Whether bytes are so few that they are copied without a call.
-#[inline(always)]
-pub(super) fn is_short(bytes: &[u8]) -> bool {
-    bytes.len() <= 64
-}
-
 /// Copies bytes that are mostly few, such as a header: without a call where they are at most 16.
 #[inline(always)]
 fn copy_few(to: &mut [u8], from: &[u8]) {
@@ -147,10 +141,11 @@ fn copy_few(to: &mut [u8], from: &[u8]) {
     }
 }
 
-/// Copies bytes that [are short](is_short).
+/// Copies bytes, without a call where they are at most 64.
 #[inline(always)]
-fn copy_short(to: &mut [u8], from: &[u8]) {
+fn copy_some(to: &mut [u8], from: &[u8]) {
     match from.len() {
+        65.. => to.copy_from_slice(from),
         33.. => copy_ends::<32>(to, from),
         17.. => copy_ends::<16>(to, from),
         _ => copy_few(to, from),

@@ -15,7 +15,6 @@ use crate::backend::{ConnectionState, CopiedMessage, ListenerState, NetworkBacke
 use crate::callbacks::Callbacks;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, NetworkConfig};
 use crate::endpoint::{Endpoint, EndpointIds};
-use crate::engine::copies::is_short;
 use crate::engine::core::look_up;
 use crate::engine::driver::Driver;
 use crate::engine::ledger::Amount;
@@ -104,9 +103,10 @@ impl<T: Transport> LocalBackend<T> {
         let (len, header_len) = (message().len, message().header.len());
         let table = engine.table.borrow();
         let Some(connection) = look_up(&table, to) else { return Err(SendError::UnknownSendEndpoint(to.into())) };
-        let mut ledger = engine.ledger(connection);
-        // Who is staging cannot stage this one: it is granted the rest anew, without staging, until the next flush.
-        if header_len > connection.limits.get().max_header_len || !ledger.is_granted(len) || engine.is_staging(connection) {
+        // Empty while its messages are staged, which this one cannot be: the rest is then granted anew, without staging,
+        // until the next flush.
+        let mut ledger = connection.own_ledger.borrow_mut();
+        if header_len > connection.limits.get().max_header_len || !ledger.is_granted(len) {
             drop(ledger);
             let connection = connection.clone();
             drop(table);
@@ -156,6 +156,7 @@ impl<T: Transport> LocalBackend<T> {
             return NetioStatus::NoResources;
         }
         let was_empty = ledger.messages() == 0;
+        let is_stageable = engine.is_stageable(connection, &message);
         engine.hold(held, &mut ledger);
         ledger.push(key, kind, len);
         drop(ledger);
@@ -168,15 +169,17 @@ impl<T: Transport> LocalBackend<T> {
             // Many have come, so that more are to be expected of this connection than of the one that is staging.
             None => {
                 let unsent = engine.flush_full(connection);
-                if engine.is_stageable(connection, kind, len)
-                    && let Some(rest) = engine.until_flush(connection, unsent)
-                {
+                if is_stageable && let Some(rest) = engine.until_flush(connection, unsent) {
+                    // Those to come do not pass here, where it would be noticed that they begin a queue.
+                    if engine.ledger(connection).messages() == 0 {
+                        self.begin_queue(connection);
+                    }
                     engine.settle();
                     engine.grant(connection, rest, true);
                 }
             }
             // After one message there may be no other; after two there are many.
-            Some(rest) if connection.listed.unflushed.get() => engine.grant(connection, rest, engine.is_stageable(connection, kind, len)),
+            Some(rest) if connection.listed.unflushed.get() => engine.grant(connection, rest, is_stageable),
             Some(_) => engine.flush_later(connection),
         }
         NetioStatus::Ok
@@ -190,7 +193,7 @@ impl<T: Transport> LocalBackend<T> {
     }
 
     #[inline(never)]
-    fn submit_shared_pieces(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+    fn stage_or_submit_shared(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         if self.stage(to, data, header, key, CompletionKind::ZeroCopy) {
             return Ok(NetioStatus::Ok);
         }
@@ -198,7 +201,7 @@ impl<T: Transport> LocalBackend<T> {
     }
 
     #[inline(never)]
-    fn submit_copied_pieces(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+    fn stage_or_submit_copied(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         if self.stage(to, data, header, key, CompletionKind::Copy) {
             return Ok(NetioStatus::Ok);
         }
@@ -211,11 +214,11 @@ impl<T: Transport> LocalBackend<T> {
         T::RUN_HEAD.is_some_and(|head| self.engine.staging.borrow_mut().push(to, key, kind, header, pieces, head))
     }
 
-    /// The same for a short message, without a call. It says no where a longer way may say yes.
+    /// The same for one piece, as most messages are, with no panic on the way. It says no where a longer way may say yes.
     #[inline(always)]
-    fn stage_short(&self, to: Endpoint, piece: &[u8], header: &[u8], key: u64, kind: CompletionKind) -> bool {
+    fn stage_one(&self, to: Endpoint, piece: &[u8], header: &[u8], key: u64, kind: CompletionKind) -> bool {
         match (T::RUN_HEAD, self.engine.staging.try_borrow_mut()) {
-            (Some(head), Ok(mut staging)) if is_short(piece) => staging.push_short(to, key, kind, header, piece, head),
+            (Some(head), Ok(mut staging)) => staging.push_one(to, key, kind, header, piece, head),
             _ => false,
         }
     }
@@ -429,18 +432,18 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
     #[inline(always)]
     fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         match data {
-            [piece] if self.stage_short(to, piece, header, key, CompletionKind::ZeroCopy) => Ok(NetioStatus::Ok),
+            [piece] if self.stage_one(to, piece, header, key, CompletionKind::ZeroCopy) => Ok(NetioStatus::Ok),
             [piece] if T::RUN_HEAD.is_none() => self.submit_shared(to, from_ref(piece), header, key),
-            data => self.submit_shared_pieces(to, data, header, key),
+            data => self.stage_or_submit_shared(to, data, header, key),
         }
     }
 
     #[inline(always)]
     fn send_copy_iov(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         match data {
-            [piece] if self.stage_short(to, piece, header, key, CompletionKind::Copy) => Ok(NetioStatus::Ok),
+            [piece] if self.stage_one(to, piece, header, key, CompletionKind::Copy) => Ok(NetioStatus::Ok),
             [piece] if T::RUN_HEAD.is_none() => self.submit_copied(to, from_ref(piece), header, key),
-            data => self.submit_copied_pieces(to, data, header, key),
+            data => self.stage_or_submit_copied(to, data, header, key),
         }
     }
 

@@ -4,12 +4,11 @@ use std::ops::Deref;
 
 use crate::backend::CopiedMessage;
 use crate::endpoint::Endpoint;
-use crate::engine::copies::is_short;
 use crate::engine::local::len_of;
 use crate::engine::{Copies, Ledger, RUN_HEAD_LEN};
 use crate::status::CompletionKind;
 
-/// Where the messages go of the connection that was granted something last, as long as they are copied and within the
+/// Where the messages go of one connection that has been granted something, as long as they are copied and within the
 /// grant: its ledger, and the memory behind the end of its queue. Here they are reached without a look at the table of
 /// connections, or at anything of the connection's.
 #[derive(Default)]
@@ -36,7 +35,7 @@ pub(super) struct Staged {
     pub(super) shared: u64,
 }
 
-/// The longest header of a short message, in bytes, which every connection takes.
+/// The longest header that counts as short, in bytes, which every connection takes.
 const SHORT_HEADER: usize = 16;
 
 impl Staging {
@@ -95,9 +94,9 @@ impl Staging {
         true
     }
 
-    /// The same without a call, for a short message where there is memory for it.
+    /// The same for one piece behind a short header, where there is memory for it.
     #[inline(always)]
-    pub(super) fn push_short(
+    pub(super) fn push_one(
         &mut self,
         to: Endpoint,
         key: u64,
@@ -107,13 +106,12 @@ impl Staging {
         head: impl FnOnce(usize) -> [u8; RUN_HEAD_LEN],
     ) -> bool {
         let len = header.len() + piece.len();
-        let is_short = header.len() <= SHORT_HEADER && is_short(piece);
-        if !is_short || !self.takes(to, kind, len, self.room) || !self.ledger.has_granted_record() {
+        if header.len() > SHORT_HEADER || !self.takes(to, kind, len, self.room) || !self.ledger.has_granted_record() {
             return false;
         }
         self.count_shared(kind);
         self.ledger.push(key, kind, len);
-        self.copies.push_short_message(head(len), header, piece);
+        self.copies.push_message_of_one(head(len), header, piece);
         true
     }
 

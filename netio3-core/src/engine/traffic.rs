@@ -8,9 +8,9 @@ use std::sync::Once;
 use crate::engine::core::Rcc;
 use crate::engine::ledger::Amount;
 use crate::engine::staging::Staging;
-use crate::engine::{Connection, Engine, Ledger, RUN_HEAD_LEN, State, Transport};
+use crate::engine::{Connection, Engine, Ledger, Outgoing, Payload, RUN_HEAD_LEN, State, Transport};
 use crate::event_loop::Ready;
-use crate::status::{Completion, CompletionKind};
+use crate::status::Completion;
 
 /// What to do with messages that arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,13 +142,18 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Whether a message is like those that are [staged](Self::grant): copied, and many go into a write.
-    pub(super) fn is_stageable(&self, connection: &Connection<T::Link>, kind: CompletionKind, len: usize) -> bool {
-        let is_copied = match kind {
-            CompletionKind::Copy => true,
-            CompletionKind::ZeroCopy => len <= connection.params.copy_below,
-            CompletionKind::Buffer => false,
+    pub(super) fn is_stageable(&self, connection: &Connection<T::Link>, message: &Outgoing<'_>) -> bool {
+        let is_copied = match message.payload {
+            Payload::Copied(_) => true,
+            Payload::Shared(_) => message.len < self.shared_staged_below(connection),
+            Payload::Raw(_) | Payload::Buffer(_) => false,
         };
-        T::RUN_HEAD.is_some() && is_copied && len <= LONGEST_STAGED
+        T::RUN_HEAD.is_some() && is_copied && message.len <= LONGEST_STAGED
+    }
+
+    /// Shared messages shorter than this can be staged: those that are copied and lie in no region.
+    fn shared_staged_below(&self, connection: &Connection<T::Link>) -> usize {
+        if self.look_up_regions.get() { 0 } else { connection.params.copy_below.saturating_add(1) }
     }
 
     /// Lets an established connection accept messages without a look at its state or any limit, until the one with which
@@ -168,7 +173,10 @@ impl<T: Transport> Engine<T> {
         }
         // Small limits are kept to the message.
         let portion = Amount { messages: limit.messages / 1_024, bytes: limit.bytes / 1_024 };
-        let messages = (rest.messages - 1).min(rest.bytes / 64);
+        let messages = (rest.messages - 1).min(rest.bytes / 64).min(portion.messages);
+        if messages == 0 {
+            return;
+        }
         let mut staging = self.staging.borrow_mut();
         let lent = if stage && staging.is_free() { self.transport.lend(connection) } else { None };
         // Heads are counted when a message is staged; otherwise there has to be room for those of so many.
@@ -179,7 +187,7 @@ impl<T: Transport> Engine<T> {
         if let Some(copies) = lent {
             let ledger = connection.own_ledger.take();
             let max_header_len = connection.limits.get().max_header_len;
-            let shared_below = if self.look_up_regions.get() { 0 } else { connection.params.copy_below.saturating_add(1) };
+            let shared_below = self.shared_staged_below(connection);
             staging.open(connection.endpoint, ledger, copies, granted.bytes as usize, max_header_len, shared_below);
             connection.is_staging.set(true);
         }
@@ -235,14 +243,15 @@ impl<T: Transport> Engine<T> {
 
     /// Sends what a connection has queued, as far as it goes without waiting.
     pub(super) fn flush(&self, connection: &Rc<Connection<T::Link>>) {
-        self.settle_of(connection);
+        self.end_grant(connection);
         self.transport.flush(self, connection);
         self.flushed(connection);
     }
 
-    /// Sends what a connection has queued, as far as it is worth it before the end of the turn; gives the bytes that wait.
+    /// Sends what a connection has queued, as far as it is worth it before the end of the turn; gives the bytes that wait
+    /// for more.
     pub(super) fn flush_full(&self, connection: &Rc<Connection<T::Link>>) -> usize {
-        self.settle_of(connection);
+        self.end_grant(connection);
         let unsent = self.transport.flush_full(self, connection);
         self.flushed(connection);
         self.flush_later(connection);

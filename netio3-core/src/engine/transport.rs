@@ -132,8 +132,8 @@ pub trait Transport: Sized + 'static {
     /// Sends what is queued, as far as it goes without waiting. Tells the ledger what left.
     fn flush(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>);
 
-    /// The same when so much is queued that it should not wait for the end of the turn. What does not fill a write may, and
-    /// is given, in bytes.
+    /// The same when so much is queued that it should not wait for the end of the turn. What does not fill a write may wait
+    /// for more, and is given, in bytes; 0 when more would not have it leave.
     fn flush_full(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>) -> usize {
         self.flush(engine, connection);
         0

@@ -191,6 +191,8 @@ pub(super) struct Wire {
     pub(super) blocked: Cell<bool>,
     /// The loop cannot take anything on.
     pub(super) full: Cell<bool>,
+    /// How often memory was to be lent.
+    pub(super) asked: Cell<usize>,
     /// What others do while a run is handed over.
     pub(super) meanwhile: RefCell<Option<Box<dyn Fn()>>>,
 }
@@ -288,6 +290,11 @@ impl Transport for MockTransport {
         self.enqueued.borrow_mut().extend(messages);
         self.meanwhile.borrow().iter().for_each(|meanwhile| meanwhile());
         0
+    }
+
+    fn lend(&self, _: &Connection<MockLink>) -> Option<Copies> {
+        self.asked.set(self.asked.get() + 1);
+        None
     }
 
     fn flush(&self, engine: &Engine<Self>, connection: &Rc<Connection<MockLink>>) {

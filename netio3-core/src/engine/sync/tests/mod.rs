@@ -2,6 +2,7 @@
 
 mod mock;
 mod runs;
+mod staging;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -1,0 +1,78 @@
+//! The single-threaded backend before the transport that goes nowhere: what is granted and staged.
+
+use std::io::IoSlice;
+use std::sync::mpsc::{self, Receiver};
+
+use super::mock::{MockLoop, MockOpener, MockTransport};
+use super::{ADDRESS, Tell, Told};
+use crate::address::EndPointAddress;
+use crate::backend::NetworkBackend;
+use crate::config::{ConnectionParameters, NetworkConfig};
+use crate::endpoint::Endpoint;
+use crate::engine::local::create_local;
+use crate::memory::{MemoryRegion, RawSlice};
+use crate::status::NetioStatus;
+
+/// A backend with a connection.
+struct Scene {
+    backend: Box<dyn NetworkBackend>,
+    to: Endpoint,
+    wire: MockTransport,
+    ev: MockLoop,
+    _told: Receiver<Told>,
+}
+
+fn connected(params: &ConnectionParameters) -> Scene {
+    let (ev, wire) = (MockLoop::new(), MockTransport::default());
+    let (tell, told) = mpsc::channel();
+    let backend = create_local(wire.clone(), MockOpener, NetworkConfig::default(), Box::new(Tell(tell)), &ev).unwrap();
+    let to = backend.open_send_endpoint(&EndPointAddress::localhost(ADDRESS), params).unwrap();
+    ev.readable(to.slot());
+    ev.turn();
+    Scene { backend, to, wire, ev, _told: told }
+}
+
+#[test]
+fn a_grant_ends_with_the_flush_even_where_nothing_can_be_staged() {
+    let Scene { backend, to, ev, .. } = &connected(&ConnectionParameters { flush_messages: Some(2), ..Default::default() });
+    for key in 0..2 {
+        assert_eq!(backend.send_copy(*to, b"x", b"", key), Ok(NetioStatus::Ok));
+    }
+    ev.turn();
+    ev.turn();
+    assert_eq!(backend.send_copy(*to, b"x", b"", 2), Ok(NetioStatus::Ok));
+    assert!(ev.is_scheduled(), "it is listed for a flush");
+}
+
+#[test]
+fn only_messages_that_can_be_staged_ask_for_it() {
+    let region = MemoryRegion::new(4_096).unwrap();
+    let registered = region.bytes().unwrap().slice(..64);
+    let Scene { backend, to, wire, ev, .. } = &connected(&ConnectionParameters::default());
+    backend.register(&region).unwrap();
+    let raw = RawSlice::new(registered.as_ptr(), registered.len());
+    for key in 0..100 {
+        assert_eq!(backend.send(*to, &registered, b"", key), Ok(NetioStatus::Ok));
+        // SAFETY: the region outlives the backend.
+        #[allow(unsafe_code, reason = "the call whose contract the compiler cannot check")]
+        let status = unsafe { backend.send_raw_iov(*to, &[raw], b"", key) };
+        assert_eq!(status, Ok(NetioStatus::Ok));
+        assert_eq!(backend.send_copy(*to, &[1; 10_000], b"", key), Ok(NetioStatus::Ok));
+    }
+    assert_eq!(wire.asked.get(), 0);
+    ev.turn();
+    for key in 0..100 {
+        assert_eq!(backend.send_copy_iov(*to, &[IoSlice::new(b"x")], b"", key), Ok(NetioStatus::Ok));
+    }
+    assert_eq!(wire.asked.get(), 1, "once for all");
+}
+
+#[test]
+fn who_flushes_each_message_stages_none() {
+    let Scene { backend, to, wire, ev, .. } = &connected(&ConnectionParameters { flush_messages: Some(1), ..Default::default() });
+    for key in 0..100 {
+        assert_eq!(backend.send_copy(*to, b"x", b"", key), Ok(NetioStatus::Ok));
+    }
+    assert_eq!(wire.asked.get(), 0);
+    ev.turn();
+}
