@@ -2,7 +2,7 @@
 //!
 //! Small messages leave in batches: what is sent within one turn of the loop goes out together at its end,
 //! or as soon as some 122 KiB wait. Large ones go from the user's memory in gathered writes. Receiving takes up
-//! to 256 KiB with one call into memory that all connections share, and hands messages out in place; those
+//! to 516 KiB with one call into memory that all connections share, and hands messages out in place; those
 //! of more than 128 KiB are read directly into memory of their own.
 //!
 //! The framing and the wire's byte tables are in ARCHITECTURE.md. Nothing here starts a thread.

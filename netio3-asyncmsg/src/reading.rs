@@ -33,8 +33,9 @@ enum Rest {
     Cut(usize),
 }
 
-/// Bytes read at once, at most.
-const READ_LEN: usize = 256 << 10;
+/// Bytes read at once, at most: more than a sender writes at once, so that a receiver that is behind catches up, and a
+/// little more than messages of a power of two take.
+const READ_LEN: usize = (512 << 10) + (4 << 10);
 /// Room in front for the beginning of a head or hello that an earlier read brought; hellos are shorter.
 const PREFIX_LEN: usize = 1 << 10;
 

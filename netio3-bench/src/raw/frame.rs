@@ -6,7 +6,7 @@ use std::io::{self, Read};
 pub const HEAD_LEN: usize = 8;
 
 /// Bytes read at once.
-const READ_LEN: usize = 256 << 10;
+const READ_LEN: usize = (512 << 10) + (4 << 10);
 
 /// Moving less than this costs less than a read that finds little room.
 const LONG_REST: usize = 4 << 10;
