@@ -34,7 +34,7 @@ enum Rest {
 }
 
 /// Bytes read at once, at most: more than a sender writes at once, so that a receiver that is behind catches up, and a
-/// little more than messages of a power of two take.
+/// little more than long messages of a power of two take.
 const READ_LEN: usize = (512 << 10) + (4 << 10);
 /// Room in front for the beginning of a head or hello that an earlier read brought; hellos are shorter.
 const PREFIX_LEN: usize = 1 << 10;

@@ -301,7 +301,7 @@ impl<N: Net> Transport for Tcp<N> {
         if connection.link.blocked.get() { 0 } else { outbound.len() }
     }
 
-    // As many messages of 64 bytes as one write takes. What is kept of each message until it completes, 20 bytes, would
+    // As many messages of 64 bytes as one write takes. What is kept of each message until it completes, 16 bytes, would
     // otherwise push the bytes of the first ones out of the second-level cache before they are written.
     const FLUSH_MESSAGES: usize = 1_739;
     const RUN_HEAD: Option<fn(usize) -> [u8; HEAD_LEN]> = Some(|len| Frame::Data(len).head());

@@ -409,6 +409,8 @@ fn a_burst_of_small_messages_is_found_stalled_in_time() {
         stall_timeout: Some(Duration::from_millis(200)),
         queue_messages: 1 << 20,
         queue_bytes: 64 << 20,
+        // However much the machine allows.
+        send_buffer: Some(256 << 10),
         ..Default::default()
     };
     let server = Server::with(NetworkConfig { total_queue_messages: 1 << 20, ..config() }, params);

@@ -7,7 +7,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use netio3_asyncmsg::{Frame, HEAD_LEN};
 
 /// What one read brings at most.
-const READ: usize = 256 << 10;
+const READ: usize = 516 << 10;
 
 fn stream(size: usize) -> (Vec<u8>, usize) {
     let count = READ / (HEAD_LEN + size);

@@ -46,7 +46,7 @@ pub struct NetworkConfig {
     /// Bytes that all send queues hold together. Default 4 GiB.
     pub total_queue_bytes: usize,
     /// Memory in which all connections together assemble large messages and keep what was read of them when they
-    /// were paused, in bytes. Default 4 GiB. The connection that would exceed it is closed with [`Limit`](crate::ClosedReason::Limit).
+    /// were paused (over TCP up to 516 KiB of each), in bytes. Default 4 GiB. The connection that would exceed it is closed with [`Limit`](crate::ClosedReason::Limit).
     pub total_assembly_bytes: usize,
     /// Memory regions that may be registered at once. Default 64, which is also the maximum.
     pub max_regions: usize,

@@ -70,7 +70,7 @@ impl EndpointIds {
         });
         // Relaxed: the number only has to be unique.
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        Some(Endpoint(NonZeroU64::new((serial << SLOT_BITS) | u64::from(slot)).expect("serial numbers begin at 1")))
+        Some(Endpoint(NonZeroU64::new((serial << SLOT_BITS) | u64::from(slot)).expect("serial numbers begin at 1 and do not run out")))
     }
 
     /// Makes the place of a handle free for another one.

@@ -49,8 +49,8 @@
 //! ```
 //!
 //! # Where to read what
-//! - [`NetworkBackend`]: every call; what may be called when. Many small messages are best handed over together:
-//!   [`send_copy_batch`](NetworkBackend::send_copy_batch).
+//! - [`NetworkBackend`]: every call; what may be called when. On the synchronized kind many small messages are
+//!   best handed over together: [`send_copy_batch`](NetworkBackend::send_copy_batch).
 //! - [`Callbacks`]: what is told, in which order; [`Handlers`] makes them from closures.
 //! - [`NetworkConfig`], [`ConnectionParameters`], [`ConnectionParametersRecv`]: everything that can be set.
 //! - [`EventLoop`], [`EpollEventLoop`]: running, timers, signals, descriptors, other event loops.

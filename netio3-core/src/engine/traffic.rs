@@ -160,8 +160,8 @@ impl<T: Transport> Engine<T> {
     /// so much more waits or it is flushed, which it must be listed for. Whatever changes its state ends the grant,
     /// but for the end of the backend, after which no handle is known.
     ///
-    /// `stage`: the messages to come are staged, if nobody else's are.
-    pub(super) fn grant(&self, connection: &Connection<T::Link>, rest: Amount, stage: bool) {
+    /// `stage`: the messages to come are staged, if nobody else's are and there is room for one of so many bytes.
+    pub(super) fn grant(&self, connection: &Connection<T::Link>, rest: Amount, stage: Option<usize>) {
         if connection.state() != State::Established {
             return;
         }
@@ -178,13 +178,14 @@ impl<T: Transport> Engine<T> {
             return;
         }
         let mut staging = self.staging.borrow_mut();
-        let lent = if stage && staging.is_free() { self.transport.lend(connection) } else { None };
+        let stage = stage.filter(|_| staging.is_free());
         // Heads are counted when a message is staged; otherwise there has to be room for those of so many.
-        let heads = if lent.is_some() { 0 } else { RUN_HEAD_LEN as u64 * messages };
+        let heads = if stage.is_some() { 0 } else { RUN_HEAD_LEN as u64 * messages };
         let bytes = (rest.bytes - heads).min(connection.limits.get().max_message_len as u64);
         let granted = connection.own_ledger.borrow_mut().grant(Amount { messages, bytes }.min(portion));
         self.queued.set(queued + granted);
-        if let Some(copies) = lent {
+        let is_enough = |len: &usize| granted.messages > 0 && granted.bytes >= (RUN_HEAD_LEN + len) as u64;
+        if let Some(copies) = stage.filter(is_enough).and_then(|_| self.transport.lend(connection)) {
             let ledger = connection.own_ledger.take();
             let max_header_len = connection.limits.get().max_header_len;
             let shared_below = self.shared_staged_below(connection);
