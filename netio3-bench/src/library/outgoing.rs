@@ -45,6 +45,13 @@ impl Messages {
         Self { layout: plan.layout, mode, batch: plan.batch, header_len, is_plain, content, shared, queue_bytes }
     }
 
+    /// The same for a thread of each connection, which fill their queues one after the other before any is written.
+    pub fn of_threads(plan: &Plan, mode: Mode) -> Self {
+        let messages = Self::new(plan, mode);
+        let most = THREADS_BYTES / plan.busy().max(1) as usize;
+        Self { queue_bytes: messages.queue_bytes.min(most.max(QUEUE_BYTES / 16)), ..messages }
+    }
+
     /// The parameters of a connection for them.
     pub fn parameters(&self) -> ConnectionParameters {
         let size = self.layout.size.max(1);
@@ -64,6 +71,8 @@ impl Messages {
 const QUEUE_BYTES: usize = 1 << 20;
 /// The same of bytes that lie in the user's memory anyway: the last write of a turn is seldom full.
 const GATHERED_BYTES: usize = 4 << 20;
+/// The same of all threads together.
+const THREADS_BYTES: usize = 2 << 20;
 /// The same of all connections together, so that the first ones do not take all the room there is.
 const ALL_QUEUES_BYTES: usize = 512 << 20;
 

@@ -24,7 +24,7 @@ use crate::report::Report;
 pub fn send(ground: &Ground, backend: Backend, plan: &Plan, mode: Mode, address: EndPointAddress) -> Result<Report, Failure> {
     let wires = Wires::default();
     let network = ground.synchronized(Notices(wires.clone()))?;
-    let messages = Messages::new(plan, mode);
+    let messages = Messages::of_threads(plan, mode);
     let threads = plan.connections as usize;
     let (all, left, remote) = (Barrier::new(threads), AtomicUsize::new(threads), ground.ev.remote());
     let outcomes = thread::scope(|scope| {
