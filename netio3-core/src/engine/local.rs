@@ -163,7 +163,7 @@ impl<T: Transport> LocalBackend<T> {
         engine.queued.set(engine.queued.get() + Amount { messages: 1, bytes: len as u64 });
         let unsent = engine.transport.enqueue(engine, connection, message);
         if was_empty {
-            self.begin_queue(connection);
+            engine.begin_queue(connection);
         }
         match engine.until_flush(connection, unsent) {
             // Many have come, so that more are to be expected of this connection than of the one that is staging.
@@ -172,10 +172,6 @@ impl<T: Transport> LocalBackend<T> {
                 if staged.is_some()
                     && let Some(rest) = engine.until_flush(connection, unsent).filter(|rest| rest.messages > 1)
                 {
-                    // Those to come do not pass here, where it would be noticed that they begin a queue.
-                    if engine.ledger(connection).messages() == 0 {
-                        self.begin_queue(connection);
-                    }
                     engine.settle();
                     engine.grant(connection, rest, staged);
                 }
@@ -255,21 +251,11 @@ impl<T: Transport> LocalBackend<T> {
         engine.queued.set(engine.queued.get() + Amount { messages: messages.len() as u64, bytes: bytes as u64 });
         let unsent = engine.transport.enqueue_run(engine, &connection, Run { messages, copies, place, head });
         if was_empty {
-            self.begin_queue(&connection);
+            engine.begin_queue(&connection);
         }
         match engine.until_flush(&connection, unsent) {
             None => _ = engine.flush_full(&connection),
             Some(_) => engine.flush_later(&connection),
-        }
-    }
-
-    /// A queue that was empty has something.
-    #[inline]
-    fn begin_queue(&self, connection: &Connection<T::Link>) {
-        connection.filled.set(true);
-        if connection.params.stall_timeout.is_some() {
-            // A deadline that passes before the flush must not find it as old as the last message.
-            connection.progress.set(self.engine.ev.now());
         }
     }
 

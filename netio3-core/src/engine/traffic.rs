@@ -156,6 +156,16 @@ impl<T: Transport> Engine<T> {
         if self.look_up_regions.get() { 0 } else { connection.params.copy_below.saturating_add(1) }
     }
 
+    /// A queue that was empty has something, or may have before anybody looks.
+    #[inline]
+    pub(super) fn begin_queue(&self, connection: &Connection<T::Link>) {
+        connection.filled.set(true);
+        if connection.params.stall_timeout.is_some() {
+            // A deadline that passes before the flush must not find it as old as the last message.
+            connection.progress.set(self.ev.now());
+        }
+    }
+
     /// Lets an established connection accept messages without a look at its state or any limit, until the one with which
     /// so much more waits or it is flushed, which it must be listed for. Whatever changes its state ends the grant,
     /// but for the end of the backend, after which no handle is known.
@@ -182,8 +192,15 @@ impl<T: Transport> Engine<T> {
         // Heads are counted when a message is staged; otherwise there has to be room for those of so many.
         let heads = if stage.is_some() { 0 } else { RUN_HEAD_LEN as u64 * messages };
         let bytes = (rest.bytes - heads).min(connection.limits.get().max_message_len as u64);
-        let granted = connection.own_ledger.borrow_mut().grant(Amount { messages, bytes }.min(portion));
+        let mut ledger = connection.own_ledger.borrow_mut();
+        let granted = ledger.grant(Amount { messages, bytes }.min(portion));
+        let is_empty = ledger.messages() == 0;
+        drop(ledger);
         self.queued.set(queued + granted);
+        if is_empty {
+            // Nobody looks whether it is when a message within the grant comes.
+            self.begin_queue(connection);
+        }
         let is_enough = |len: &usize| granted.messages > 0 && granted.bytes >= (RUN_HEAD_LEN + len) as u64;
         if let Some(copies) = stage.filter(is_enough).and_then(|_| self.transport.lend(connection)) {
             let ledger = connection.own_ledger.take();
