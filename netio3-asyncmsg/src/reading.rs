@@ -43,19 +43,8 @@ impl<N: Net> Tcp<N> {
     /// Reads until the socket is empty, the budget spent, or the connection does not receive.
     pub(crate) fn read(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn<N>, budget: &mut Budget) -> Next {
         let link = &connection.link;
-        let mut stash = link.stash.take();
-        if !stash.is_empty() {
-            match self.feed(up, engine, connection, stash.rest(), budget) {
-                Rest::Held(rest) => stash.keep_last(rest),
-                Rest::Cut(rest) => {
-                    stash.keep_last(rest);
-                    // All but gone.
-                    link.stash_held.set(0);
-                    self.keep(engine, connection, stash.rest(), budget);
-                    stash.keep_last(0);
-                }
-            }
-            self.put_back(engine, connection, stash);
+        if !link.stash.borrow().is_empty() {
+            self.feed_stash(up, engine, connection, budget);
         }
         let mut buffer = self.read_buffer.take();
         if buffer.0.is_empty() {
@@ -79,6 +68,24 @@ impl<N: Net> Tcp<N> {
         };
         self.read_buffer.replace(buffer);
         next
+    }
+
+    /// Handles what an earlier read has left, as far as the connection receives.
+    #[cold]
+    fn feed_stash(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn<N>, budget: &mut Budget) {
+        let link = &connection.link;
+        let mut stash = link.stash.take();
+        match self.feed(up, engine, connection, stash.rest(), budget) {
+            Rest::Held(rest) => stash.keep_last(rest),
+            Rest::Cut(rest) => {
+                stash.keep_last(rest);
+                // All but gone.
+                link.stash_held.set(0);
+                self.keep(engine, connection, stash.rest(), budget);
+                stash.keep_last(0);
+            }
+        }
+        self.put_back(engine, connection, stash);
     }
 
     /// One read and what it brought; whether there may be more.

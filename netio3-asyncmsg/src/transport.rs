@@ -75,8 +75,14 @@ impl<N: Net> Tcp<N> {
         connection.link.own_outbound.borrow_mut()
     }
 
-    /// Has the socket that is polled watched again; tells whether it is.
+    /// Has the socket that is polled watched again, if there is one; tells whether all are watched.
+    #[inline]
     fn rewatch(&self, engine: &Engine<Self>) -> bool {
+        self.unwatched.borrow().is_none() || self.rewatch_polled(engine)
+    }
+
+    #[cold]
+    fn rewatch_polled(&self, engine: &Engine<Self>) -> bool {
         let mut unwatched = self.unwatched.borrow_mut();
         let Some(connection) = &*unwatched else { return true };
         match connection.link.watch(engine.event_loop(), engine.source(), connection.token()) {

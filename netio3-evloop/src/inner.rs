@@ -50,8 +50,6 @@ pub(crate) struct Inner {
     pub(crate) kicked: Cell<bool>,
     pub(crate) budget: Cell<Budget>,
     pub(crate) spin: Cell<Duration>,
-    /// Room for the keys of the hooked sources while they are called.
-    pub(crate) scratch: RefCell<Vec<Key>>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) counters: Arc<LoopCounters>,
 }
@@ -100,7 +98,6 @@ impl Inner {
             kicked: Cell::new(false),
             budget: Cell::new(Budget::DEFAULT),
             spin: Cell::new(Duration::ZERO),
-            scratch: RefCell::default(),
             shared: Arc::new(Shared::new(waker)),
             counters: Arc::default(),
         });

@@ -18,7 +18,7 @@ pub(crate) struct Registry {
     /// over when they were called last.
     ready: VecDeque<Key>,
     late: VecDeque<Key>,
-    /// Sources that are asked before sleeping and polled while spinning.
+    /// Sources that are asked before sleeping and polled while spinning, ascending.
     hooked: Vec<Key>,
 }
 
@@ -48,6 +48,12 @@ enum Listed {
 pub(crate) struct Left {
     due: usize,
     late: usize,
+}
+
+impl Left {
+    pub(crate) fn is_nothing(self) -> bool {
+        self.due + self.late == 0
+    }
 }
 
 /// A token of a source: a watched descriptor, or one that only waits to be redelivered.
@@ -126,9 +132,15 @@ impl Registry {
         }
     }
 
-    /// Copies the keys of the hooked sources.
-    pub(crate) fn copy_hooked(&self, to: &mut Vec<Key>) {
-        to.clone_from(&self.hooked);
+    /// The hooked source that was added last.
+    pub(crate) fn last_hooked(&self) -> Option<Key> {
+        self.hooked.last().copied()
+    }
+
+    /// The hooked source that was added next after this one; without one, the first.
+    pub(crate) fn next_hooked(&self, after: Option<Key>) -> Option<Key> {
+        let place = self.hooked.partition_point(|key| Some(*key) <= after);
+        self.hooked.get(place).copied()
     }
 
     /// Every source, for dropping them all.
@@ -229,7 +241,7 @@ impl Registry {
 
     /// The next due token of a source, among those that are left.
     pub(crate) fn pop_due(&mut self, source: Key, left: &mut Left) -> Option<Due> {
-        while left.due + left.late > 0 {
+        while !left.is_nothing() {
             let entry = self.sources.get_mut(source)?;
             let late = left.due == 0;
             let (queue, left) = if late { (&mut entry.late, &mut left.late) } else { (&mut entry.due, &mut left.due) };
@@ -328,7 +340,7 @@ impl Registry {
 
     /// How many deadlines have passed.
     pub(crate) fn passed(&self, now: Instant) -> usize {
-        self.deadlines.range(..=(now, Key::MAX)).count()
+        self.deadlines.iter().take_while(|(at, _)| *at <= now).count()
     }
 
     /// Clears the earliest deadline if it has passed, and tells whose it was.

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use netio3_core::{Budget, Next, Polled, RunError, Source};
 
-use crate::arena::Key;
 use crate::inner::{Inner, Phase, Post, gone};
 use crate::kernel::Fetched;
 
@@ -30,7 +29,7 @@ impl Inner {
             ended = end.is_some_and(|end| end <= self.latest.get());
             if stopping {
                 stop_turns += 1;
-                let drained = self.counters.events.get() == delivered && self.arm();
+                let drained = self.counters.events.get() == delivered && !self.has_work() && self.arm();
                 ended |= drained || stop_turns == STOP_TURNS;
             }
         }
@@ -52,7 +51,9 @@ impl Inner {
         self.run_inits();
         self.look().map_err(RunError::Wait)?;
         self.work();
-        self.arm();
+        if !self.has_work() {
+            self.arm();
+        }
         Ok(())
     }
 
@@ -170,9 +171,9 @@ impl Inner {
         Ok(self.fetch(false)?.any || found.get() == Polled::Something)
     }
 
-    /// Has every source make sure that its descriptors wake the loop; tells whether they will.
+    /// Has every source make sure that its descriptors wake the loop, when there is no work; tells whether they will.
     fn arm(&self) -> bool {
-        if !self.armed.get() && !self.has_work() {
+        if !self.armed.get() {
             let phase = self.phase.replace(Phase::Turn);
             self.armed.set(true);
             self.each_hooked(|source| self.armed.set(source.may_sleep(self) && self.armed.get()));
@@ -241,7 +242,7 @@ impl Inner {
             let mut budget = self.budget.get();
             let mut sending = self.budget.get();
             let mut told = true;
-            loop {
+            while !left.is_nothing() {
                 let due = self.registry.borrow_mut().pop_due(key, &mut left);
                 let Some(due) = due else { break };
                 if due.late && !told {
@@ -300,14 +301,15 @@ impl Inner {
         });
     }
 
-    /// Calls every hooked source there is now.
+    /// Calls every hooked source there is now. Those that are added meanwhile have their turn next time.
     fn each_hooked(&self, call: impl Fn(&mut dyn Source)) {
-        let mut keys: Vec<Key> = self.scratch.take();
-        self.registry.borrow().copy_hooked(&mut keys);
-        for key in &keys {
-            self.with_source(*key, &call);
+        let last = self.registry.borrow().last_hooked();
+        let mut called = None;
+        while called < last {
+            called = self.registry.borrow().next_hooked(called);
+            let Some(key) = called.filter(|_| called <= last) else { return };
+            self.with_source(key, &call);
         }
-        self.scratch.replace(keys);
     }
 
     /// Makes a call with a budget of its own: one spent on reading must not keep a source from sending.

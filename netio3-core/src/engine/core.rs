@@ -66,8 +66,8 @@ pub struct Engine<T: Transport> {
     pub(super) queued: Cell<Amount>,
     /// Connections that are over and not told yet.
     pub(super) over: RefCell<VecDeque<Rcc<T>>>,
-    pub(super) unflushed: RefCell<Vec<Rcc<T>>>,
-    pub(super) completed: RefCell<Vec<Rcc<T>>>,
+    pub(super) unflushed: RefCell<VecDeque<Rcc<T>>>,
+    pub(super) completed: RefCell<VecDeque<Rcc<T>>>,
     pub(super) refused: RefCell<Vec<Rcc<T>>>,
     pub(super) capped: RefCell<Vec<Rcc<T>>>,
     /// Accepted peers that have not said hello, the longest silent first.
@@ -331,7 +331,8 @@ impl<T: Transport> Engine<T> {
         listeners.iter().flatten().for_each(|listener| self.transport.release_listener(self, listener));
         self.transport.tear_down(self);
         self.by_address.borrow_mut().clear();
-        let lists = [&self.unflushed, &self.completed, &self.refused, &self.capped].map(RefCell::take);
+        let lists = [&self.unflushed, &self.completed].map(RefCell::take);
+        let waiting = [&self.refused, &self.capped].map(RefCell::take);
         let over = self.over.take();
         self.totals.connections.set(0);
         self.queued.set(Amount::default());
@@ -341,7 +342,7 @@ impl<T: Transport> Engine<T> {
         for connection in table.iter().flatten().chain(&over) {
             self.transport.retire(connection, &mut retired);
         }
-        drop((lists, over, listeners, table));
+        drop((lists, waiting, over, listeners, table));
         drop_each(&mut retired, drop);
     }
 }

@@ -18,15 +18,15 @@ pub(crate) struct Driver<T: Transport> {
     /// What callbacks get as their backend.
     view: LocalBackend<T>,
     callbacks: Box<dyn Callbacks>,
-    scratch: Scratch<T>,
+    scratch: Scratch,
 }
 
 /// How often a turn ends over again while the transport finds more to do, before the loop looks elsewhere.
 const ROUNDS: usize = 16;
 
 /// Memory used again and again.
-struct Scratch<T: Transport> {
-    connections: Vec<Rc<Connection<T::Link>>>,
+#[derive(Default)]
+struct Scratch {
     completions: Vec<Completion>,
     retired: Vec<Retired>,
 }
@@ -39,7 +39,7 @@ pub struct Upcalls<'a, T: Transport> {
 
 impl<T: Transport> Driver<T> {
     pub(crate) fn new(view: LocalBackend<T>, callbacks: Box<dyn Callbacks>) -> Self {
-        Self { view, callbacks, scratch: Scratch { connections: Vec::new(), completions: Vec::new(), retired: Vec::new() } }
+        Self { view, callbacks, scratch: Scratch::default() }
     }
 
     fn engine(&self) -> Rc<Engine<T>> {
@@ -52,16 +52,14 @@ impl<T: Transport> Driver<T> {
 
     /// Tells completions of the connections that have some.
     fn tell_completions(&mut self, engine: &Engine<T>, budget: &mut Budget) {
-        if engine.completed.borrow().is_empty() {
-            return;
-        }
-        std::mem::swap(&mut *engine.completed.borrow_mut(), &mut self.scratch.connections);
-        let mut told = std::mem::take(&mut self.scratch.connections);
-        for connection in told.drain(..) {
+        // What completes meanwhile is told in the next round.
+        let count = engine.completed.borrow().len();
+        for _ in 0..count {
+            let next = engine.completed.borrow_mut().pop_front();
+            let Some(connection) = next else { return };
             connection.listed.completed.set(false);
             self.tell_completions_of(engine, &connection, budget);
         }
-        self.scratch.connections = told;
     }
 
     fn tell_completions_of(&mut self, engine: &Engine<T>, connection: &Rc<Connection<T::Link>>, budget: &mut Budget) {
@@ -158,14 +156,13 @@ impl<T: Transport> Driver<T> {
 
     /// Sends what is queued. What is left over on a connection whose first messages have left already may wait, where
     /// their completions are told in the same turn: that mostly brings more for the same write.
-    fn flush(&mut self, engine: &Engine<T>, leftovers_wait: bool) {
-        if engine.unflushed.borrow().is_empty() {
-            return;
-        }
-        std::mem::swap(&mut *engine.unflushed.borrow_mut(), &mut self.scratch.connections);
-        for connection in self.scratch.connections.drain(..) {
+    fn flush(engine: &Engine<T>, leftovers_wait: bool) {
+        let count = engine.unflushed.borrow().len();
+        for _ in 0..count {
+            let next = engine.unflushed.borrow_mut().pop_front();
+            let Some(connection) = next else { return };
             if leftovers_wait && connection.listed.completed.get() && !connection.is_over() {
-                engine.unflushed.borrow_mut().push(connection);
+                engine.unflushed.borrow_mut().push_back(connection);
                 continue;
             }
             connection.listed.unflushed.set(false);
@@ -214,7 +211,7 @@ impl<T: Transport> Source for Driver<T> {
     fn delivered(&mut self, _ev: &dyn EventLoop, _budget: &mut Budget) {
         let engine = self.engine();
         if !engine.is_gone() {
-            self.flush(&engine, false);
+            Self::flush(&engine, false);
         }
     }
 
@@ -237,7 +234,7 @@ impl<T: Transport> Source for Driver<T> {
             self.tell_completions(&engine, budget);
             self.tell_writable(&engine);
             // Leftovers wait for the second round, no longer: all that was accepted leaves in this turn.
-            self.flush(&engine, round == 1);
+            Self::flush(&engine, round == 1);
             next = engine.transport.before_sleep(&mut self.upcalls(), budget);
             // At least twice, so that what the flush completes is told in the same turn.
             let goes_on = (next == Next::Again && !budget.is_spent()) || (round == 1 && engine.has_work());
@@ -249,7 +246,7 @@ impl<T: Transport> Source for Driver<T> {
             return Next::Wait;
         }
         // What callbacks sent while the transport had its last look.
-        self.flush(&engine, false);
+        Self::flush(&engine, false);
         self.resume_capped(&engine);
         engine.ending_turn.set(false);
         if engine.has_work() { Next::Again } else { next }
@@ -263,7 +260,7 @@ impl<T: Transport> Source for Driver<T> {
         let polled = engine.transport.poll(&mut self.upcalls(), budget);
         if polled == Polled::Something && !engine.is_gone() {
             // An answer need not wait for the turn.
-            self.flush(&engine, false);
+            Self::flush(&engine, false);
         }
         polled
     }

@@ -88,7 +88,7 @@ impl<T: Transport> Engine<T> {
             self.trim_later(connection);
         }
         if !connection.listed.completed.replace(true) {
-            self.completed.borrow_mut().push(connection.clone());
+            self.completed.borrow_mut().push_back(connection.clone());
             self.end_turn_soon();
         }
     }
@@ -305,7 +305,7 @@ impl<T: Transport> Engine<T> {
 
     #[cold]
     fn list_unflushed(&self, connection: &Rcc<T>) {
-        self.unflushed.borrow_mut().push(connection.clone());
+        self.unflushed.borrow_mut().push_back(connection.clone());
         self.end_turn_soon();
     }
 
