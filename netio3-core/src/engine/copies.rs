@@ -70,7 +70,7 @@ impl Copies {
         let (header_room, mut rest) = message.split_at_mut(header.len());
         copy_few(header_room, header);
         if let [piece] = pieces {
-            return rest.copy_from_slice(piece);
+            return copy_some(rest, piece);
         }
         for piece in pieces {
             let (room, after) = rest.split_at_mut(piece.len());
@@ -85,20 +85,17 @@ impl Copies {
     pub(super) fn push_message_of_one(&mut self, head: [u8; RUN_HEAD_LEN], header: &[u8], piece: &[u8]) {
         let room = &mut self.memory[self.filled..];
         self.filled += RUN_HEAD_LEN + header.len() + piece.len();
-        let (head_room, room) = room.split_first_chunk_mut::<RUN_HEAD_LEN>().expect("there is memory for it");
-        *head_room = head;
-        let (header_room, room) = room.split_at_mut(header.len());
-        copy_few(header_room, header);
-        copy_some(&mut room[..piece.len()], piece);
+        write_frame(room, head, header, piece);
     }
 
-    /// Adds several messages, each after its head.
+    /// Adds several messages, each after its head, which together are `len` bytes.
     #[inline(never)]
-    pub(super) fn push_messages(&mut self, messages: &[CopiedMessage<'_>], head: impl Fn(usize) -> [u8; RUN_HEAD_LEN]) {
+    pub(super) fn push_messages(&mut self, messages: &[CopiedMessage<'_>], len: usize, head: impl Fn(usize) -> [u8; RUN_HEAD_LEN]) {
+        let mut room = self.room(len, || None);
         for message in messages {
-            let len = message.len();
-            self.push_message(&head(len), message.header, len, &[message.data], || None);
+            room = write_frame(room, head(message.len()), message.header, message.data);
         }
+        debug_assert!(room.is_empty());
     }
 
     /// Room for so many more bytes, to be filled by the caller.
@@ -129,6 +126,18 @@ impl Copies {
         self.filled += n;
         room
     }
+}
+
+/// Writes a head, a header and a piece; gives the room behind them.
+#[inline(always)]
+fn write_frame<'a>(room: &'a mut [u8], head: [u8; RUN_HEAD_LEN], header: &[u8], piece: &[u8]) -> &'a mut [u8] {
+    let (head_room, room) = room.split_first_chunk_mut::<RUN_HEAD_LEN>().expect("there is memory for it");
+    *head_room = head;
+    let (header_room, room) = room.split_at_mut(header.len());
+    copy_few(header_room, header);
+    let (piece_room, rest) = room.split_at_mut(piece.len());
+    copy_some(piece_room, piece);
+    rest
 }
 
 /// Copies bytes that are mostly few, such as a header: without a call where they are at most 16.

@@ -120,14 +120,17 @@ impl Staging {
         if self.owner != Some(to) {
             return 0;
         }
-        let mut end = self.copies.len();
+        let start = self.copies.len();
+        let mut end = start;
         let within = |message: &&CopiedMessage<'_>| {
-            end += RUN_HEAD_LEN + message.len();
-            message.header.len() <= self.max_header_len && end <= self.limit
+            let behind = end + RUN_HEAD_LEN + message.len();
+            let fits = message.header.len() <= self.max_header_len && behind <= self.limit;
+            end = if fits { behind } else { end };
+            fits
         };
         let accepted = messages.iter().take(self.ledger.granted_messages()).take_while(within).count();
         self.ledger.push_copies(&messages[..accepted]);
-        self.copies.push_messages(&messages[..accepted], head);
+        self.copies.push_messages(&messages[..accepted], end - start, head);
         self.measure_room();
         accepted
     }
