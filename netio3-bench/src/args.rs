@@ -51,6 +51,9 @@ pub struct Common {
     /// Poll for this long before sleeping
     #[arg(long, global = true, value_name = "MICROSECONDS", default_value_t = 0)]
     pub spin: u64,
+    /// Bare sockets wait in epoll for what they read, as an event loop has to, not in the read itself
+    #[arg(long, global = true)]
+    pub epoll: bool,
     /// Pin to this processor (the tour leaves it to the system)
     #[arg(long, global = true, value_name = "N")]
     pub cpu: Option<usize>,

@@ -77,6 +77,9 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     }
     let backend = common.backend();
     info::usable(backend).map_err(Failure::NoConnection)?;
+    if common.epoll && (backend != Backend::Raw || common.spin > 0) {
+        return Err(Failure::NoConnection("--epoll is for bare sockets that do not spin: --backend raw, and no --spin".into()));
+    }
     pin(common)?;
     allow_descriptors();
     if common.held {

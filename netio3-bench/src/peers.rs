@@ -150,7 +150,7 @@ impl Process {
         let mut command = Command::new(program);
         command.arg(role).args(["--backend", backend.name(), "--json"]).args(args);
         command.args(["--spin", &common.spin.to_string()]);
-        for (flag, is_set) in [("--verify", common.verify), ("--held", common.held)] {
+        for (flag, is_set) in [("--verify", common.verify), ("--held", common.held), ("--epoll", common.epoll)] {
             command.args(is_set.then_some(flag));
         }
         if let Some(provider) = &common.provider {

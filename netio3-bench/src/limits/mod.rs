@@ -34,8 +34,9 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
     let began = Instant::now();
     let (backends, left_out) = backends(common)?;
     let matches = |row: &Row| args.only.as_ref().is_none_or(|part| row.name().contains(part.as_str()));
-    let mut rows: Vec<Row> =
-        rows(2 * args.time).into_iter().filter(|row| backends.contains(&row.own.pairing.backend) && matches(row)).collect();
+    // Bare sockets beside bare sockets tell something of TCP.
+    let of = |row: &Row| if row.own.pairing.backend == Backend::Raw { Backend::Tcp } else { row.own.pairing.backend };
+    let mut rows: Vec<Row> = rows(2 * args.time).into_iter().filter(|row| backends.contains(&of(row)) && matches(row)).collect();
     if rows.is_empty() {
         let part = args.only.as_deref().unwrap_or_default();
         return Err(Failure::NoConnection(format!("nothing that can be measured here has `{part}` in its name")));

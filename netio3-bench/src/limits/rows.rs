@@ -24,6 +24,8 @@ pub struct Setup {
     pub pairing: Pairing,
     /// Microseconds that a side polls before it sleeps.
     pub spin: u64,
+    /// Bare sockets wait in epoll.
+    pub epoll: bool,
     /// The processors are kept awake.
     pub awake: bool,
     title: String,
@@ -125,7 +127,7 @@ pub fn rows(time: Duration) -> Vec<Row> {
     let lasting = |time: Duration, backend: Backend, size: usize, title: &str, args: &[&str]| {
         let mut pairing = Pairing::transfer(backend, size, time);
         pairing.args.extend(args.iter().map(|arg| (*arg).to_owned()));
-        Setup { pairing, spin: 0, awake: false, title: title.into() }
+        Setup { pairing, spin: 0, epoll: false, awake: false, title: title.into() }
     };
     let transfer = |backend: Backend, size: usize, title: &str, args: &[&str]| lasting(time, backend, size, title, args);
     let in_mode = |backend: Backend, size: usize, mode: Mode| transfer(backend, size, mode.name(), &["--mode", mode.name()]);
@@ -191,16 +193,24 @@ pub fn rows(time: Duration) -> Vec<Row> {
             rows.extend(round_trips(Backend::Tcp, Backend::Raw, size, spin, title, asked));
         }
     }
+    // What any event loop adds, whatever it is used by.
+    let in_epoll = |own: Setup| Setup { epoll: true, title: format!("{} in epoll", own.title), ..own };
+    for row in round_trips(Backend::Raw, Backend::Raw, 64, 0, "round trip sleeping", 1.0) {
+        rows.push(Row { own: in_epoll(row.own), asked: None, ..row });
+    }
+    for size in [64, 64 * KIB] {
+        rows.push(Row { own: in_epoll(raw(size)), base: Some(raw(size)), figure: Figure::ReceiverTime, asked: None });
+    }
     let connections = |backend: Backend| {
         let mut pairing = Pairing::round_trips(backend, 64, CONNECTIONS);
         pairing.args.push("--reconnect".into());
-        Setup { pairing, spin: 0, awake: false, title: "connections opened, used once and closed".into() }
+        Setup { pairing, spin: 0, epoll: false, awake: false, title: "connections opened, used once and closed".into() }
     };
     rows.push(rate(connections(Backend::Tcp), connections(Backend::Raw), None));
     // Each takes a few turns of both loops.
     let mut beside = Pairing::round_trips(Backend::Tcp, 64, ROUND_TRIPS / 5);
     beside.args.extend(["--beside", "65536"].map(str::to_owned));
-    let own = Setup { pairing: beside, spin: 0, awake: false, title: "round trip beside bulk of the same loop".into() };
+    let own = Setup { pairing: beside, spin: 0, epoll: false, awake: false, title: "round trip beside bulk of the same loop".into() };
     rows.push(Row { own, base: None, figure: Figure::Turns, asked: Some(3.0) });
 
     for size in [64, KIB, 16 * KIB, 64 * KIB, KIB * KIB] {
@@ -222,7 +232,8 @@ pub fn rows(time: Duration) -> Vec<Row> {
 fn round_trips(own: Backend, base: Backend, size: usize, spin: u64, title: &str, asked: f64) -> [Row; 2] {
     // Spinning ones take a fraction of the time.
     let count = if spin > 0 { 4 * ROUND_TRIPS } else { ROUND_TRIPS };
-    let setup = |backend| Setup { pairing: Pairing::round_trips(backend, size, count), spin, awake: spin == 0, title: title.into() };
+    let setup =
+        |backend| Setup { pairing: Pairing::round_trips(backend, size, count), spin, epoll: false, awake: spin == 0, title: title.into() };
     [Figure::P50, Figure::P99].map(|figure| Row { own: setup(own), base: Some(setup(base)), figure, asked: Some(asked) })
 }
 

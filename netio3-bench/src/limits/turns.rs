@@ -27,7 +27,7 @@ struct Side<'a> {
 impl<'a> Side<'a> {
     /// Starts both processes; they are stopped when everything is connected.
     fn start(setup: &'a Setup, common: &Common) -> Result<Self, Failure> {
-        let mut running = setup.pairing.start(&Common { spin: setup.spin, held: true, ..common.clone() })?;
+        let mut running = setup.pairing.start(&Common { spin: setup.spin, epoll: setup.epoll, held: true, ..common.clone() })?;
         running.until_held()?;
         running.signal(Signal::SIGSTOP);
         Ok(Self { running, ran: Duration::ZERO, lived: None })

@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::ledger::{Answer, Incoming, Ledger};
 use crate::plan::{announce, parse_listen};
 use crate::raw::frame::{Inbox, frame};
-use crate::raw::socket::{START_DEADLINE, Spinning, explain, listen, prepare, receive_first};
+use crate::raw::socket::{START_DEADLINE, Waiting, explain, listen, prepare, receive_first};
 use crate::report::Report;
 
 /// Sends everything back until the client said goodbye; with `--forever`, each client on a thread of its own.
@@ -49,7 +49,7 @@ fn serve(common: &Common, socket: TcpStream, ledger: &mut Ledger, inbox: &mut In
 fn converse(common: &Common, socket: TcpStream, ledger: &mut Ledger, incoming: &mut Incoming, inbox: &mut Inbox) -> io::Result<()> {
     prepare(&socket)?;
     let first = receive_first(&socket, inbox, START_DEADLINE)?;
-    let mut socket = Spinning::new(socket, common.spin())?;
+    let mut socket = Waiting::new(socket, common)?;
     let mut answer = incoming.control(ledger, &first);
     loop {
         match answer {

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::pattern::Content;
 use crate::plan::{Plan, dial, only_with_netio3};
 use crate::raw::frame::{Inbox, head};
-use crate::raw::socket::{ANSWER_DEADLINE, Spinning, connect_any, explain, receive_first, receive_one, send_one, wait};
+use crate::raw::socket::{ANSWER_DEADLINE, Waiting, connect_any, explain, receive_first, receive_one, send_one, wait};
 use crate::report::{Report, RttHistogram};
 
 /// Measures round trips.
@@ -194,9 +194,9 @@ impl Run {
         Ok(())
     }
 
-    /// A blocking socket, or one that is polled for a while.
+    /// One message in flight.
     fn one_at_a_time(&mut self, common: &Common, socket: &TcpStream, inbox: &mut Inbox) -> io::Result<()> {
-        let mut socket = Spinning::new(socket.try_clone()?, common.spin())?;
+        let mut socket = Waiting::new(socket.try_clone()?, common)?;
         while self.answered < self.count {
             self.round_trip(&mut socket, inbox)?;
         }

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::ledger::{Answer, Incoming, Ledger};
 use crate::plan::{announce, parse_listen};
 use crate::raw::frame::{Inbox, frame};
-use crate::raw::socket::{START_DEADLINE, Spinning, explain, listen, poll_all, prepare, receive_first};
+use crate::raw::socket::{START_DEADLINE, Waiting, explain, listen, poll_all, prepare, receive_first};
 use crate::report::Report;
 
 /// Receives; with `--forever` prints a report whenever the last of the senders has gone.
@@ -67,9 +67,9 @@ fn answer(socket: &mut impl Write, answer: Answer) -> io::Result<bool> {
     }
 }
 
-/// One connection: a blocking socket, or one that is polled for a while.
+/// One connection.
 fn receive_alone(common: &Common, ledger: &mut Ledger, peer: &mut Peer) -> io::Result<()> {
-    let mut socket = Spinning::new(peer.socket.try_clone()?, common.spin())?;
+    let mut socket = Waiting::new(peer.socket.try_clone()?, common)?;
     loop {
         while let Some(message) = peer.inbox.next()? {
             if !peer.incoming.observe(message) && !answer(&mut socket, peer.incoming.control(ledger, message))? {

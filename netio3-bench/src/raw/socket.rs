@@ -2,12 +2,15 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
+use mio::unix::SourceFd;
+use mio::{Interest, Token};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
+use crate::args::Common;
 use crate::failure::Failure;
 use crate::raw::frame::{Inbox, frame};
 
@@ -89,27 +92,38 @@ pub fn receive_first(socket: &TcpStream, inbox: &mut Inbox, deadline: Duration) 
     answer
 }
 
-/// A socket that is polled for a while before sleeping.
-///
-/// With no time to spin it is a plain blocking socket.
-pub struct Spinning {
+/// A socket that is waited for as was asked: in the calls themselves, after polling for a while, or in epoll.
+pub struct Waiting {
     socket: TcpStream,
     spin: Duration,
+    epoll: Option<Epoll>,
 }
 
-impl Spinning {
-    /// Makes the socket nonblocking if it is to be polled.
-    pub fn new(socket: TcpStream, spin: Duration) -> io::Result<Self> {
-        socket.set_nonblocking(!spin.is_zero())?;
-        Ok(Self { socket, spin })
+/// Waits for what can be read, edge-triggered.
+struct Epoll {
+    poll: mio::Poll,
+    events: mio::Events,
+    /// The next byte, or the end, will be told.
+    is_drained: bool,
+    /// The end was told.
+    is_over: bool,
+}
+
+impl Waiting {
+    /// Makes the socket nonblocking if its calls are not to wait.
+    pub fn new(socket: TcpStream, common: &Common) -> io::Result<Self> {
+        socket.set_nonblocking(common.spin > 0 || common.epoll)?;
+        let epoll = common.epoll.then(|| Epoll::new(&socket)).transpose()?;
+        Ok(Self { socket, spin: common.spin(), epoll })
     }
 
     fn until_done(&self, events: PollFlags, mut job: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+        let calls_wait = self.spin.is_zero() && self.epoll.is_none();
         let mut since = None;
         loop {
             match job() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !self.spin.is_zero() => {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !calls_wait => {
                     if since.get_or_insert_with(Instant::now).elapsed() >= self.spin {
                         wait(&self.socket, events)?;
                         since = None;
@@ -121,18 +135,46 @@ impl Spinning {
     }
 }
 
-impl Read for Spinning {
+impl Read for Waiting {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.until_done(PollFlags::POLLIN, || (&self.socket).read(buffer))
+        if let Some(epoll) = &mut self.epoll {
+            epoll.wait()?;
+        }
+        let n = self.until_done(PollFlags::POLLIN, || (&self.socket).read(buffer))?;
+        if let Some(epoll) = &mut self.epoll {
+            epoll.is_drained = n < buffer.len();
+        }
+        Ok(n)
     }
 }
 
-impl Write for Spinning {
+impl Write for Waiting {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.until_done(PollFlags::POLLOUT, || (&self.socket).write(bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Epoll {
+    fn new(socket: &TcpStream) -> io::Result<Self> {
+        let poll = mio::Poll::new()?;
+        poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), Token(0), Interest::READABLE)?;
+        Ok(Self { poll, events: mio::Events::with_capacity(16), is_drained: true, is_over: false })
+    }
+
+    /// Waits unless the last read has left something.
+    fn wait(&mut self) -> io::Result<()> {
+        if !self.is_drained || self.is_over {
+            return Ok(());
+        }
+        poll_all(&mut self.poll, &mut self.events, Some(STALL_DEADLINE))?;
+        if self.events.is_empty() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.is_over = self.events.iter().any(mio::event::Event::is_read_closed);
         Ok(())
     }
 }

@@ -34,6 +34,18 @@ fn round_trips_and_processor_time_are_costs() {
 }
 
 #[test]
+fn what_waiting_in_epoll_takes_is_told_and_not_judged() {
+    let ended = run("limits --rounds 1 --time 0.05 --json --backend tcp epoll");
+    assert_eq!(ended.status, 0, "{ended:?}");
+    let rows = ended.json()["rows"].as_array().unwrap().clone();
+    assert_eq!(rows.len(), 4, "{rows:?}");
+    for row in rows {
+        assert!(row["name"].as_str().unwrap().starts_with("raw, "), "{row}");
+        assert!(row["own"].as_f64() > Some(0.0) && row["asked"].is_null() && row["pass"].is_null(), "{row}");
+    }
+}
+
+#[test]
 fn baselines_and_loopback_have_no_limits() {
     for backend in ["raw", "loopback"] {
         let ended = run(&format!("limits --backend {backend}"));

@@ -139,6 +139,23 @@ fn the_slowest_connection_is_told() {
 }
 
 #[test]
+fn raw_may_wait_in_epoll() {
+    let passive = |role: &str| format!("{role} --listen 127.0.0.1:0 --backend raw --epoll --verify --json");
+    for (size, count) in [(0, 300), (64, 3_000), (5_000, 3_000), (1 << 20, 40)] {
+        let transfer = format!("send --backend raw --epoll --size {size} --messages {count} --json");
+        let round_trips = format!("ping --backend raw --epoll --size {size} --count {count} --verify --json");
+        for (received, sent) in [pair(&passive("recv"), &transfer), pair(&passive("echo"), &round_trips)] {
+            for told in [received.delivered(), sent.delivered()] {
+                assert_eq!(told["messages"].as_u64(), Some(count), "{size} bytes: {told}");
+            }
+        }
+    }
+    for other in ["--backend tcp", "--backend raw --spin 1"] {
+        run(&format!("ping --size 1 --count 1 --connect 127.0.0.1:9 --epoll {other}")).failed(2, "--epoll is for bare sockets");
+    }
+}
+
+#[test]
 fn both_ways_of_raw() {
     for mode in ["zero-copy", "copy", "buffered"] {
         for (size, messages) in [(0, 3_000), (1, 3_000), (8, 3_000), (64, 50_000), (5_000, 3_000), (1 << 20, 40)] {
