@@ -165,35 +165,50 @@ impl Outgoing {
     #[inline]
     fn send_until(&mut self, end: u64, backend: &dyn NetworkBackend, to: Endpoint) -> Result<(), String> {
         match self.messages.mode {
-            Mode::Buffered => self.offer_until(end, |it| it.offer_buffer(backend, to)),
+            Mode::Buffered => self.offer_until(end, |it, key| it.offer_buffer(key, backend, to)),
             Mode::Copy if self.messages.batch > 1 && self.messages.layout.size > 0 => self.offer_batches_until(end, backend, to),
-            Mode::ZeroCopy if self.messages.is_plain => self.offer_until(end, |it| it.offer_plain_shared(backend, to)),
-            Mode::Copy if self.messages.is_plain => self.offer_until(end, |it| it.offer_plain_copy(backend, to)),
-            Mode::ZeroCopy => self.offer_until(end, |it| it.offer_shared(backend, to)),
-            Mode::Copy => self.offer_until(end, |it| it.offer_copy(backend, to)),
+            Mode::ZeroCopy if self.messages.is_plain => self.offer_until(end, |it, key| it.offer_plain_shared(key, backend, to)),
+            Mode::Copy if self.messages.is_plain => self.offer_until(end, |it, key| it.offer_plain_copy(key, backend, to)),
+            Mode::ZeroCopy => self.offer_until(end, |it, key| it.offer_shared(key, backend, to)),
+            Mode::Copy => self.offer_until(end, |it, key| it.offer_copy(key, backend, to)),
         }
     }
 
     #[inline(always)]
-    fn offer_until(&mut self, end: u64, mut offer: impl FnMut(&mut Self) -> Result<NetioStatus, SendError>) -> Result<(), String> {
-        while self.next < end && !self.blocked {
-            match offer(self) {
-                Ok(NetioStatus::Ok) => self.next += 1,
-                other => self.not_accepted(other)?,
-            }
+    fn offer_until(&mut self, end: u64, mut offer: impl FnMut(&mut Self, u64) -> Result<NetioStatus, SendError>) -> Result<(), String> {
+        if self.blocked {
+            return Ok(());
         }
-        Ok(())
+        // Noted at the end only: calls that might panic have everything written to memory before.
+        let mut key = self.next;
+        let outcome = loop {
+            if key >= end {
+                break Ok(());
+            }
+            match offer(self, key) {
+                Ok(NetioStatus::Ok) => key += 1,
+                other => break self.not_accepted(other),
+            }
+        };
+        self.next = key;
+        outcome
     }
 
     #[inline(always)]
     fn offer_batches_until(&mut self, end: u64, backend: &dyn NetworkBackend, to: Endpoint) -> Result<(), String> {
         while self.next < end && !self.blocked {
-            let Self { messages: Messages { batch, content, .. }, next, head, .. } = self;
+            let Self { messages: Messages { batch, is_plain, content, .. }, next, head, .. } = self;
             let keys = *next..end.min(*next + *batch as u64);
             let mut messages = ArrayVec::<_, MOST_IN_BATCH>::new();
-            for (key, header) in keys.zip(head.chunks_exact_mut(content.head_len())) {
-                content.write_head(key, header);
-                messages.push(CopiedMessage { data: content.pieces(key).first().map_or(&[], |piece| piece), header, key });
+            if *is_plain {
+                let (heads, _) = head.as_chunks_mut::<TAG_LEN>();
+                heads.iter_mut().zip(keys.clone()).for_each(|(head, key)| *head = content.tag(key));
+                messages.extend(heads.iter().zip(keys).map(|(header, key)| CopiedMessage { data: content.piece(key), header, key }));
+            } else {
+                for (key, header) in keys.zip(head.chunks_exact_mut(content.head_len())) {
+                    content.write_head(key, header);
+                    messages.push(CopiedMessage { data: content.pieces(key).first().map_or(&[], |piece| piece), header, key });
+                }
             }
             let outcome = backend.send_copy_batch(to, &messages);
             drop(messages);
@@ -208,38 +223,38 @@ impl Outgoing {
 
     /// The same as `offer_copy` for messages of a tag and one piece.
     #[inline(always)]
-    fn offer_plain_copy(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
+    fn offer_plain_copy(&mut self, key: u64, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
         let content = &self.messages.content;
-        backend.send_copy(to, content.piece(self.next), &content.tag(self.next), self.next)
+        backend.send_copy(to, content.piece(key), &content.tag(key), key)
     }
 
     #[inline(always)]
-    fn offer_plain_shared(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
+    fn offer_plain_shared(&mut self, key: u64, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
         let Messages { content, shared, .. } = &self.messages;
-        backend.send(to, &shared[content.variant(self.next)], &content.tag(self.next), self.next)
+        backend.send(to, &shared[content.variant(key)], &content.tag(key), key)
     }
 
     #[inline(always)]
-    fn offer_copy(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
-        let Self { messages: Messages { header_len, content, .. }, next, head, .. } = self;
-        content.write_head(*next, head);
+    fn offer_copy(&mut self, key: u64, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
+        let Self { messages: Messages { header_len, content, .. }, head, .. } = self;
+        content.write_head(key, head);
         if head.len() == *header_len {
-            return backend.send_copy_iov(to, content.pieces(*next), head, *next);
+            return backend.send_copy_iov(to, content.pieces(key), head, key);
         }
         let (header, tag) = head.split_at(*header_len);
-        match content.pieces(*next) {
-            [piece] => backend.send_copy_iov(to, &[IoSlice::new(tag), *piece], header, *next),
-            pieces => backend.send_copy_iov(to, &[&[IoSlice::new(tag)], pieces].concat(), header, *next),
+        match content.pieces(key) {
+            [piece] => backend.send_copy_iov(to, &[IoSlice::new(tag), *piece], header, key),
+            pieces => backend.send_copy_iov(to, &[&[IoSlice::new(tag)], pieces].concat(), header, key),
         }
     }
 
     #[inline(always)]
-    fn offer_shared(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
-        let Self { messages: Messages { header_len, content, shared, .. }, next, head, .. } = self;
-        content.write_head(*next, head);
-        let pieces = &shared[content.variant_range(*next)];
+    fn offer_shared(&mut self, key: u64, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
+        let Self { messages: Messages { header_len, content, shared, .. }, head, .. } = self;
+        content.write_head(key, head);
+        let pieces = &shared[content.variant_range(key)];
         if head.len() == *header_len {
-            return backend.send_iov(to, pieces, head, *next);
+            return backend.send_iov(to, pieces, head, key);
         }
         let (header, tag) = head.split_at(*header_len);
         // The tag needs memory of its own until the message has left.
@@ -250,7 +265,7 @@ impl Outgoing {
         self.pieces.clear();
         self.pieces.push(self.tags.split().freeze());
         self.pieces.extend_from_slice(pieces);
-        backend.send_iov(to, &self.pieces, header, *next)
+        backend.send_iov(to, &self.pieces, header, key)
     }
 
     #[cold]
@@ -267,11 +282,11 @@ impl Outgoing {
         }
     }
 
-    fn offer_buffer(&mut self, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
+    fn offer_buffer(&mut self, key: u64, backend: &dyn NetworkBackend, to: Endpoint) -> Result<NetioStatus, SendError> {
         let buffer = match self.buffer.take() {
             Some(buffer) => buffer,
             None => match backend.take_buffer(to) {
-                Ok(Some(buffer)) => self.filled(buffer),
+                Ok(Some(buffer)) => self.filled(key, buffer),
                 Ok(None) => return Ok(NetioStatus::NoResources),
                 Err(BufferError::UnknownSendEndpoint(known)) => return Err(SendError::UnknownSendEndpoint(known)),
                 Err(error) => unreachable!("the connection has buffers: {error}"),
@@ -286,12 +301,12 @@ impl Outgoing {
         }
     }
 
-    fn filled(&self, mut buffer: NetworkBuffer) -> NetworkBuffer {
+    fn filled(&self, key: u64, mut buffer: NetworkBuffer) -> NetworkBuffer {
         let content = &self.messages.content;
         let head_len = content.head_len();
-        content.write_head(self.next, &mut buffer.spare_mut()[..head_len]);
+        content.write_head(key, &mut buffer.spare_mut()[..head_len]);
         buffer.advance(head_len);
-        for piece in content.pieces(self.next) {
+        for piece in content.pieces(key) {
             buffer.extend_from_slice(piece).expect("the buffers have the size of a message");
         }
         buffer

@@ -175,9 +175,9 @@ impl Ledger {
         self.records.len() < self.granted_records && self.records.len() < self.records.capacity()
     }
 
-    /// Enters copied messages that hold no regions.
-    pub(crate) fn push_copies(&mut self, messages: &[CopiedMessage<'_>]) {
-        self.accepted_bytes += messages.iter().map(|message| message.len() as u64).sum::<u64>();
+    /// Enters copied messages, of so many bytes together, that hold no regions.
+    pub(crate) fn push_copies(&mut self, messages: &[CopiedMessage<'_>], bytes: usize) {
+        self.accepted_bytes += bytes as u64;
         let record = |message: &CopiedMessage<'_>| Completion { key: message.key, kind: CompletionKind::Copy, len: message.len() as u32 };
         self.records.extend(messages.iter().map(record));
     }

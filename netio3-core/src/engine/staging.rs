@@ -121,16 +121,17 @@ impl Staging {
             return 0;
         }
         let start = self.copies.len();
-        let mut end = start;
-        let within = |message: &&CopiedMessage<'_>| {
+        let (mut end, mut accepted) = (start, 0);
+        for message in messages.iter().take(self.ledger.granted_messages()) {
             let behind = end + RUN_HEAD_LEN + message.len();
-            let fits = message.header.len() <= self.max_header_len && behind <= self.limit;
-            end = if fits { behind } else { end };
-            fits
-        };
-        let accepted = messages.iter().take(self.ledger.granted_messages()).take_while(within).count();
-        self.ledger.push_copies(&messages[..accepted]);
-        self.copies.push_messages(&messages[..accepted], end - start, head);
+            if message.header.len() > self.max_header_len || behind > self.limit {
+                break;
+            }
+            (end, accepted) = (behind, accepted + 1);
+        }
+        let (messages, len) = (&messages[..accepted], end - start);
+        self.ledger.push_copies(messages, len - RUN_HEAD_LEN * accepted);
+        self.copies.push_messages(messages, len, head);
         self.measure_room();
         accepted
     }
