@@ -18,6 +18,7 @@ mod local;
 mod peers;
 mod raw_send;
 mod staging;
+mod submit;
 mod sync;
 mod traffic;
 mod transport;

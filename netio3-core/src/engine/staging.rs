@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use crate::backend::CopiedMessage;
 use crate::endpoint::Endpoint;
-use crate::engine::local::len_of;
+use crate::engine::submit::len_of;
 use crate::engine::{Copies, Ledger, RUN_HEAD_LEN};
 use crate::status::CompletionKind;
 

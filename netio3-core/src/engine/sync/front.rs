@@ -12,7 +12,8 @@ use crate::address::EndPointAddress;
 use crate::backend::{ConnectionState, CopiedMessage, ListenerState, NetworkBackend, Phase, Unsent, send_each};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits};
 use crate::endpoint::Endpoint;
-use crate::engine::local::{len_of, too_many};
+use crate::engine::local::too_many;
+use crate::engine::submit::len_of;
 use crate::engine::sync::SyncBackend;
 use crate::engine::sync::inbox::{Adoption, Command};
 use crate::engine::sync::loop_side::here;
@@ -205,7 +206,8 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
         self.shared.directory.read().by_address.get(address).copied().flatten()
     }
 
-    // Inlined into the provided calls of one piece, as those of the single-threaded backend.
+    // Inlined into the provided calls of one piece: by a call the piece would go over the stack, written as two words and
+    // read at once as one of 16 bytes, for which the processor waits until those have left its store buffer.
     #[inline(always)]
     fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         let len = header.len() + len_of(data);
