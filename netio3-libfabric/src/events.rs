@@ -39,7 +39,7 @@ impl Rdma {
     pub(crate) fn pump(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Next {
         let pumps = self.pumps.get().wrapping_add(1);
         self.pumps.set(pumps);
-        if pumps % PUMPS_PER_EVENTS == 0 {
+        if pumps.is_multiple_of(PUMPS_PER_EVENTS) {
             self.events_due.set(true);
         }
         let mut batch = self.batch.take().unwrap_or_else(|| Box::new([Completion::default(); BATCH]));
@@ -152,18 +152,18 @@ impl Rdma {
                     }
                 }
                 Done::Registered { id, registered } => {
-                    if let Some(connection) = self.connection(&engine, id) {
-                        if let Some(body) = &mut *connection.link.body.borrow_mut() {
-                            body.registered.push(registered);
-                        }
+                    if let Some(connection) = self.connection(&engine, id)
+                        && let Some(body) = &mut *connection.link.body.borrow_mut()
+                    {
+                        body.registered.push(registered);
                     }
                 }
                 Done::Area { id, slab, len } => {
-                    if let Some(connection) = self.connection(&engine, id) {
-                        if let Some(body) = &mut *connection.link.body.borrow_mut() {
-                            body.receiving.add_area(slab, len);
-                            body.area_asked = false;
-                        }
+                    if let Some(connection) = self.connection(&engine, id)
+                        && let Some(body) = &mut *connection.link.body.borrow_mut()
+                    {
+                        body.receiving.add_area(slab, len);
+                        body.area_asked = false;
                     }
                 }
                 Done::Closed { id, body } => {

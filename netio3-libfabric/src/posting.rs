@@ -26,19 +26,20 @@ impl Rdma {
             let Some(built) = sending.build(slab, &abilities) else { break };
             let owed = if built.has_head() { receiving.take_owed() } else { (0, 0) };
             built.write_head(slab, owed.0, owed.1);
-            if in_flight == 0 && built.len <= *inject_size {
-                if let Some(bytes) = built.contiguous(slab) {
-                    if !endpoint.inject(bytes)? {
-                        receiving.untold(owed);
-                        connection.link.stuck.set(true);
-                        break;
-                    }
-                    *credits -= 1;
-                    engine.count_write(connection);
-                    sending.posted();
-                    left += sending.all_left();
-                    continue;
+            if in_flight == 0
+                && built.len <= *inject_size
+                && let Some(bytes) = built.contiguous(slab)
+            {
+                if !endpoint.inject(bytes)? {
+                    receiving.untold(owed);
+                    connection.link.stuck.set(true);
+                    break;
                 }
+                *credits -= 1;
+                engine.count_write(connection);
+                sending.posted();
+                left += sending.all_left();
+                continue;
             }
             let copied = built.copied;
             let pieces = built.pieces();

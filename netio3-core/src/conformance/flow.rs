@@ -109,7 +109,7 @@ pub(super) fn a_stream_continued_in_writable_arrives_whole(world: &World) {
         let stream = move |call: &super::recorder::Call<'_, '_>| {
             while call.node.tally(to).accepted < MESSAGES {
                 let len = call.node.tally(to).accepted % 600;
-                match call.send(to, if len % 3 == 0 { Plan::zero_copy(len * 9) } else { Plan::copy(len) }) {
+                match call.send(to, if len.is_multiple_of(3) { Plan::zero_copy(len * 9) } else { Plan::copy(len) }) {
                     NetioStatus::Ok => {}
                     NetioStatus::NoResources => return,
                     status => panic!("{status:?}"),

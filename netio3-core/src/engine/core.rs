@@ -258,10 +258,10 @@ impl<T: Transport> Engine<T> {
 
     /// Takes a connection out of the table; its handle is unknown from now on and its address free.
     pub(super) fn leave(&self, connection: &Rcc<T>) {
-        if let Some(slot) = self.table.borrow_mut().get_mut(connection.endpoint.slot()) {
-            if slot.take_if(|present| present.endpoint == connection.endpoint).is_none() {
-                return;
-            }
+        if let Some(slot) = self.table.borrow_mut().get_mut(connection.endpoint.slot())
+            && slot.take_if(|present| present.endpoint == connection.endpoint).is_none()
+        {
+            return;
         }
         if connection.owns_address {
             self.by_address.borrow_mut().remove(&connection.address);

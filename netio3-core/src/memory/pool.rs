@@ -176,10 +176,10 @@ impl PoolShared {
         returned.buffers.push(buffer);
         self.returned_count.store(returned.buffers.len(), Ordering::SeqCst);
         drop(returned);
-        if self.starved.swap(false, Ordering::SeqCst) {
-            if let Some(remote) = &self.remote {
-                remote.wake();
-            }
+        if self.starved.swap(false, Ordering::SeqCst)
+            && let Some(remote) = &self.remote
+        {
+            remote.wake();
         }
     }
 }

@@ -97,7 +97,7 @@ impl Side {
 
     /// Posts what can be posted; gives how many packets.
     fn post(&mut self, at_most: usize) -> usize {
-        let find = |bytes: &[u8]| (bytes.as_ptr().addr() / 16 % 2 == 0).then_some(Desc::NONE);
+        let find = |bytes: &[u8]| (bytes.as_ptr().addr() / 16).is_multiple_of(2).then_some(Desc::NONE);
         let abilities = Abilities { iov_limit: self.iov_limit, find: if self.picky { Some(&find) } else { None } };
         for count in 0..at_most {
             let Some(built) = self.sending.build(&self.slab, &abilities) else { return count };
@@ -228,8 +228,8 @@ proptest! {
         let mut receiving = Receiving::new(slab.cut().receives, 1);
         let packet: Vec<u8> = bytes.iter().enumerate().map(|(at, byte)| if at == 0 { kind } else { *byte }).collect();
         let index = arrive(&mut receiving, &packet, &slab);
-        if receiving.arrived(index, packet.len(), &slab).is_ok() {
-            if let Some(mut packet) = receiving.take_packet() {
+        if receiving.arrived(index, packet.len(), &slab).is_ok()
+            && let Some(mut packet) = receiving.take_packet() {
                 let slot = packet.slot.take().expect("not kept yet");
                 let bytes = slab.filled(&slot, packet.cursor.len);
                 for _ in 0..300 {
@@ -240,7 +240,6 @@ proptest! {
                     }
                 }
             }
-        }
     }
 }
 

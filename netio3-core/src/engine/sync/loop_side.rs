@@ -239,10 +239,10 @@ impl<T: Transport> LoopSide<T> {
     }
 
     fn count_copied(&self, endpoint: Endpoint, copied: usize) {
-        if copied > 0 {
-            if let Some(connection) = self.engine().get(endpoint) {
-                connection.counters.copied_messages.add(copied as u64);
-            }
+        if copied > 0
+            && let Some(connection) = self.engine().get(endpoint)
+        {
+            connection.counters.copied_messages.add(copied as u64);
         }
     }
 

@@ -151,11 +151,11 @@ impl FaultBackend {
 
     /// The user ends the connection, so no fault befalls it any more.
     fn leave_open(&self, endpoint: Endpoint) {
-        if self.core.with(endpoint, |connection| connection.close()) {
-            if let Some(inner) = self.core.inner() {
-                // Should it have ended, there is nothing to resume.
-                let _ = inner.resume(endpoint);
-            }
+        if self.core.with(endpoint, |connection| connection.close())
+            && let Some(inner) = self.core.inner()
+        {
+            // Should it have ended, there is nothing to resume.
+            let _ = inner.resume(endpoint);
         }
     }
 }
