@@ -62,6 +62,10 @@ fn one_line(message: &str) -> String {
 
 fn run(cli: &Cli) -> Result<(), Failure> {
     let common = &cli.common;
+    let is_transfer = matches!(cli.command, Some(Command::Recv(_) | Command::Send(_) | Command::Echo(_) | Command::Ping(_)));
+    if common.epoll && (!is_transfer || common.backend() != Backend::Raw || common.spin > 0) {
+        return Err(Failure::NoConnection("--epoll is for bare sockets that do not spin: --backend raw, and no --spin".into()));
+    }
     let Some(command) = &cli.command else {
         return tour::tour(common);
     };
@@ -77,9 +81,6 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     }
     let backend = common.backend();
     info::usable(backend).map_err(Failure::NoConnection)?;
-    if common.epoll && (backend != Backend::Raw || common.spin > 0) {
-        return Err(Failure::NoConnection("--epoll is for bare sockets that do not spin: --backend raw, and no --spin".into()));
-    }
     pin(common)?;
     allow_descriptors();
     if common.held {

@@ -206,7 +206,7 @@ pub trait NetworkBackend {
     /// [`send_copy`](Self::send_copy) of each message, in order, up to the first that is not accepted. Gives how many
     /// were, and the status of that one: [`NetioStatus::Ok`] where there is none. On the synchronized kind a call
     /// for some dozens of small messages takes less time than one for each, since it locks once for 64 KiB; on the
-    /// single-threaded kind the two are as fast over TCP. (Figures: `netio3-bench limits batches`.)
+    /// single-threaded kind it takes hardly less over TCP. (Figures: `netio3-bench limits batches`.)
     ///
     /// # Errors
     /// `UnknownSendEndpoint`, where there is one and none was accepted; a connection that ends in between is `NotConnected`.

@@ -65,7 +65,7 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
                     let [base, own] = in_turns([base, own], common, slice)?;
                     (Some(base), own)
                 }
-                None => (None, own.pairing.run(&Common { spin: own.spin, ..common.clone() })?),
+                None => (None, own.pairing.run(&Common { spin: own.spin, epoll: own.epoll, ..common.clone() })?),
             });
             bar.inc(1);
         }

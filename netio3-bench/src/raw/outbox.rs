@@ -220,7 +220,10 @@ mod tests {
 
     #[test]
     fn batches_survive_partial_writes() {
-        for (size, header, pieces) in [(0, None, 1), (5, None, 1), (64, Some(20), 3), (70_000, None, 2), (1_000, Some(0), 9)] {
+        let others = [(5, None, 1), (64, Some(20), 3), (70_000, None, 2), (1_000, Some(0), 9)];
+        // A tag and a piece: without a call if the piece has 32 to 64 bytes.
+        let plain = [0, 8, 9, 39, 40, 50, 71, 72, 73, 1_000].map(|size| (size, None, 1));
+        for (size, header, pieces) in plain.into_iter().chain(others) {
             for gather in [false, true] {
                 let content = Content::new(&Layout { size, header, pieces });
                 let mut outbox = Outbox::new(content, 1_500.min(20_000_000 / (size as u64 + 1)), gather);

@@ -20,6 +20,9 @@ use crate::report::{Report, RttHistogram};
 /// Measures round trips.
 pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
     only_with_netio3(Backend::Raw, args)?;
+    if common.epoll && (args.window > 1 || args.reconnect) {
+        return Err(Failure::NoConnection("--epoll is for one message in flight on one connection: no --window, no --reconnect".into()));
+    }
     let plan = Plan::of_ping(common, args, Mode::Copy)?;
     if args.reconnect {
         return reconnect(common, args, &plan);

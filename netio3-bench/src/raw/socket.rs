@@ -137,14 +137,19 @@ impl Waiting {
 
 impl Read for Waiting {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Some(epoll) = &mut self.epoll {
+        let Some(epoll) = &mut self.epoll else { return self.until_done(PollFlags::POLLIN, || (&self.socket).read(buffer)) };
+        loop {
             epoll.wait()?;
+            match (&self.socket).read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => epoll.is_drained = true,
+                read => {
+                    let n = read?;
+                    epoll.is_drained = n < buffer.len();
+                    return Ok(n);
+                }
+            }
         }
-        let n = self.until_done(PollFlags::POLLIN, || (&self.socket).read(buffer))?;
-        if let Some(epoll) = &mut self.epoll {
-            epoll.is_drained = n < buffer.len();
-        }
-        Ok(n)
     }
 }
 

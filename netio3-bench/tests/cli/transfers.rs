@@ -150,8 +150,11 @@ fn raw_may_wait_in_epoll() {
             }
         }
     }
-    for other in ["--backend tcp", "--backend raw --spin 1"] {
-        run(&format!("ping --size 1 --count 1 --connect 127.0.0.1:9 --epoll {other}")).failed(2, "--epoll is for bare sockets");
+    let ping = "ping --size 1 --count 2 --connect 127.0.0.1:9 --epoll";
+    let elsewhere = [format!("{ping} --backend tcp"), format!("{ping} --backend raw --spin 1"), "limits --epoll".into(), "--epoll".into()];
+    elsewhere.iter().for_each(|args| run(args).failed(2, "--epoll is for bare sockets"));
+    for args in ["--window 2", "--reconnect"] {
+        run(&format!("{ping} --backend raw {args}")).failed(2, "--epoll is for one message in flight");
     }
 }
 

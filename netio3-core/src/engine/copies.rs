@@ -143,6 +143,7 @@ fn write_frame<'a>(room: &'a mut [u8], head: [u8; RUN_HEAD_LEN], header: &[u8], 
 /// Copies bytes that are mostly few, such as a header: without a call where they are at most 16.
 #[inline(always)]
 fn copy_few(to: &mut [u8], from: &[u8]) {
+    debug_assert_eq!(to.len(), from.len());
     match from.len() {
         17.. => to.copy_from_slice(from),
         8.. => copy_ends::<8>(to, from),
@@ -153,6 +154,7 @@ fn copy_few(to: &mut [u8], from: &[u8]) {
 /// Copies bytes, without a call where they are at most 64.
 #[inline(always)]
 fn copy_some(to: &mut [u8], from: &[u8]) {
+    debug_assert_eq!(to.len(), from.len());
     match from.len() {
         65.. => to.copy_from_slice(from),
         33.. => copy_ends::<32>(to, from),
