@@ -229,17 +229,18 @@ proptest! {
         let packet: Vec<u8> = bytes.iter().enumerate().map(|(at, byte)| if at == 0 { kind } else { *byte }).collect();
         let index = arrive(&mut receiving, &packet, &slab);
         if receiving.arrived(index, packet.len(), &slab).is_ok()
-            && let Some(mut packet) = receiving.take_packet() {
-                let slot = packet.slot.take().expect("not kept yet");
-                let bytes = slab.filled(&slot, packet.cursor.len);
-                for _ in 0..300 {
-                    match packet.cursor.next(bytes, 100) {
-                        Ok(Found::End) | Err(_) => break,
-                        Ok(Found::Message(message)) => prop_assert!(message.len() <= 100),
-                        Ok(_) => {}
-                    }
+            && let Some(mut packet) = receiving.take_packet()
+        {
+            let slot = packet.slot.take().expect("not kept yet");
+            let bytes = slab.filled(&slot, packet.cursor.len);
+            for _ in 0..300 {
+                match packet.cursor.next(bytes, 100) {
+                    Ok(Found::End) | Err(_) => break,
+                    Ok(Found::Message(message)) => prop_assert!(message.len() <= 100),
+                    Ok(_) => {}
                 }
             }
+        }
     }
 }
 
