@@ -3,7 +3,6 @@
 use std::ops::{Deref, Range};
 
 use crate::backend::CopiedMessage;
-use crate::engine::RUN_HEAD_LEN;
 use crate::status::Completion;
 
 /// Memory that is filled from the front, and used again and again.
@@ -82,15 +81,15 @@ impl Copies {
 
     /// The same for one piece where there is memory for it: without a call if it is short.
     #[inline(always)]
-    pub(super) fn push_message_of_one(&mut self, head: [u8; RUN_HEAD_LEN], header: &[u8], piece: &[u8]) {
+    pub(super) fn push_message_of_one<const N: usize>(&mut self, head: [u8; N], header: &[u8], piece: &[u8]) {
         let room = &mut self.memory[self.filled..];
-        self.filled += RUN_HEAD_LEN + header.len() + piece.len();
+        self.filled += N + header.len() + piece.len();
         write_frame(room, head, header, piece);
     }
 
     /// Adds several messages, each after its head, which together are `len` bytes.
     #[inline(never)]
-    pub(super) fn push_messages(&mut self, messages: &[CopiedMessage<'_>], len: usize, head: impl Fn(usize) -> [u8; RUN_HEAD_LEN]) {
+    pub(super) fn push_messages<const N: usize>(&mut self, messages: &[CopiedMessage<'_>], len: usize, head: impl Fn(usize) -> [u8; N]) {
         let mut room = self.room(len, || None);
         for message in messages {
             room = write_frame(room, head(message.len()), message.header, message.data);
@@ -128,10 +127,25 @@ impl Copies {
     }
 }
 
+/// How many of copied messages, from the first on, fit into so many bytes with a head before each, and the bytes of those.
+/// None goes beyond one with a longer header than this.
+#[inline]
+pub(super) fn fitting(messages: &[CopiedMessage<'_>], head: usize, room: usize, max_header_len: usize) -> (usize, usize) {
+    let (mut fit, mut end) = (0, 0);
+    for message in messages {
+        let behind = end + head + message.len();
+        if message.header.len() > max_header_len || behind > room {
+            break;
+        }
+        (fit, end) = (fit + 1, behind);
+    }
+    (fit, end)
+}
+
 /// Writes a head, a header and a piece; gives the room behind them.
 #[inline(always)]
-fn write_frame<'a>(room: &'a mut [u8], head: [u8; RUN_HEAD_LEN], header: &[u8], piece: &[u8]) -> &'a mut [u8] {
-    let (head_room, room) = room.split_first_chunk_mut::<RUN_HEAD_LEN>().expect("there is memory for it");
+fn write_frame<'a, const N: usize>(room: &'a mut [u8], head: [u8; N], header: &[u8], piece: &[u8]) -> &'a mut [u8] {
+    let (head_room, room) = room.split_first_chunk_mut::<N>().expect("there is memory for it");
     *head_room = head;
     let (header_room, room) = room.split_at_mut(header.len());
     copy_few(header_room, header);

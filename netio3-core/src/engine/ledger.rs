@@ -133,6 +133,12 @@ impl Ledger {
         self.granted_records.saturating_sub(self.records.len())
     }
 
+    /// How many bytes more.
+    #[inline]
+    pub(crate) fn granted_bytes(&self) -> usize {
+        self.granted_bytes.saturating_sub(self.accepted_bytes) as usize
+    }
+
     /// Lets up to so much more be accepted without a look at any limit, as far as its own limits go; gives how much.
     pub(crate) fn grant(&mut self, more: Amount) -> Amount {
         let more = more.min(self.limit.saturating_sub(self.untold()));
@@ -143,8 +149,7 @@ impl Ledger {
 
     /// Ends the grant; gives what is left of it.
     pub(crate) fn end_grant(&mut self) -> Amount {
-        let messages = self.granted_messages() as u64;
-        let bytes = self.granted_bytes.saturating_sub(self.accepted_bytes);
+        let (messages, bytes) = (self.granted_messages() as u64, self.granted_bytes() as u64);
         (self.granted_records, self.granted_bytes) = (0, 0);
         Amount { messages, bytes }
     }

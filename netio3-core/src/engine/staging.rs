@@ -4,6 +4,7 @@ use std::ops::Deref;
 
 use crate::backend::CopiedMessage;
 use crate::endpoint::Endpoint;
+use crate::engine::copies::fitting;
 use crate::engine::submit::len_of;
 use crate::engine::{Copies, Ledger, RUN_HEAD_LEN};
 use crate::status::CompletionKind;
@@ -36,7 +37,7 @@ pub(super) struct Staged {
 }
 
 /// The longest header that counts as short, in bytes, which every connection takes.
-const SHORT_HEADER: usize = 16;
+pub(super) const SHORT_HEADER: usize = 16;
 
 impl Staging {
     /// Gives it to a connection, for so many bytes more, heads included. Nobody has it.
@@ -120,16 +121,9 @@ impl Staging {
         if self.owner != Some(to) {
             return 0;
         }
-        let start = self.copies.len();
-        let (mut end, mut accepted) = (start, 0);
-        for message in messages.iter().take(self.ledger.granted_messages()) {
-            let behind = end + RUN_HEAD_LEN + message.len();
-            if message.header.len() > self.max_header_len || behind > self.limit {
-                break;
-            }
-            (end, accepted) = (behind, accepted + 1);
-        }
-        let (messages, len) = (&messages[..accepted], end - start);
+        let messages = &messages[..messages.len().min(self.ledger.granted_messages())];
+        let (accepted, len) = fitting(messages, RUN_HEAD_LEN, self.limit - self.copies.len(), self.max_header_len);
+        let messages = &messages[..accepted];
         self.ledger.push_copies(messages, len - RUN_HEAD_LEN * accepted);
         self.copies.push_messages(messages, len, head);
         self.measure_room();

@@ -5,14 +5,14 @@ use std::ops::Deref;
 
 use bytes::Bytes;
 
-use crate::backend::{NetworkBackend, Unsent};
+use crate::backend::{CopiedMessage, NetworkBackend, Unsent};
 use crate::endpoint::Endpoint;
 use crate::engine::core::drop_each;
 use crate::engine::{Copies, Ledger, LocalBackend, Outgoing, Payload, RUN_HEAD_LEN, Transport};
 use crate::error::SendError;
 use crate::event_loop::Budget;
 use crate::memory::{NetworkBuffer, RawSlice};
-use crate::status::{Completion, NetioStatus};
+use crate::status::{Completion, CompletionKind, NetioStatus};
 
 /// Accepted messages in send order, by kind of memory. It is emptied as a whole and filled again, so that in
 /// steady state no message allocates.
@@ -82,9 +82,38 @@ impl Batch {
         self.copies.len() >= bytes || self.messages >= messages
     }
 
+    /// How much is missing until it holds so many messages and copied bytes.
+    pub(super) fn until(&self, messages: usize, bytes: usize) -> (usize, usize) {
+        (messages.saturating_sub(self.messages), bytes.saturating_sub(self.copies.len()))
+    }
+
     /// Ends adding messages, which are the latest of this ledger.
     pub(super) fn close(&mut self, ledger: &Ledger) {
         self.records.extend_from_slice(ledger.latest(self.messages));
+    }
+
+    /// Adds copied messages, which together with their heads are `len` bytes.
+    pub(super) fn push_copies<T: Transport>(&mut self, messages: &[CopiedMessage<'_>], len: usize) {
+        match T::RUN_HEAD {
+            // Not as a pointer, which would be called for each.
+            Some(_) => self.copies.push_messages(messages, len, |len| T::RUN_HEAD.map_or([0; RUN_HEAD_LEN], |head| head(len))),
+            None => self.copies.push_messages(messages, len, |_| []),
+        }
+        self.messages += messages.len();
+    }
+
+    /// Adds a message of one piece, which is copied, if it ends within so many bytes and there is memory for it; tells
+    /// whether it did.
+    #[inline(always)]
+    pub(super) fn push_one<T: Transport>(&mut self, kind: CompletionKind, header: &[u8], piece: &[u8], bytes: usize) -> bool {
+        let len = header.len() + piece.len();
+        let Some(head) = T::RUN_HEAD.filter(|_| self.copies.len() + RUN_HEAD_LEN + len <= bytes.min(self.copies.capacity())) else {
+            return false;
+        };
+        self.copies.push_message_of_one(head(len), header, piece);
+        self.copied += usize::from(kind == CompletionKind::ZeroCopy);
+        self.messages += 1;
+        true
     }
 
     /// Adds a message. Zero-copy ones up to `copy_below` bytes are copied.

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::address::EndPointAddress;
-use crate::backend::{ConnectionState, CopiedMessage, ListenerState, NetworkBackend, Phase, Unsent, send_each};
+use crate::backend::{ConnectionState, CopiedMessage, ListenerState, NetworkBackend, Unsent, send_each};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits};
 use crate::endpoint::Endpoint;
 use crate::engine::local::too_many;
@@ -140,7 +141,7 @@ impl<T: Transport> SyncBackend<T> {
 
     fn end(&self, endpoint: Endpoint, how: End) -> Result<(), CloseSendError> {
         let ended = self.request(endpoint, |mail| {
-            mail.phase = Phase::Closing;
+            mail.stop();
             mail.end = mail.end.max(Some(how));
         });
         ended.map_err(|SendError::UnknownSendEndpoint(target)| CloseSendError::UnknownSendEndpoint(target))
@@ -195,7 +196,7 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
         }
         shared.for_each(|mail| {
             if mail.listener == Some(*address) {
-                mail.phase = Phase::Closing;
+                mail.stop();
             }
         });
         self.commanded();
@@ -206,16 +207,12 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
         self.shared.directory.read().by_address.get(address).copied().flatten()
     }
 
-    // Inlined into the provided calls of one piece: by a call the piece would go over the stack, written as two words and
-    // read at once as one of 16 bytes, for which the processor waits until those have left its store buffer.
-    #[inline(always)]
     fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         let len = header.len() + len_of(data);
         let offer = Offer { header_len: header.len(), len, key, kind: CompletionKind::ZeroCopy };
         self.shared.submit::<T>(to, &offer, Some(&|regions| regions.find(data)), Outgoing { header, payload: Payload::Shared(data), len })
     }
 
-    #[inline(always)]
     fn send_copy_iov(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         let len = header.len() + len_of(data);
         let offer = Offer { header_len: header.len(), len, key, kind: CompletionKind::Copy };
@@ -227,6 +224,23 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
         data.iter().for_each(|piece| copy.extend_from_slice(piece));
         let copy = [Bytes::from(copy)];
         self.shared.submit::<T>(to, &offer, None, Outgoing { header, payload: Payload::Shared(&copy), len })
+    }
+
+    // Not by way of several pieces, as on the single-threaded kind.
+    fn send(&self, to: Endpoint, data: &Bytes, header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        // Acquire: pairs with the store in `register`.
+        let may_be_held = self.shared.look_up_regions.load(Ordering::Acquire);
+        if !may_be_held && self.shared.submit_one::<T>(to, key, CompletionKind::ZeroCopy, header, data) {
+            return Ok(NetioStatus::Ok);
+        }
+        self.send_iov(to, from_ref(data), header, key)
+    }
+
+    fn send_copy(&self, to: Endpoint, data: &[u8], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        if self.shared.submit_one::<T>(to, key, CompletionKind::Copy, header, data) {
+            return Ok(NetioStatus::Ok);
+        }
+        self.send_copy_iov(to, &[IoSlice::new(data)], header, key)
     }
 
     fn send_copy_batch(&self, to: Endpoint, messages: &[CopiedMessage<'_>]) -> Result<(usize, NetioStatus), SendError> {
@@ -364,7 +378,7 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
             directory.listeners.clear();
             shared.inbox.command(Command::Shutdown { at });
         }
-        shared.for_each(|mail| mail.phase = Phase::Closing);
+        shared.for_each(Mail::stop);
         self.commanded();
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::address::EndPointAddress;
-use crate::backend::{NetworkBackend, Phase};
+use crate::backend::NetworkBackend;
 use crate::callbacks::Callbacks;
 use crate::config::NetworkConfig;
 use crate::endpoint::Endpoint;
@@ -297,7 +297,7 @@ impl<T: Transport> LoopSide<T> {
         let mut filled = Vec::new();
         self.shared.for_each(|mail| {
             if wanted(mail) {
-                mail.phase = Phase::Closing;
+                mail.stop();
                 filled.extend(mail.is_filled().then_some(mail.endpoint));
             }
         });

@@ -5,12 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::address::EndPointAddress;
-use crate::backend::{ConnectionState, Phase};
+use crate::backend::{ConnectionState, CopiedMessage, Phase};
 use crate::config::{ConnectionParameters, Limits, NetworkConfig};
 use crate::endpoint::Endpoint;
+use crate::engine::copies::fitting;
+use crate::engine::ledger::Amount;
+use crate::engine::staging::SHORT_HEADER;
 use crate::engine::sync::batch::Batch;
+use crate::engine::sync::front::COPIED_APART;
 use crate::engine::sync::quota::{Granted, Quota};
-use crate::engine::{Ledger, Outgoing, Transport};
+use crate::engine::{Ledger, Outgoing, RUN_HEAD_LEN, Transport};
 use crate::memory::{BufferPool, HeldRegions};
 use crate::stats::ConnectionCounters;
 use crate::status::{CompletionKind, Direction, NetioStatus};
@@ -154,9 +158,17 @@ impl Mail {
         let (messages, bytes) = (queued.messages as usize + 1, queued.bytes as usize + len);
         let has_room = self.ledger.fits(len) && quota.cover(&mut self.granted, messages, bytes, self.ledger.is_empty());
         if has_room {
-            self.ledger.grant(self.granted.beyond(queued));
+            // No more than one message may have, so that no other length is looked at within it.
+            let more = self.granted.beyond(queued);
+            self.ledger.grant(Amount { bytes: more.bytes.min(self.limits.max_message_len as u64), ..more });
         }
         has_room
+    }
+
+    /// No more messages are accepted.
+    pub(super) fn stop(&mut self) {
+        self.phase = Phase::Closing;
+        self.ledger.end_grant();
     }
 
     /// Messages have completed: gives room back that is not needed.
@@ -172,6 +184,55 @@ impl Mail {
         self.ledger.hold(held);
         self.ledger.push(offer.key, offer.kind, offer.len);
         self.batch.push::<T>(message, self.copy_below);
+        self.close_full_batch();
+    }
+
+    /// Accepts a message of one piece by the shortest way, if it is copied and has a short header, and was granted; tells whether
+    /// it did.
+    #[inline(always)]
+    pub(super) fn accept_one<T: Transport>(&mut self, key: u64, kind: CompletionKind, header: &[u8], piece: &[u8]) -> bool {
+        let len = header.len() + piece.len();
+        let is_copied = kind == CompletionKind::Copy || len <= self.copy_below;
+        let accepts = is_copied && header.len() <= SHORT_HEADER && self.ledger.is_granted(len);
+        if !accepts || !self.batch.push_one::<T>(kind, header, piece, self.batch_limits.1) {
+            return false;
+        }
+        self.ledger.push(key, kind, len);
+        self.close_full_batch();
+        true
+    }
+
+    /// Accepts copied messages, from the first on, until they come to so many bytes or one is not to be accepted, or not
+    /// under the lock; gives how many.
+    pub(super) fn accept_copies<T: Transport>(&mut self, messages: &[CopiedMessage<'_>], bytes: usize, quota: &Quota) -> usize {
+        let head = T::RUN_HEAD.map_or(0, |_| RUN_HEAD_LEN);
+        let (mut rest, mut left) = (messages, bytes);
+        while let Some(first) = rest.first()
+            && left > 0
+        {
+            let len = first.len();
+            let offer = Offer { header_len: first.header.len(), len, key: first.key, kind: CompletionKind::Copy };
+            if len >= COPIED_APART || self.objection(&offer).is_some() || !self.has_room(len, quota) {
+                break;
+            }
+            // There is room for the first one. Of the others those are entered with it that need no other look.
+            let (most, room) = self.batch.until(self.batch_limits.0, self.batch_limits.1);
+            let most = rest.len().min(most).min(self.ledger.granted_messages());
+            let room = room.min(left).min(self.ledger.granted_bytes());
+            let (accepted, bytes) = match fitting(&rest[..most], head, room, self.limits.max_header_len) {
+                (0, _) => (1, head + len),
+                fit => fit,
+            };
+            self.ledger.push_copies(&rest[..accepted], bytes - head * accepted);
+            self.batch.push_copies::<T>(&rest[..accepted], bytes);
+            self.close_full_batch();
+            (rest, left) = (&rest[accepted..], left.saturating_sub(bytes));
+        }
+        messages.len() - rest.len()
+    }
+
+    #[inline]
+    fn close_full_batch(&mut self) {
         if self.batch.has(self.batch_limits.0, self.batch_limits.1) {
             self.close_batch();
         }

@@ -1,7 +1,7 @@
 //! What the calling threads and the loop share.
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -13,12 +13,11 @@ use crate::config::NetworkConfig;
 use crate::endpoint::{Endpoint, EndpointIds};
 use crate::engine::core::drop_each;
 use crate::engine::local::too_many;
-use crate::engine::sync::front::COPIED_APART;
 use crate::engine::sync::inbox::{Command, Inbox};
 use crate::engine::sync::mailbox::{Mail, Offer};
 use crate::engine::sync::quota::Quota;
-use crate::engine::sync::slots::Slots;
-use crate::engine::{Opener, Outgoing, Payload, RUN_HEAD_LEN, Transport};
+use crate::engine::sync::slots::{Slot, Slots};
+use crate::engine::{Opener, Outgoing, Transport};
 use crate::error::SendError;
 use crate::event_loop::Remote;
 use crate::memory::{HeldRegions, RegionTable};
@@ -210,23 +209,26 @@ impl<O: Opener> Shared<O> {
         Ok(if has_room { NetioStatus::Ok } else { NetioStatus::NoResources })
     }
 
-    /// Accepts copied messages, from the first on, until they come to so many bytes or one is not to be accepted, or not
-    /// under the lock; gives how many.
+    /// Accepts a message of one piece by the [shortest way](Mail::accept_one), if that will do; tells whether it did.
+    #[inline(always)]
+    pub(super) fn submit_one<T: Transport>(&self, to: Endpoint, key: u64, kind: CompletionKind, header: &[u8], piece: &[u8]) -> bool {
+        let Some(mut place) = self.slots.get(to.slot()).map(Slot::lock) else { return false };
+        let Some(mail) = place.as_deref_mut().filter(|mail| mail.endpoint == to) else { return false };
+        if !mail.accept_one::<T>(key, kind, header, piece) {
+            return false;
+        }
+        let tell = mail.mark();
+        drop(place);
+        if tell {
+            self.inbox.tell(to);
+        }
+        true
+    }
+
+    /// Accepts those of [copied messages](Mail::accept_copies), from the first on, that come to so many bytes; gives how many.
     pub(super) fn submit_copies<T: Transport>(&self, to: Endpoint, messages: &[CopiedMessage<'_>], bytes: usize) -> usize {
         let accept = |mail: &mut Mail| {
-            let mut left = bytes;
-            let mut accepted = 0;
-            for message in messages {
-                let len = message.len();
-                let offer = Offer { header_len: message.header.len(), len, key: message.key, kind: CompletionKind::Copy };
-                if left == 0 || len >= COPIED_APART || mail.objection(&offer).is_some() || !mail.has_room(len, &self.quota) {
-                    break;
-                }
-                let payload = Payload::Copied(&[IoSlice::new(message.data)]);
-                mail.accept::<T>(&offer, HeldRegions::default(), Outgoing { header: message.header, payload, len });
-                left = left.saturating_sub(RUN_HEAD_LEN + len);
-                accepted += 1;
-            }
+            let accepted = mail.accept_copies::<T>(messages, bytes, &self.quota);
             (accepted, accepted > 0 && mail.mark())
         };
         let (accepted, tell) = self.with(to, accept).unwrap_or_default();

@@ -1,8 +1,11 @@
 //! Where the mailboxes are: found by an index, without a lock that is shared.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use std::{hint, thread};
 
-use parking_lot::{Mutex, MutexGuard};
+use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use crate::endpoint::{Endpoint, MAX_ENDPOINTS};
 use crate::engine::sync::mailbox::Mail;
@@ -12,9 +15,27 @@ use crate::engine::sync::mailbox::Mail;
 pub(super) struct Slots([OnceLock<Box<[Slot]>>; SEGMENTS]);
 
 /// A place, on a cache line of its own so that neighbours' locks do not slow each other down.
+///
+/// Every message takes this lock, uncontended. It is one whose release is a plain store: an atomic read-modify-write, as
+/// releasing one takes that keeps count of its waiters, would wait until what was copied has reached the cache. So nobody is
+/// woken, and who waits looks again by himself.
 #[derive(Default)]
 #[repr(align(64))]
-pub(super) struct Slot(Mutex<Option<Box<Mail>>>);
+pub(super) struct Slot {
+    mail: SpinMutex<Option<Box<Mail>>>,
+    /// Those who have waited for long.
+    waiting: AtomicUsize,
+}
+
+/// A locked place.
+pub(super) type Locked<'a> = SpinMutexGuard<'a, Option<Box<Mail>>>;
+
+/// How often who waits looks before he lets others run: about a microsecond, in which most holders are done.
+const LOOKS: usize = 20;
+/// How often he lets others run before he sleeps: a holder may have been interrupted, or have a lower priority.
+const YIELDS: usize = 16;
+/// How long he sleeps: as short as the kernel's timers are by default.
+const SLEEP: Duration = Duration::from_micros(50);
 
 /// Places in the first segment; each further one has twice as many.
 const FIRST: usize = 64;
@@ -47,8 +68,50 @@ impl Slots {
 
 impl Slot {
     #[inline]
-    pub(super) fn lock(&self) -> MutexGuard<'_, Option<Box<Mail>>> {
-        self.0.lock()
+    pub(super) fn lock(&self) -> Locked<'_> {
+        // Relaxed: the count orders nothing, and who misses it goes first once.
+        if self.waiting.load(Ordering::Relaxed) == 0
+            && let Some(locked) = self.mail.try_lock()
+        {
+            return locked;
+        }
+        self.wait()
+    }
+
+    /// Waits for the lock. While somebody has waited for long, who comes waits a little, too, so that threads which send again
+    /// and again keep nobody out.
+    #[cold]
+    fn wait(&self) -> Locked<'_> {
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            (0..LOOKS).for_each(|_| hint::spin_loop());
+        }
+        let mut turns = 0;
+        let locked = loop {
+            if let Some(locked) = self.look() {
+                break locked;
+            }
+            if turns == YIELDS {
+                self.waiting.fetch_add(1, Ordering::Relaxed);
+            }
+            if turns < YIELDS {
+                thread::yield_now()
+            } else {
+                thread::sleep(SLEEP)
+            }
+            turns += 1;
+        };
+        if turns > YIELDS {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        locked
+    }
+
+    fn look(&self) -> Option<Locked<'_>> {
+        (0..LOOKS).find_map(|_| {
+            hint::spin_loop();
+            // Only read until it is free, which leaves the line to the holder.
+            (!self.mail.is_locked()).then(|| self.mail.try_lock()).flatten()
+        })
     }
 
     /// Takes a mailbox out, if it is this one's place still.
@@ -72,6 +135,48 @@ mod tests {
         assert_eq!((position(0), position(63), position(64), position(191), position(192)), ((0, 0), (0, 63), (1, 0), (1, 127), (2, 0)));
         let (segment, offset) = position(MAX_ENDPOINTS - 1);
         assert!(segment < SEGMENTS && offset < FIRST << segment);
+    }
+
+    #[test]
+    fn who_sends_again_and_again_keeps_nobody_out() {
+        let slot = Slot::default();
+        let done = AtomicUsize::new(0);
+        let again_and_again = || {
+            while done.load(Ordering::Relaxed) < 4 {
+                let _locked = slot.lock();
+                (0..20).for_each(|_| hint::spin_loop());
+            }
+        };
+        let now_and_then = || {
+            (0..500).for_each(|_| drop(slot.lock()));
+            done.fetch_add(1, Ordering::Relaxed);
+        };
+        thread::scope(|scope| {
+            (0..2).for_each(|_| drop(scope.spawn(again_and_again)));
+            (0..4).for_each(|_| drop(scope.spawn(now_and_then)));
+        });
+        assert_eq!(slot.waiting.into_inner(), 0);
+    }
+
+    #[test]
+    fn one_at_a_time_has_the_lock() {
+        const ROUNDS: usize = 2_000;
+        let slot = Slot::default();
+        let inside = AtomicUsize::new(0);
+        let come_and_go = || {
+            for round in 0..ROUNDS {
+                let locked = slot.lock();
+                assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0, "somebody else is in");
+                // Interrupted while he holds it, now and then.
+                if round % 64 == 0 {
+                    thread::yield_now();
+                }
+                inside.fetch_sub(1, Ordering::Relaxed);
+                drop(locked);
+            }
+        };
+        thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(come_and_go))));
+        assert!(!slot.mail.is_locked());
     }
 
     #[test]
