@@ -3,6 +3,7 @@
 use std::ops::{Deref, Range};
 
 use crate::backend::CopiedMessage;
+use crate::engine::RUN_HEAD_LEN;
 use crate::status::Completion;
 
 /// Memory that is filled from the front, and used again and again.
@@ -81,9 +82,9 @@ impl Copies {
 
     /// The same for one piece where there is memory for it: without a call if it is short.
     #[inline(always)]
-    pub(super) fn push_message_of_one<const N: usize>(&mut self, head: [u8; N], header: &[u8], piece: &[u8]) {
+    pub(super) fn push_message_of_one(&mut self, head: [u8; RUN_HEAD_LEN], header: &[u8], piece: &[u8]) {
         let room = &mut self.memory[self.filled..];
-        self.filled += N + header.len() + piece.len();
+        self.filled += RUN_HEAD_LEN + header.len() + piece.len();
         write_frame(room, head, header, piece);
     }
 
@@ -127,14 +128,19 @@ impl Copies {
     }
 }
 
-/// How many of copied messages, from the first on, fit into so many bytes with a head before each, and the bytes of those.
-/// None goes beyond one with a longer header than this.
+/// How many of copied messages, up to the first that is not to be accepted, fit into so many bytes with a head before each,
+/// and the bytes of those.
 #[inline]
-pub(super) fn fitting(messages: &[CopiedMessage<'_>], head: usize, room: usize, max_header_len: usize) -> (usize, usize) {
+pub(super) fn fitting(
+    messages: &[CopiedMessage<'_>],
+    head: usize,
+    room: usize,
+    accepts: impl Fn(&CopiedMessage<'_>) -> bool,
+) -> (usize, usize) {
     let (mut fit, mut end) = (0, 0);
     for message in messages {
         let behind = end + head + message.len();
-        if message.header.len() > max_header_len || behind > room {
+        if behind > room || !accepts(message) {
             break;
         }
         (fit, end) = (fit + 1, behind);

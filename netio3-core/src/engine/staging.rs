@@ -122,7 +122,8 @@ impl Staging {
             return 0;
         }
         let messages = &messages[..messages.len().min(self.ledger.granted_messages())];
-        let (accepted, len) = fitting(messages, RUN_HEAD_LEN, self.limit - self.copies.len(), self.max_header_len);
+        let room = self.limit.saturating_sub(self.copies.len());
+        let (accepted, len) = fitting(messages, RUN_HEAD_LEN, room, |message| message.header.len() <= self.max_header_len);
         let messages = &messages[..accepted];
         self.ledger.push_copies(messages, len - RUN_HEAD_LEN * accepted);
         self.copies.push_messages(messages, len, head);

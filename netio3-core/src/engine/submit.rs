@@ -11,7 +11,8 @@ use crate::backend::CopiedMessage;
 use crate::endpoint::Endpoint;
 use crate::engine::core::look_up;
 use crate::engine::ledger::Amount;
-use crate::engine::{Connection, Copies, Engine, Ledger, LocalBackend, Outgoing, Payload, RUN_HEAD_LEN, Run, State, Transport};
+use crate::engine::transport::{run_head, run_head_len};
+use crate::engine::{Connection, Copies, Engine, Ledger, LocalBackend, Outgoing, Payload, Run, State, Transport};
 use crate::error::SendError;
 use crate::memory::{HeldRegions, Piece};
 use crate::status::{Completion, CompletionKind, NetioStatus};
@@ -189,8 +190,7 @@ impl<T: Transport> LocalBackend<T> {
         if T::RUN_HEAD.is_none() {
             return 0;
         }
-        // Not as a pointer, which would be called for each.
-        self.engine().staging.borrow_mut().push_all(to, messages, |len| T::RUN_HEAD.map_or([0; RUN_HEAD_LEN], |head| head(len)))
+        self.engine().staging.borrow_mut().push_all(to, messages, run_head::<T>)
     }
 
     /// Takes messages that lie at `place` among copied bytes, each after its head, and were accepted
@@ -199,7 +199,7 @@ impl<T: Transport> LocalBackend<T> {
         let engine: &Engine<T> = self.engine();
         let Some(connection) = engine.get(to).filter(|connection| connection.state() == State::Established) else { return };
         engine.end_grant(&connection);
-        let head = T::RUN_HEAD.map_or(0, |_| RUN_HEAD_LEN);
+        let head = run_head_len::<T>();
         let bytes = place.len() - head * messages.len();
         let was_empty = engine.ledger(&connection).messages() == 0;
         engine.ledger(&connection).push_run(messages, bytes);

@@ -213,6 +213,17 @@ pub enum Freed {
 /// The length of what goes before each message of a run, in bytes, if anything does.
 pub const RUN_HEAD_LEN: usize = 8;
 
+/// The length of the heads of a transport's messages that are copied one behind the other, in bytes.
+pub(super) const fn run_head_len<T: Transport>() -> usize {
+    if T::RUN_HEAD.is_some() { RUN_HEAD_LEN } else { 0 }
+}
+
+/// The head of one that is so long, where they have one: not by way of a pointer to call.
+#[inline(always)]
+pub(super) fn run_head<T: Transport>(len: usize) -> [u8; RUN_HEAD_LEN] {
+    T::RUN_HEAD.map_or([0; RUN_HEAD_LEN], |head| head(len))
+}
+
 /// Watch tokens of a transport's own descriptors have this bit.
 pub const OWN: usize = 1 << 41;
 

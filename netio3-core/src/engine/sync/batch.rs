@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::backend::{CopiedMessage, NetworkBackend, Unsent};
 use crate::endpoint::Endpoint;
 use crate::engine::core::drop_each;
+use crate::engine::transport::{run_head, run_head_len};
 use crate::engine::{Copies, Ledger, LocalBackend, Outgoing, Payload, RUN_HEAD_LEN, Transport};
 use crate::error::SendError;
 use crate::event_loop::Budget;
@@ -95,8 +96,7 @@ impl Batch {
     /// Adds copied messages, which together with their heads are `len` bytes.
     pub(super) fn push_copies<T: Transport>(&mut self, messages: &[CopiedMessage<'_>], len: usize) {
         match T::RUN_HEAD {
-            // Not as a pointer, which would be called for each.
-            Some(_) => self.copies.push_messages(messages, len, |len| T::RUN_HEAD.map_or([0; RUN_HEAD_LEN], |head| head(len))),
+            Some(_) => self.copies.push_messages(messages, len, run_head::<T>),
             None => self.copies.push_messages(messages, len, |_| []),
         }
         self.messages += messages.len();
@@ -184,7 +184,7 @@ impl Batch {
     /// Hands copied messages over, up to the one at `end`; where that is not all, without their memory.
     fn hand_over_run<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget, end: usize) {
         let records = &self.records[self.done.messages..end];
-        let head = T::RUN_HEAD.map_or(0, |_| RUN_HEAD_LEN);
+        let head = run_head_len::<T>();
         let bytes = records.iter().map(|message| head + message.len as usize).sum::<usize>();
         let start = self.done.bytes;
         inner.submit_run(to, records, &mut self.copies, start..start + bytes);

@@ -20,6 +20,7 @@ use crate::engine::sync::inbox::{Adoption, Command};
 use crate::engine::sync::loop_side::here;
 use crate::engine::sync::mailbox::{End, Mail, Offer};
 use crate::engine::sync::shared::{FindRegions, Life};
+use crate::engine::sync::slots::Locked;
 use crate::engine::{Opener, Outgoing, Payload, RawPieces, Transport};
 use crate::error::{
     BufferError, CloseListenError, CloseSendError, DeregisterError, OpenListenError, OpenSendError, RegisterError, SendError,
@@ -125,6 +126,39 @@ impl<T: Transport> SyncBackend<T> {
         Ok(bound)
     }
 
+    /// Accepts or refuses a message of shared memory, under its mailbox's lock.
+    #[inline(never)]
+    fn submit_shared(&self, place: Locked<'_>, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
+        let len = header.len() + len_of(data);
+        let offer = Offer { header_len: header.len(), len, key, kind: CompletionKind::ZeroCopy };
+        let message = Outgoing { header, payload: Payload::Shared(data), len };
+        self.shared.submit::<T>(place, to, &offer, Some(&|regions| regions.find(data)), message)
+    }
+
+    /// The same for one that is copied; a long one is copied with no lock held, and handed on without another copy.
+    #[inline(never)]
+    fn submit_copied(
+        &self,
+        mut place: Locked<'_>,
+        to: Endpoint,
+        data: &[IoSlice<'_>],
+        header: &[u8],
+        key: u64,
+    ) -> Result<NetioStatus, SendError> {
+        let len = header.len() + len_of(data);
+        let offer = Offer { header_len: header.len(), len, key, kind: CompletionKind::Copy };
+        let would_accept = |mail: &mut Mail| mail.objection(&offer).is_none() && mail.has_room(len, &self.shared.quota);
+        if len < COPIED_APART || !place.as_deref_mut().is_some_and(would_accept) {
+            return self.shared.submit::<T>(place, to, &offer, None, Outgoing { header, payload: Payload::Copied(data), len });
+        }
+        drop(place);
+        let mut copy = Vec::with_capacity(len - header.len());
+        data.iter().for_each(|piece| copy.extend_from_slice(piece));
+        let copy = [Bytes::from(copy)];
+        let message = Outgoing { header, payload: Payload::Shared(&copy), len };
+        self.shared.submit::<T>(self.shared.lock(to)?, to, &offer, None, message)
+    }
+
     /// Leaves a request in a mailbox; on the loop's thread it is carried out at once.
     fn request(&self, endpoint: Endpoint, leave: impl FnOnce(&mut Mail)) -> Result<(), SendError> {
         let tell = self.shared.known(endpoint, |mail| {
@@ -208,39 +242,32 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
     }
 
     fn send_iov(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
-        let len = header.len() + len_of(data);
-        let offer = Offer { header_len: header.len(), len, key, kind: CompletionKind::ZeroCopy };
-        self.shared.submit::<T>(to, &offer, Some(&|regions| regions.find(data)), Outgoing { header, payload: Payload::Shared(data), len })
+        match data {
+            [piece] => self.send(to, piece, header, key),
+            data => self.submit_shared(self.shared.lock(to)?, to, data, header, key),
+        }
     }
 
     fn send_copy_iov(&self, to: Endpoint, data: &[IoSlice<'_>], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
-        let len = header.len() + len_of(data);
-        let offer = Offer { header_len: header.len(), len, key, kind: CompletionKind::Copy };
-        if len < COPIED_APART || !self.shared.would_accept(to, &offer)? {
-            return self.shared.submit::<T>(to, &offer, None, Outgoing { header, payload: Payload::Copied(data), len });
+        match data {
+            [piece] => self.send_copy(to, piece, header, key),
+            data => self.submit_copied(self.shared.lock(to)?, to, data, header, key),
         }
-        // A long copy is made with no lock held, and is handed on without another.
-        let mut copy = Vec::with_capacity(len - header.len());
-        data.iter().for_each(|piece| copy.extend_from_slice(piece));
-        let copy = [Bytes::from(copy)];
-        self.shared.submit::<T>(to, &offer, None, Outgoing { header, payload: Payload::Shared(&copy), len })
     }
 
-    // Not by way of several pieces, as on the single-threaded kind.
+    // Not by way of several pieces: on the shortest way nothing of a message needs a place on the stack.
     fn send(&self, to: Endpoint, data: &Bytes, header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
         // Acquire: pairs with the store in `register`.
-        let may_be_held = self.shared.look_up_regions.load(Ordering::Acquire);
-        if !may_be_held && self.shared.submit_one::<T>(to, key, CompletionKind::ZeroCopy, header, data) {
-            return Ok(NetioStatus::Ok);
+        if self.shared.look_up_regions.load(Ordering::Acquire) {
+            return self.submit_shared(self.shared.lock(to)?, to, from_ref(data), header, key);
         }
-        self.send_iov(to, from_ref(data), header, key)
+        let otherwise = |place: Locked<'_>| self.submit_shared(place, to, from_ref(data), header, key);
+        self.shared.submit_one::<T>(to, key, CompletionKind::ZeroCopy, header, data, otherwise)
     }
 
     fn send_copy(&self, to: Endpoint, data: &[u8], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
-        if self.shared.submit_one::<T>(to, key, CompletionKind::Copy, header, data) {
-            return Ok(NetioStatus::Ok);
-        }
-        self.send_copy_iov(to, &[IoSlice::new(data)], header, key)
+        let otherwise = |place: Locked<'_>| self.submit_copied(place, to, &[IoSlice::new(data)], header, key);
+        self.shared.submit_one::<T>(to, key, CompletionKind::Copy, header, data, otherwise)
     }
 
     fn send_copy_batch(&self, to: Endpoint, messages: &[CopiedMessage<'_>]) -> Result<(usize, NetioStatus), SendError> {
@@ -254,7 +281,8 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
         // SAFETY: the caller vouches that the pieces stay readable until the key comes back or the backend is
         // dropped; what is made of them here is dropped, or never looked at again, before either.
         let pieces = unsafe { RawPieces::new(data) };
-        self.shared.submit::<T>(to, &offer, Some(&|regions| regions.find(data)), Outgoing { header, payload: Payload::Raw(pieces), len })
+        let message = Outgoing { header, payload: Payload::Raw(pieces), len };
+        self.shared.submit::<T>(self.shared.lock(to)?, to, &offer, Some(&|regions| regions.find(data)), message)
     }
 
     fn take_buffer(&self, to: Endpoint) -> Result<Option<NetworkBuffer>, BufferError> {
@@ -284,7 +312,8 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
         let offered = Cell::new(Some(buffer));
         let message = Outgoing { header: &[], payload: Payload::Buffer(&offered), len };
         let find: FindRegions<'_> = &|regions| regions.find(&[range]);
-        let outcome = self.shared.submit::<T>(to, &offer, (!owned).then_some(find), message);
+        let submit = |place| self.shared.submit::<T>(place, to, &offer, (!owned).then_some(find), message);
+        let outcome = self.shared.lock(to).and_then(submit);
         match offered.into_inner() {
             None => Ok(()),
             Some(buffer) => Err(Unsent { buffer, outcome }),
@@ -387,5 +416,7 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
 pub(super) const COPIED_APART: usize = 256 << 10;
 /// The bytes, heads included, after which a batch lets go of the lock: the loop waits for it meanwhile.
 const COPIED_AT_ONCE: usize = 64 << 10;
+// So that what is copied under the lock is shorter: `Mail::accept_one` ends at the flush, `Mail::accept_copies` here.
+const _: () = assert!(ConnectionParameters::DEFAULT_FLUSH_AT < COPIED_APART && COPIED_AT_ONCE < COPIED_APART);
 /// An instant further away than this may not be representable.
 const LONGEST_SHUTDOWN: Duration = Duration::from_secs(365 * 24 * 3_600);

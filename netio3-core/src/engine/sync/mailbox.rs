@@ -9,12 +9,12 @@ use crate::backend::{ConnectionState, CopiedMessage, Phase};
 use crate::config::{ConnectionParameters, Limits, NetworkConfig};
 use crate::endpoint::Endpoint;
 use crate::engine::copies::fitting;
-use crate::engine::ledger::Amount;
 use crate::engine::staging::SHORT_HEADER;
 use crate::engine::sync::batch::Batch;
 use crate::engine::sync::front::COPIED_APART;
 use crate::engine::sync::quota::{Granted, Quota};
-use crate::engine::{Ledger, Outgoing, RUN_HEAD_LEN, Transport};
+use crate::engine::transport::run_head_len;
+use crate::engine::{Ledger, Outgoing, Transport};
 use crate::memory::{BufferPool, HeldRegions};
 use crate::stats::ConnectionCounters;
 use crate::status::{CompletionKind, Direction, NetioStatus};
@@ -26,6 +26,7 @@ pub(super) struct Mail {
     pub(super) direction: Direction,
     pub(super) listener: Option<EndPointAddress>,
     pub(super) owns_address: bool,
+    /// It becomes [`Phase::Closing`] by [`stop`](Self::stop) alone.
     pub(super) phase: Phase,
     pub(super) limits: Limits,
     pub(super) counters: Arc<ConnectionCounters>,
@@ -158,9 +159,7 @@ impl Mail {
         let (messages, bytes) = (queued.messages as usize + 1, queued.bytes as usize + len);
         let has_room = self.ledger.fits(len) && quota.cover(&mut self.granted, messages, bytes, self.ledger.is_empty());
         if has_room {
-            // No more than one message may have, so that no other length is looked at within it.
-            let more = self.granted.beyond(queued);
-            self.ledger.grant(Amount { bytes: more.bytes.min(self.limits.max_message_len as u64), ..more });
+            self.ledger.grant(self.granted.beyond(queued));
         }
         has_room
     }
@@ -193,10 +192,12 @@ impl Mail {
     pub(super) fn accept_one<T: Transport>(&mut self, key: u64, kind: CompletionKind, header: &[u8], piece: &[u8]) -> bool {
         let len = header.len() + piece.len();
         let is_copied = kind == CompletionKind::Copy || len <= self.copy_below;
-        let accepts = is_copied && header.len() <= SHORT_HEADER && self.ledger.is_granted(len);
+        let is_short = header.len() <= SHORT_HEADER && len <= self.limits.max_message_len;
+        let accepts = is_copied && is_short && self.ledger.is_granted(len);
         if !accepts || !self.batch.push_one::<T>(kind, header, piece, self.batch_limits.1) {
             return false;
         }
+        debug_assert!(self.phase == Phase::Established, "what was granted ends with it");
         self.ledger.push(key, kind, len);
         self.close_full_batch();
         true
@@ -205,7 +206,8 @@ impl Mail {
     /// Accepts copied messages, from the first on, until they come to so many bytes or one is not to be accepted, or not
     /// under the lock; gives how many.
     pub(super) fn accept_copies<T: Transport>(&mut self, messages: &[CopiedMessage<'_>], bytes: usize, quota: &Quota) -> usize {
-        let head = T::RUN_HEAD.map_or(0, |_| RUN_HEAD_LEN);
+        let head = run_head_len::<T>();
+        let Limits { max_header_len, max_message_len, .. } = self.limits;
         let (mut rest, mut left) = (messages, bytes);
         while let Some(first) = rest.first()
             && left > 0
@@ -219,14 +221,16 @@ impl Mail {
             let (most, room) = self.batch.until(self.batch_limits.0, self.batch_limits.1);
             let most = rest.len().min(most).min(self.ledger.granted_messages());
             let room = room.min(left).min(self.ledger.granted_bytes());
-            let (accepted, bytes) = match fitting(&rest[..most], head, room, self.limits.max_header_len) {
+            let accepts = |message: &CopiedMessage<'_>| message.header.len() <= max_header_len && message.len() <= max_message_len;
+            let (accepted, bytes) = match fitting(&rest[..most], head, room, accepts) {
                 (0, _) => (1, head + len),
                 fit => fit,
             };
             self.ledger.push_copies(&rest[..accepted], bytes - head * accepted);
             self.batch.push_copies::<T>(&rest[..accepted], bytes);
             self.close_full_batch();
-            (rest, left) = (&rest[accepted..], left.saturating_sub(bytes));
+            // Empty ones count, too, where they have no head.
+            (rest, left) = (&rest[accepted..], left.saturating_sub(bytes.max(accepted)));
         }
         messages.len() - rest.len()
     }

@@ -16,7 +16,7 @@ use crate::engine::local::too_many;
 use crate::engine::sync::inbox::{Command, Inbox};
 use crate::engine::sync::mailbox::{Mail, Offer};
 use crate::engine::sync::quota::Quota;
-use crate::engine::sync::slots::{Slot, Slots};
+use crate::engine::sync::slots::{Locked, Slot, Slots};
 use crate::engine::{Opener, Outgoing, Transport};
 use crate::error::SendError;
 use crate::event_loop::Remote;
@@ -162,18 +162,52 @@ impl<O: Opener> Shared<O> {
         Some(mail)
     }
 
-    /// Accepts or refuses a message, without looking at its bytes. Inlined, so that no message is built in memory.
+    /// Locks the mailbox of a connection.
+    #[inline(always)]
+    pub(super) fn lock(&self, to: Endpoint) -> Result<Locked<'_>, SendError> {
+        let place = self.slots.get(to.slot()).map(Slot::lock);
+        place
+            .filter(|place| place.as_deref().is_some_and(|mail| mail.endpoint == to))
+            .ok_or_else(|| SendError::UnknownSendEndpoint(to.into()))
+    }
+
+    /// Accepts a message of one piece by the [shortest way](Mail::accept_one); what does not go that way is the other's affair,
+    /// under the same lock.
+    #[inline(always)]
+    pub(super) fn submit_one<T: Transport>(
+        &self,
+        to: Endpoint,
+        key: u64,
+        kind: CompletionKind,
+        header: &[u8],
+        piece: &[u8],
+        otherwise: impl FnOnce(Locked<'_>) -> Result<NetioStatus, SendError>,
+    ) -> Result<NetioStatus, SendError> {
+        let mut place = self.lock(to)?;
+        let Some(mail) = place.as_deref_mut() else { return otherwise(place) };
+        if !mail.accept_one::<T>(key, kind, header, piece) {
+            return otherwise(place);
+        }
+        let tell = mail.mark();
+        drop(place);
+        if tell {
+            self.inbox.tell(to);
+        }
+        Ok(NetioStatus::Ok)
+    }
+
+    /// Accepts or refuses a message, without looking at its bytes, under its mailbox's lock. Inlined, so that no message is
+    /// built in memory.
     #[inline(always)]
     pub(super) fn submit<T: Transport>(
         &self,
+        mut place: Locked<'_>,
         to: Endpoint,
         offer: &Offer,
         regions: Option<FindRegions<'_>>,
         message: Outgoing<'_>,
     ) -> Result<NetioStatus, SendError> {
-        let unknown = || SendError::UnknownSendEndpoint(to.into());
-        let mut place = self.slots.get(to.slot()).ok_or_else(unknown)?.lock();
-        let mail = place.as_deref_mut().filter(|mail| mail.endpoint == to).ok_or_else(unknown)?;
+        let Some(mail) = place.as_deref_mut() else { return Err(SendError::UnknownSendEndpoint(to.into())) };
         if let Some(status) = mail.objection(offer) {
             return Ok(status);
         }
@@ -209,23 +243,8 @@ impl<O: Opener> Shared<O> {
         Ok(if has_room { NetioStatus::Ok } else { NetioStatus::NoResources })
     }
 
-    /// Accepts a message of one piece by the [shortest way](Mail::accept_one), if that will do; tells whether it did.
-    #[inline(always)]
-    pub(super) fn submit_one<T: Transport>(&self, to: Endpoint, key: u64, kind: CompletionKind, header: &[u8], piece: &[u8]) -> bool {
-        let Some(mut place) = self.slots.get(to.slot()).map(Slot::lock) else { return false };
-        let Some(mail) = place.as_deref_mut().filter(|mail| mail.endpoint == to) else { return false };
-        if !mail.accept_one::<T>(key, kind, header, piece) {
-            return false;
-        }
-        let tell = mail.mark();
-        drop(place);
-        if tell {
-            self.inbox.tell(to);
-        }
-        true
-    }
-
-    /// Accepts those of [copied messages](Mail::accept_copies), from the first on, that come to so many bytes; gives how many.
+    /// Accepts [copied messages](Mail::accept_copies), from the first on, until they come to so many bytes or one is not to be
+    /// accepted there; gives how many.
     pub(super) fn submit_copies<T: Transport>(&self, to: Endpoint, messages: &[CopiedMessage<'_>], bytes: usize) -> usize {
         let accept = |mail: &mut Mail| {
             let accepted = mail.accept_copies::<T>(messages, bytes, &self.quota);
@@ -236,11 +255,6 @@ impl<O: Opener> Shared<O> {
             self.inbox.tell(to);
         }
         accepted
-    }
-
-    /// Whether a message would be accepted now.
-    pub(super) fn would_accept(&self, to: Endpoint, offer: &Offer) -> Result<bool, SendError> {
-        self.known(to, |mail| mail.objection(offer).is_none() && mail.has_room(offer.len, &self.quota))
     }
 
     /// Calls `f` with every mailbox, under its lock.

@@ -16,9 +16,9 @@ pub(super) struct Slots([OnceLock<Box<[Slot]>>; SEGMENTS]);
 
 /// A place, on a cache line of its own so that neighbours' locks do not slow each other down.
 ///
-/// Every message takes this lock, uncontended. It is one whose release is a plain store: an atomic read-modify-write, as
-/// releasing one takes that keeps count of its waiters, would wait until what was copied has reached the cache. So nobody is
-/// woken, and who waits looks again by himself.
+/// Every message takes this lock, uncontended, so it is one whose release is a plain store. Taking it is an atomic
+/// read-modify-write, which on x86-64 waits until all that was written before has reached the cache; releasing one that wakes
+/// its waiters takes another. So nobody is woken here, and who waits looks again by himself.
 #[derive(Default)]
 #[repr(align(64))]
 pub(super) struct Slot {
@@ -32,8 +32,9 @@ pub(super) type Locked<'a> = SpinMutexGuard<'a, Option<Box<Mail>>>;
 
 /// How often who waits looks before he lets others run: about a microsecond, in which most holders are done.
 const LOOKS: usize = 20;
-/// How often he lets others run before he sleeps: a holder may have been interrupted, or have a lower priority.
-const YIELDS: usize = 16;
+/// How often he does that, letting others run in between, before he sleeps: a holder may have been interrupted, or have a
+/// lower priority.
+const TURNS: usize = 16;
 /// How long he sleeps: as short as the kernel's timers are by default.
 const SLEEP: Duration = Duration::from_micros(50);
 
@@ -90,17 +91,14 @@ impl Slot {
             if let Some(locked) = self.look() {
                 break locked;
             }
-            if turns == YIELDS {
+            turns += 1;
+            if turns == TURNS {
                 self.waiting.fetch_add(1, Ordering::Relaxed);
             }
-            if turns < YIELDS {
-                thread::yield_now()
-            } else {
-                thread::sleep(SLEEP)
-            }
-            turns += 1;
+            // After a sleep he looks as often as before: the lock may be free for moments only.
+            if turns % TURNS > 0 { thread::yield_now() } else { thread::sleep(SLEEP) }
         };
-        if turns > YIELDS {
+        if turns >= TURNS {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
         locked
@@ -128,6 +126,8 @@ fn position(slot: usize) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -138,24 +138,27 @@ mod tests {
     }
 
     #[test]
-    fn who_sends_again_and_again_keeps_nobody_out() {
+    fn who_has_waited_for_long_is_counted_until_he_has_the_lock() {
         let slot = Slot::default();
-        let done = AtomicUsize::new(0);
-        let again_and_again = || {
-            while done.load(Ordering::Relaxed) < 4 {
-                let _locked = slot.lock();
-                (0..20).for_each(|_| hint::spin_loop());
-            }
-        };
-        let now_and_then = || {
-            (0..500).for_each(|_| drop(slot.lock()));
-            done.fetch_add(1, Ordering::Relaxed);
-        };
+        let held = slot.lock();
         thread::scope(|scope| {
-            (0..2).for_each(|_| drop(scope.spawn(again_and_again)));
-            (0..4).for_each(|_| drop(scope.spawn(now_and_then)));
+            let waiter = scope.spawn(|| drop(slot.lock()));
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while slot.waiting.load(Ordering::Relaxed) == 0 {
+                assert!(Instant::now() < deadline, "nobody waits");
+                thread::yield_now();
+            }
+            drop(held);
+            waiter.join().expect("he got it");
         });
         assert_eq!(slot.waiting.into_inner(), 0);
+    }
+
+    #[test]
+    fn who_comes_while_somebody_waits_gets_a_lock_that_is_free() {
+        let slot = Slot { waiting: AtomicUsize::new(1), ..Slot::default() };
+        drop(slot.lock());
+        assert_eq!(slot.waiting.into_inner(), 1);
     }
 
     #[test]

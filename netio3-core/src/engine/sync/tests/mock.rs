@@ -193,6 +193,8 @@ pub(super) struct Wire {
     pub(super) full: Cell<bool>,
     /// How often memory was to be lent.
     pub(super) asked: Cell<usize>,
+    /// The longest message that peers take, if not 1 MiB.
+    pub(super) max_message_len: Cell<Option<usize>>,
     /// What others do while a run is handed over.
     pub(super) meanwhile: RefCell<Option<Box<dyn Fn()>>>,
 }
@@ -242,7 +244,7 @@ impl Transport for MockTransport {
 
     fn ready(&self, up: &mut Upcalls<'_, Self>, connection: &Rc<Connection<MockLink>>, _: Ready, _: &mut Budget) -> Next {
         if connection.state() == State::Opening {
-            up.established(connection, EndPointAddress::localhost(1), 1 << 20, Duration::ZERO);
+            up.established(connection, EndPointAddress::localhost(1), self.max_message_len.get().unwrap_or(1 << 20), Duration::ZERO);
         } else if up.engine().is_receiving(connection) {
             let _ = up.data(connection, Message::borrowed(b"data", &connection.meter));
         }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use self::mock::{MockLoop, MockOpener, MockTransport};
 use crate::address::EndPointAddress;
-use crate::backend::{NetworkBackend, Phase};
+use crate::backend::{CopiedMessage, NetworkBackend, Phase};
 use crate::callbacks::{Callbacks, ConnectionInfo};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, NetworkConfig};
 use crate::endpoint::Endpoint;
@@ -189,6 +189,45 @@ fn a_batch_beyond_the_budget_keeps_its_order_and_its_close() {
     assert_eq!(told.pop(), Some(Told::Closed(vec![], ClosedReason::Local)));
     let completed = told.into_iter().flat_map(|told| if let Told::Completed(keys) = told { keys } else { panic!("{told:?}") });
     assert_eq!(completed.collect::<Vec<_>>(), (0..30).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_end_is_noticed_by_what_could_still_be_sent_without_a_look_at_any_limit() {
+    let ends: [fn(&dyn NetworkBackend, Endpoint); 3] = [
+        |backend, to| backend.close(to).unwrap(),
+        |backend, to| backend.abort(to).unwrap(),
+        |backend, _| backend.shutdown(Duration::from_secs(1)),
+    ];
+    for end in ends {
+        let (scene, to) = Scene::connected(&ConnectionParameters::default());
+        scene.send(to, 0..5);
+        scene.elsewhere(|backend| {
+            end(backend, to);
+            assert_eq!(backend.send_copy(to, b"late", b"", 5), Ok(NetioStatus::NotConnected));
+            assert_eq!(backend.send(to, &Bytes::from_static(b"late"), b"", 5), Ok(NetioStatus::NotConnected));
+            let late = [CopiedMessage { data: b"late", header: b"", key: 5 }; 2];
+            assert_eq!(backend.send_copy_batch(to, &late), Ok((0, NetioStatus::NotConnected)));
+        });
+    }
+}
+
+#[test]
+fn no_message_is_longer_than_the_peer_takes_however_it_is_sent() {
+    let scene = Scene::new();
+    let params = ConnectionParameters { queue_bytes: 1 << 20, ..Default::default() };
+    let to = scene.backend.open_send_endpoint(&EndPointAddress::localhost(ADDRESS), &params).unwrap();
+    scene.ev.turn();
+    scene.wire.max_message_len.set(Some(100));
+    scene.ev.readable(0);
+    let (fits, longer) = ([1; 92], [1; 93]);
+    let copied = |data| CopiedMessage { data, header: &[0; 8], key: 0 };
+    for _ in 0..20 {
+        assert_eq!(scene.backend.send_copy(to, &fits, &[0; 8], 0), Ok(NetioStatus::Ok));
+        assert_eq!(scene.backend.send_copy(to, &longer, &[0; 8], 0), Ok(NetioStatus::TooBig));
+        assert_eq!(scene.backend.send(to, &Bytes::from_static(&[1; 101]), b"", 0), Ok(NetioStatus::TooBig));
+        let batch = [copied(&fits), copied(&fits), copied(&longer), copied(&fits)];
+        assert_eq!(scene.backend.send_copy_batch(to, &batch), Ok((2, NetioStatus::TooBig)));
+    }
 }
 
 /// Memory whose sharers are counted by the second part.

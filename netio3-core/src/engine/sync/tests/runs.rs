@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::{Scene, Told};
-use crate::backend::NetworkBackend;
+use crate::backend::{CopiedMessage, NetworkBackend};
 use crate::config::ConnectionParameters;
 use crate::event_loop::{Budget, Next};
 use crate::status::NetioStatus;
@@ -16,6 +16,8 @@ enum Step {
         len: usize,
         how: How,
     },
+    /// Copied ones in one call.
+    Batch(Vec<(usize, usize)>),
     Turn {
         messages: usize,
         bytes: usize,
@@ -32,11 +34,12 @@ enum How {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let len = prop_oneof![3 => 0_usize..100, 1 => 200_usize..4_000, 1 => Just(20_000_usize)];
-    let header = prop_oneof![3 => Just(0_usize), 1 => 1_usize..30];
+    let len = || prop_oneof![3 => 0_usize..100, 1 => 200_usize..4_000, 1 => Just(20_000_usize)];
+    let header = || prop_oneof![3 => Just(0_usize), 1 => 1_usize..30];
     let how = prop_oneof![Just(How::Copied), Just(How::Shared), Just(How::InPieces)];
     prop_oneof![
-        20 => (header, len, how).prop_map(|(header, len, how)| Step::Send { header, len, how }),
+        20 => (header(), len(), how).prop_map(|(header, len, how)| Step::Send { header, len, how }),
+        2 => prop::collection::vec((header(), len()), 0..40).prop_map(Step::Batch),
         2 => (prop_oneof![1_usize..20, Just(8_192)], prop_oneof![1_usize..5_000, Just(1 << 20)])
             .prop_map(|(messages, bytes)| Step::Turn { messages, bytes }),
         1 => any::<bool>().prop_map(Step::Block),
@@ -53,11 +56,15 @@ fn params() -> impl Strategy<Value = ConnectionParameters> {
 fn run(params: &ConnectionParameters, steps: Vec<Step>) {
     let (scene, to) = Scene::connected(params);
     let (mut sent, mut told) = (Vec::new(), Vec::new());
+    let message = |key: usize, header: usize, len: usize| {
+        let body = (0..len).map(|i| (i * 7 + key) as u8).collect::<Vec<u8>>();
+        (vec![key as u8; header], body)
+    };
     for step in steps {
         match step {
             Step::Send { header, len, how } => {
                 let key = sent.len() as u64;
-                let (header, body) = (vec![key as u8; header], (0..len).map(|i| (i as u64 * 7 + key) as u8).collect::<Vec<u8>>());
+                let (header, body) = message(sent.len(), header, len);
                 let status = match how {
                     How::Copied => scene.backend.send_copy(to, &body, &header, key),
                     How::Shared => scene.backend.send(to, &Bytes::from(body.clone()), &header, key),
@@ -70,6 +77,13 @@ fn run(params: &ConnectionParameters, steps: Vec<Step>) {
                     NetioStatus::Ok => sent.push([header, body].concat()),
                     status => assert_eq!(status, NetioStatus::NoResources),
                 }
+            }
+            Step::Batch(lens) => {
+                let batch: Vec<_> = lens.iter().zip(sent.len()..).map(|(&(header, len), key)| (message(key, header, len), key)).collect();
+                let copied = batch.iter().map(|((header, data), key)| CopiedMessage { data, header, key: *key as u64 });
+                let (accepted, status) = scene.backend.send_copy_batch(to, &copied.collect::<Vec<_>>()).unwrap();
+                assert_eq!(status, if accepted == batch.len() { NetioStatus::Ok } else { NetioStatus::NoResources });
+                sent.extend(batch.into_iter().take(accepted).map(|((header, body), _)| [header, body].concat()));
             }
             Step::Turn { messages, bytes } => {
                 scene.ev.turn_within(Budget { messages, bytes });
