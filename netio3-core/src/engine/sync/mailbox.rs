@@ -14,7 +14,7 @@ use crate::engine::sync::batch::Batch;
 use crate::engine::sync::front::COPIED_APART;
 use crate::engine::sync::quota::{Granted, Quota};
 use crate::engine::transport::run_head_len;
-use crate::engine::{Ledger, Outgoing, Transport};
+use crate::engine::{Ledger, Outgoing, RUN_HEAD_LEN, Transport};
 use crate::memory::{BufferPool, HeldRegions};
 use crate::stats::ConnectionCounters;
 use crate::status::{CompletionKind, Direction, NetioStatus};
@@ -226,11 +226,12 @@ impl Mail {
                 (0, _) => (1, head + len),
                 fit => fit,
             };
-            self.ledger.push_copies(&rest[..accepted], bytes - head * accepted);
+            let len = bytes - head * accepted;
+            self.ledger.push_copies(&rest[..accepted], len);
             self.batch.push_copies::<T>(&rest[..accepted], bytes);
             self.close_full_batch();
-            // Empty ones count, too, where they have no head.
-            (rest, left) = (&rest[accepted..], left.saturating_sub(bytes.max(accepted)));
+            // Each counts with a head, where it has none, too: there may be many empty ones.
+            (rest, left) = (&rest[accepted..], left.saturating_sub(RUN_HEAD_LEN * accepted + len));
         }
         messages.len() - rest.len()
     }

@@ -127,17 +127,26 @@ impl<O: Opener> Shared<O> {
         &self.gone
     }
 
+    /// Locks the mailbox of a connection.
+    #[inline(always)]
+    pub(super) fn lock(&self, to: Endpoint) -> Result<Locked<'_>, SendError> {
+        let place = self.slots.get(to.slot()).map(Slot::lock);
+        place
+            .filter(|place| place.as_deref().is_some_and(|mail| mail.endpoint == to))
+            .ok_or_else(|| SendError::UnknownSendEndpoint(to.into()))
+    }
+
     /// Calls `f` with a mailbox, under its lock.
     #[inline]
     pub(super) fn with<R>(&self, endpoint: Endpoint, f: impl FnOnce(&mut Mail) -> R) -> Option<R> {
-        let mut place = self.slots.get(endpoint.slot())?.lock();
-        place.as_deref_mut().filter(|mail| mail.endpoint == endpoint).map(f)
+        self.known(endpoint, f).ok()
     }
 
     /// As [`with`](Self::with), where an unknown handle is an error.
     #[inline]
     pub(super) fn known<R>(&self, endpoint: Endpoint, f: impl FnOnce(&mut Mail) -> R) -> Result<R, SendError> {
-        self.with(endpoint, f).ok_or_else(|| SendError::UnknownSendEndpoint(endpoint.into()))
+        let mut place = self.lock(endpoint)?;
+        place.as_deref_mut().map(f).ok_or_else(|| SendError::UnknownSendEndpoint(endpoint.into()))
     }
 
     /// Puts a mailbox in its place. An older one there is that of a connection whose end is just being told.
@@ -160,15 +169,6 @@ impl<O: Opener> Shared<O> {
             directory.by_address.remove(&mail.address);
         }
         Some(mail)
-    }
-
-    /// Locks the mailbox of a connection.
-    #[inline(always)]
-    pub(super) fn lock(&self, to: Endpoint) -> Result<Locked<'_>, SendError> {
-        let place = self.slots.get(to.slot()).map(Slot::lock);
-        place
-            .filter(|place| place.as_deref().is_some_and(|mail| mail.endpoint == to))
-            .ok_or_else(|| SendError::UnknownSendEndpoint(to.into()))
     }
 
     /// Accepts a message of one piece by the [shortest way](Mail::accept_one); what does not go that way is the other's affair,
