@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Instructions per message of the paths over TCP, which hardly differ from run to run, whatever else the machine does:
 # a path that became longer is noticed without trusting clocks. Fails where one takes over a tenth more than
-# ci/instructions.txt says; after a change that is worth it, `ci/instructions.sh --write` notes the new counts.
+# ci/instructions.txt says, or over a fifth where a thread sends: it takes turns with the loop, which changes the count by a
+# twentieth. After a change that is worth it, `ci/instructions.sh --write` notes the new counts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -57,6 +58,10 @@ for mode in copy zero-copy; do
 done
 note send-batch-64 active recv send --messages 50000 --size 64 --mode copy --batch 64
 note send-buffered-1024 active recv send --messages 20000 --size 1024 --mode buffered
+# The loop's included.
+note send-thread-64 active recv send --messages 50000 --size 64 --mode copy --threads
+note send-thread-1024 active recv send --messages 20000 --size 1024 --mode copy --threads
+note send-thread-batch-64 active recv send --messages 50000 --size 64 --mode copy --threads --batch 64
 note send-zero-copy-65536 active recv send --messages 1000 --size 65536 --mode zero-copy
 note recv-64 passive recv send --messages 50000 --size 64
 note recv-1024 passive recv send --messages 20000 --size 1024
@@ -68,6 +73,7 @@ if [ "${1:-}" = --write ]; then
 fi
 awk 'NR == FNR { known[$1] = $2; next }
     !($1 in known) { print $1 " is not in the list: run ci/instructions.sh --write"; bad = 1; next }
-    $2 > known[$1] * 1.1 { print $1 " takes " $2 " instructions, more than a tenth above " known[$1]; bad = 1 }
+    { most = known[$1] * ($1 ~ /thread/ ? 1.2 : 1.1) }
+    $2 > most { print $1 " takes " $2 " instructions, more than " most " (" known[$1] " are noted)"; bad = 1 }
     $2 < known[$1] * 0.8 { print $1 " takes " $2 " instructions instead of " known[$1] ": note that with --write" }
     END { exit bad }' "$list" "$found"
