@@ -15,6 +15,9 @@ use crate::slab::{Layout, Slab, Slots};
 use crate::wire::CONTROL_RECEIVES;
 
 /// Everything of libfabric that a backend has open.
+///
+/// Locks are taken in this order: `nets`, the devices of a net, `regions`. The loop takes `regions`, so that nothing is pinned
+/// or opened under it; under the others it may be.
 pub(crate) struct Devices {
     libfabric: Arc<Library>,
     params: RdmaParameters,
@@ -188,26 +191,34 @@ impl Devices {
                 "libfabric runs over a provider that is no RDMA hardware; use netio3's own TCP backend where there is none"
             );
         }
+        let wanted: Vec<_> = self.regions.lock().iter().map(|region| (region.id, region.memory.clone())).collect();
+        let mut registered = Vec::with_capacity(wanted.len());
+        for (id, memory) in wanted {
+            registered.extend(device.register(&memory)?.map(|memory| (id, memory)));
+        }
         let mut regions = self.regions.lock();
+        // Those that are gone meanwhile are left over, and closed with no lock of the loop's held.
         for region in regions.iter_mut() {
-            region.register_with(&device)?;
+            let own = registered.extract_if(.., |(id, _)| *id == region.id);
+            region.registrations.extend(own.map(|(_, memory)| (device.number, memory)));
         }
         self.regions_version.fetch_add(1, Ordering::Release);
+        drop(regions);
         devices.push(device.clone());
         Ok(device)
     }
 
     /// Makes memory of the user's known to all devices that are open.
     pub(crate) fn register(&self, id: RegionId, memory: &MemoryRegion) -> Result<(), RegisterError> {
-        let nets = self.nets.lock().clone();
-        let mut regions = self.regions.lock();
-        let mut region = Region { id, memory: memory.clone(), registrations: Vec::new() };
-        for net in &nets {
-            for device in net.devices.lock().iter() {
-                region.register_with(device).map_err(|error| cannot_register(memory.len(), error))?;
-            }
+        // No device is opened meanwhile that would not know of it.
+        let nets = self.nets.lock();
+        let devices: Vec<_> = nets.iter().map(|net| net.devices.lock()).collect();
+        let mut registrations = Vec::new();
+        for device in devices.iter().flat_map(|devices| devices.iter()) {
+            let registered = device.register(memory).map_err(|error| cannot_register(memory.len(), error))?;
+            registrations.extend(registered.map(|memory| (device.number, memory)));
         }
-        regions.push(region);
+        self.regions.lock().push(Region { id, memory: memory.clone(), registrations });
         self.regions_version.fetch_add(1, Ordering::Release);
         Ok(())
     }
@@ -256,15 +267,6 @@ impl Drop for Devices {
     }
 }
 
-impl Region {
-    fn register_with(&mut self, device: &Device) -> Result<(), FabricError> {
-        if device.domain.needs_registration() {
-            self.registrations.push((device.number, Registered::new(device, self.memory.clone())?));
-        }
-        Ok(())
-    }
-}
-
 impl Registered {
     /// Makes memory known to a device, for sending. This may block.
     pub(crate) fn new(device: &Device, memory: MemoryRegion) -> Result<Self, FabricError> {
@@ -291,6 +293,11 @@ impl Known {
 }
 
 impl Device {
+    /// Makes memory of the user's known, if there is need of that.
+    fn register(&self, memory: &MemoryRegion) -> Result<Option<Registered>, FabricError> {
+        self.domain.needs_registration().then(|| Registered::new(self, memory.clone())).transpose()
+    }
+
     /// Memory for a connection: that of one that ended, or new.
     pub(crate) fn slab(&self, layout: Layout) -> Result<(Arc<Slab>, Slots), FabricError> {
         let mut spare = self.spare.lock();

@@ -182,6 +182,7 @@ macro_rules! conformance_suite {
             }
             regions {
                 registered_memory_is_sent_from
+                memory_is_registered_while_a_connection_opens
                 the_limit_of_regions_is_told
                 a_region_is_busy_while_sends_hold_it
                 strict_regions_refuse_other_memory

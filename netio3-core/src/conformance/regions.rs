@@ -48,6 +48,29 @@ pub(super) fn registered_memory_is_sent_from(world: &World) {
     pair.deliver(world);
 }
 
+/// Memory may be registered and deregistered while a connection is being opened, whatever is opened for that.
+pub(super) fn memory_is_registered_while_a_connection_opens(world: &World) {
+    let listener = world.node("listener", config());
+    let address = listener.listen(world.harness.listen_address(), &Default::default());
+    let (region, bytes) = region(100_000);
+    // What a backend opens for its first connection it has from then on.
+    for name in ["first", "second", "third", "fourth"] {
+        let dialer = world.node(name, config());
+        let out = dialer.open(address, &Default::default());
+        world.until("established", || {
+            for _ in 0..2_000 {
+                let id = dialer.backend().register(&region).expect("there is room");
+                dialer.backend().deregister(id).expect("nothing holds it");
+            }
+            dialer.is_established(out)
+        });
+        let id = dialer.backend().register(&region).expect("there is room");
+        assert_eq!(send(&dialer, out, std::slice::from_ref(&bytes)), NetioStatus::Ok);
+        world.until("the key comes back", || dialer.completed(out) == 1);
+        dialer.backend().deregister(id).expect("nothing holds it");
+    }
+}
+
 /// One region more than `max_regions` is `TooManyRegions`, which names the limit; a place freed can be used.
 pub(super) fn the_limit_of_regions_is_told(world: &World) {
     let node = world.node("node", NetworkConfig { max_regions: 3, ..config() });

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netio3_core::{
-    Buffers, Completion, CompletionKind, ConnectionParameters, EndPointAddress, Endpoint, MemoryRegion, NetioStatus, OpenSendError,
-    RawSlice, SendError,
+use netio3::{
+    Buffers, Completion, CompletionKind, ConnectionParameters, CopiedMessage, EndPointAddress, Endpoint, MemoryRegion, NetioStatus,
+    NetworkType, OpenSendError, RawSlice, SendError,
 };
 
-use super::{Book, Pair, Shared, WAIT, alongside, counted, no_heartbeats};
+use super::{Book, Pair, Shared, WAIT, alongside, counted, kinds, no_heartbeats};
 
 /// Numbers that look random, from a seed.
 struct Random(u64);
@@ -28,54 +28,58 @@ impl Random {
 /// in its thread's order, *writable* comes at most once for each refusal, and all memory is released.
 #[test]
 fn the_books_balance_whatever_threads_call() {
-    for seed in 0..4 {
-        let pair = Pair::new(no_heartbeats());
-        let alive = Arc::new(AtomicUsize::new(0));
-        let caller = Caller { backend: pair.dialer.clone(), address: pair.address, book: pair.book.clone(), alive: alive.clone() };
-        let sent = alongside(&pair.ev, move || {
-            thread::scope(|scope| {
-                let threads = [0, 1, 2].map(|i| {
-                    scope.spawn({
-                        let caller = &caller;
-                        move || caller.call_at_random(seed * 3 + i)
-                    })
-                });
-                threads.map(|thread| thread.join().unwrap())
-            })
-        });
-        pair.dialer.shutdown(Duration::from_secs(2));
-        pair.until("all have ended", || pair.dialer.connections().is_empty());
-
-        let mut stories = pair.book.stories.lock().unwrap();
-        for (endpoint, story) in &*stories {
-            assert!(story.opened, "{endpoint} was never opened");
-            assert_eq!((story.refused + story.established, story.closed), (1, story.established), "{endpoint}: {story:?}");
-        }
-        let mut refusals: HashMap<Endpoint, usize> = HashMap::new();
-        for sent in &sent {
-            sent.refused.iter().for_each(|endpoint| *refusals.entry(*endpoint).or_default() += 1);
-        }
-        for (endpoint, story) in &*stories {
-            assert!(story.writable <= refusals.get(endpoint).copied().unwrap_or(0), "{endpoint}: writable without a refusal");
-        }
-        for (endpoint, story) in &mut *stories {
-            let accepted = [0, 1, 2].map(|i: usize| sent[i].accepted.get(endpoint).cloned().unwrap_or_default());
-            assert_eq!(story.returned.len(), accepted.iter().map(Vec::len).sum::<usize>(), "{endpoint}");
-            let mut next = [0; 3];
-            // A buffer's key is told again each time the buffer is sent, so it does not name the message.
-            story.returned.retain(|returned| returned.kind != CompletionKind::Buffer);
-            let accepted = accepted.map(|keys| keys.into_iter().filter(|key| key.kind != CompletionKind::Buffer).collect::<Vec<_>>());
-            for returned in &story.returned {
-                let from = (0..3).find(|i| accepted[*i].get(next[*i]) == Some(returned));
-                next[from.unwrap_or_else(|| panic!("{endpoint}: {returned:?} is out of order"))] += 1;
-            }
-        }
-        drop(stories);
-        assert_eq!(alive.load(Ordering::SeqCst), 0, "memory is still held");
-        assert_eq!(pair.dialer.totals().connections.get(), 0);
-        let totals = pair.dialer.totals().snapshot();
-        assert_eq!(totals.messages_accepted, totals.messages_sent + totals.messages_pending_at_close);
+    for kind in kinds() {
+        (0..4).for_each(|seed| balance(kind, seed));
     }
+}
+
+fn balance(kind: NetworkType, seed: u64) {
+    let pair = Pair::new(kind, no_heartbeats());
+    let alive = Arc::new(AtomicUsize::new(0));
+    let caller = Caller { backend: pair.dialer.clone(), address: pair.address, book: pair.book.clone(), alive: alive.clone() };
+    let sent = alongside(&pair.ev, move || {
+        thread::scope(|scope| {
+            let threads = [0, 1, 2].map(|i| {
+                scope.spawn({
+                    let caller = &caller;
+                    move || caller.call_at_random(seed * 3 + i)
+                })
+            });
+            threads.map(|thread| thread.join().unwrap())
+        })
+    });
+    pair.dialer.shutdown(Duration::from_secs(2));
+    pair.until("all have ended", || pair.dialer.connections().is_empty());
+
+    let mut stories = pair.book.stories.lock().unwrap();
+    for (endpoint, story) in &*stories {
+        assert!(story.opened, "{endpoint} was never opened");
+        assert_eq!((story.refused + story.established, story.closed), (1, story.established), "{endpoint}: {story:?}");
+    }
+    let mut refusals: HashMap<Endpoint, usize> = HashMap::new();
+    for sent in &sent {
+        sent.refused.iter().for_each(|endpoint| *refusals.entry(*endpoint).or_default() += 1);
+    }
+    for (endpoint, story) in &*stories {
+        assert!(story.writable <= refusals.get(endpoint).copied().unwrap_or(0), "{endpoint}: writable without a refusal");
+    }
+    for (endpoint, story) in &mut *stories {
+        let accepted = [0, 1, 2].map(|i: usize| sent[i].accepted.get(endpoint).cloned().unwrap_or_default());
+        assert_eq!(story.returned.len(), accepted.iter().map(Vec::len).sum::<usize>(), "{endpoint}");
+        let mut next = [0; 3];
+        // A buffer's key is told again each time the buffer is sent, so it does not name the message.
+        story.returned.retain(|returned| returned.kind != CompletionKind::Buffer);
+        let accepted = accepted.map(|keys| keys.into_iter().filter(|key| key.kind != CompletionKind::Buffer).collect::<Vec<_>>());
+        for returned in &story.returned {
+            let from = (0..3).find(|i| accepted[*i].get(next[*i]) == Some(returned));
+            next[from.unwrap_or_else(|| panic!("{endpoint}: {returned:?} is out of order"))] += 1;
+        }
+    }
+    drop(stories);
+    assert_eq!(alive.load(Ordering::SeqCst), 0, "memory is still held");
+    assert_eq!(pair.dialer.totals().connections.get(), 0);
+    let totals = pair.dialer.totals().snapshot();
+    assert_eq!(totals.messages_accepted, totals.messages_sent + totals.messages_pending_at_close);
 }
 
 /// A thread that calls.
@@ -152,6 +156,11 @@ impl Caller {
                     let long = vec![1; 300_000];
                     self.send(to, copy(long.len() + 4), &mut sent, |key| self.backend.send_copy(to, &long, b"long", key));
                 }
+                61..75 => {
+                    let data = &RAW[..random.below(200)];
+                    self.send(to, copy(data.len() + 3), &mut sent, |key| self.backend.send_copy(to, data, b"one", key));
+                }
+                75..80 => self.send_batch(to, key, random.below(200), &mut sent),
                 _ => {
                     let pieces = [IoSlice::new(&RAW[..random.below(200)]), IoSlice::new(b"end")];
                     self.send(to, copy(pieces[0].len() + 3), &mut sent, |key| self.backend.send_copy_iov(to, &pieces, b"", key));
@@ -182,6 +191,19 @@ impl Caller {
             Ok(NetioStatus::NoResources) => sent.refused.push(to),
             Ok(NetioStatus::NotConnected) | Err(_) => {}
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Three at once.
+    fn send_batch(&self, to: Endpoint, first: u64, len: usize, sent: &mut Sent) {
+        let data = &RAW[..len];
+        let messages = [0, 1, 2].map(|i| CopiedMessage { data, header: b"", key: first + (i << 16) });
+        let Ok((accepted, outcome)) = self.backend.send_copy_batch(to, &messages) else { return };
+        for message in &messages[..accepted] {
+            self.send(to, Completion { key: message.key, kind: CompletionKind::Copy, len: len as u32 }, sent, |_| Ok(NetioStatus::Ok));
+        }
+        if accepted < messages.len() {
+            self.send(to, Completion { key: first, kind: CompletionKind::Copy, len: 0 }, sent, |_| Ok(outcome));
         }
     }
 

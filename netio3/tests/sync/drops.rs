@@ -6,17 +6,20 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use netio3_core::{ConnectionParameters, EndPointAddress, EventLoop, Handlers, NetioStatus, RawSlice, loopback};
-use netio3_evloop::EpollEventLoop;
+use netio3::{ConnectionParameters, EndPointAddress, EpollEventLoop, EventLoop, Handlers, NetioStatus, NetworkType, RawSlice};
 
-use super::{Pair, Shared, WAIT, alongside, counted, no_heartbeats};
+use super::{Pair, Shared, WAIT, alongside, counted, kinds, no_heartbeats};
 
 /// Dropping on another thread while the loop is busy with the backend: once it returns no callback comes, and raw
 /// memory may go away.
 #[test]
 fn a_drop_elsewhere_ends_all_use_of_memory() {
+    kinds().for_each(drop_in_the_middle);
+}
+
+fn drop_in_the_middle(kind: NetworkType) {
     for round in 0..30 {
-        let pair = Pair::new(no_heartbeats());
+        let pair = Pair::new(kind, no_heartbeats());
         let to = pair.connect(&ConnectionParameters::default());
         let Pair { listener, dialer, book, ev, .. } = pair;
         let alive = Arc::new(AtomicUsize::new(0));
@@ -68,6 +71,10 @@ impl Drop for Page {
 /// A drop on another thread waits for the callback that is running, and for no more.
 #[test]
 fn a_drop_elsewhere_waits_for_the_running_callback() {
+    kinds().for_each(drop_beside_a_callback);
+}
+
+fn drop_beside_a_callback(kind: NetworkType) {
     let ev = EpollEventLoop::new().unwrap();
     let (entered, wait) = mpsc::channel();
     let left = Arc::new(AtomicBool::new(false));
@@ -77,7 +84,7 @@ fn a_drop_elsewhere_waits_for_the_running_callback() {
         thread::sleep(Duration::from_millis(30));
         leaving.store(true, Ordering::SeqCst);
     });
-    let backend = loopback::create(no_heartbeats(), Box::new(callbacks), &ev).unwrap();
+    let backend = netio3::create(kind, no_heartbeats(), Box::new(callbacks), &ev).unwrap();
     for _ in 0..2 {
         backend.connect(&EndPointAddress::localhost(1), &Default::default()).unwrap();
     }
@@ -92,8 +99,12 @@ fn a_drop_elsewhere_waits_for_the_running_callback() {
 /// A drop on another thread needs nobody to run the loop; the memory goes when the loop next runs, or is dropped.
 #[test]
 fn a_drop_elsewhere_does_not_need_the_loop_to_run() {
+    kinds().for_each(drop_without_the_loop);
+}
+
+fn drop_without_the_loop(kind: NetworkType) {
     for run in [false, true] {
-        let pair = Pair::new(no_heartbeats());
+        let pair = Pair::new(kind, no_heartbeats());
         let to = pair.connect(&ConnectionParameters::default());
         let Pair { dialer, listener, book, ev, .. } = pair;
         let alive = Arc::new(AtomicUsize::new(0));
@@ -121,10 +132,14 @@ fn a_drop_elsewhere_does_not_need_the_loop_to_run() {
 /// A drop after the loop and its thread are gone.
 #[test]
 fn a_drop_may_come_after_the_loop() {
+    kinds().for_each(drop_after_the_loop);
+}
+
+fn drop_after_the_loop(kind: NetworkType) {
     let (give, take) = mpsc::channel::<Shared>();
     let thread = thread::spawn(move || {
         let ev = EpollEventLoop::new().unwrap();
-        give.send(loopback::create(no_heartbeats(), Box::new(Handlers::new()), &ev).unwrap().into()).unwrap();
+        give.send(netio3::create(kind, no_heartbeats(), Box::new(Handlers::new()), &ev).unwrap().into()).unwrap();
         ev.run_for(Duration::from_millis(5)).unwrap();
     });
     let backend = take.recv().unwrap();

@@ -1,4 +1,4 @@
-//! The synchronized kind under the hands of many threads, over loopback.
+//! The synchronized kind under the hands of many threads, over whatever can be used here.
 //!
 //! What it promises like every backend is the conformance suite's affair; here is what only threads can break.
 
@@ -6,21 +6,26 @@ mod books;
 mod drops;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use netio3_core::{
-    Callbacks, ClosedReason, Completion, ConnectionInfo, ConnectionParameters, EndPointAddress, Endpoint, EventLoop, Handlers, Message,
-    NetioStatus, NetworkBackend, NetworkConfig, OpenListenError, OpenSendError, RefusedReason, Remote, loopback,
+use netio3::{
+    Callbacks, ClosedReason, Completion, ConnectionInfo, ConnectionParameters, EndPointAddress, Endpoint, EpollEventLoop, EventLoop,
+    Handlers, Message, NetioStatus, NetworkBackend, NetworkConfig, NetworkType, OpenListenError, OpenSendError, RefusedReason, Remote,
 };
-use netio3_evloop::EpollEventLoop;
 
 const WAIT: Duration = Duration::from_secs(30);
 
 type Shared = Arc<dyn NetworkBackend + Send + Sync>;
+
+/// The kinds of backends that can be used here, each told of, in case the test fails.
+fn kinds() -> impl Iterator<Item = NetworkType> {
+    NetworkType::ALL.into_iter().filter(|kind| kind.availability().is_ok()).inspect(|kind| println!("over {kind}"))
+}
 
 /// What became of a connection.
 #[derive(Debug, Default)]
@@ -100,11 +105,11 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(config: NetworkConfig) -> Self {
+    fn new(kind: NetworkType, config: NetworkConfig) -> Self {
         let ev = EpollEventLoop::new().unwrap();
         let book = Book::default();
-        let listener: Shared = loopback::create(config.clone(), Box::new(Handlers::new()), &ev).unwrap().into();
-        let dialer: Shared = loopback::create(config, Box::new(book.clone()), &ev).unwrap().into();
+        let listener: Shared = netio3::create(kind, config.clone(), Box::new(Handlers::new()), &ev).unwrap().into();
+        let dialer: Shared = netio3::create(kind, config, Box::new(book.clone()), &ev).unwrap().into();
         let address = listener.open_listen_endpoint(&EndPointAddress::localhost(0), &Default::default()).unwrap();
         Self { listener, address, dialer, book, ev }
     }
@@ -168,7 +173,14 @@ fn counted(len: usize, alive: &Arc<AtomicUsize>) -> Bytes {
 /// Limits and addresses are claimed by one thread each, however many try at once.
 #[test]
 fn threads_claim_addresses_and_places_once() {
-    let pair = Pair::new(NetworkConfig { max_connections: 21, ..no_heartbeats() });
+    kinds().for_each(claim_once);
+}
+
+fn claim_once(kind: NetworkType) {
+    let pair = Pair::new(kind, NetworkConfig { max_connections: 21, ..no_heartbeats() });
+    // An address of this process alone.
+    let [high, low] = (std::process::id() as u16).to_be_bytes();
+    let own = EndPointAddress::from(SocketAddr::from(([127, 7, high, low], 4_444)));
     let claimed: Vec<_> = thread::scope(|scope| {
         let claim = || {
             let owned = match pair.dialer.open_send_endpoint(&pair.address, &Default::default()) {
@@ -176,7 +188,6 @@ fn threads_claim_addresses_and_places_once() {
                 Err(OpenSendError::SendEndpointAlreadyExists { .. }) => 0,
                 Err(error) => panic!("{error}"),
             };
-            let own = EndPointAddress::localhost(4_444);
             let listening = match pair.dialer.open_listen_endpoint(&own, &Default::default()) {
                 Ok(_) => 1,
                 Err(OpenListenError::ListenEndpointAlreadyExists { .. }) => 0,
@@ -197,8 +208,12 @@ fn threads_claim_addresses_and_places_once() {
 /// Threads that flood one connection beyond its queue: nothing is lost, and whoever waits for *writable* goes on.
 #[test]
 fn four_threads_share_a_small_queue() {
+    kinds().for_each(share_a_queue);
+}
+
+fn share_a_queue(kind: NetworkType) {
     const EACH: usize = 5_000;
-    let pair = Pair::new(no_heartbeats());
+    let pair = Pair::new(kind, no_heartbeats());
     let (next, got) = (Arc::new(Mutex::new([0; 4])), Arc::new(AtomicUsize::new(0)));
     let (expected, count) = (next.clone(), got.clone());
     let callbacks = Handlers::new().on_data(move |_, _, _, message| {
@@ -208,7 +223,7 @@ fn four_threads_share_a_small_queue() {
         *next += 1;
         count.fetch_add(1, Ordering::SeqCst);
     });
-    let listener = loopback::create_local(no_heartbeats(), Box::new(callbacks), &pair.ev).unwrap();
+    let listener = netio3::create_local(kind, no_heartbeats(), Box::new(callbacks), &pair.ev).unwrap();
     let address = listener.open_listen_endpoint(&EndPointAddress::localhost(0), &Default::default()).unwrap();
     let params = ConnectionParameters { queue_messages: 7, ..Default::default() };
     let to = pair.dialer.connect(&address, &params).unwrap();
