@@ -126,7 +126,8 @@ pub trait NetworkBackend {
     /// `UnknownSendEndpoint`, `NoBuffersAllocated`.
     fn available_buffers(&self, to: Endpoint) -> Result<usize, BufferError>;
 
-    /// Makes memory sendable without a copy. On TCP it only counts.
+    /// Makes memory sendable without a copy. On TCP it only counts; over RDMA the calling thread waits until the memory is
+    /// pinned, and the device opened if one is being opened.
     ///
     /// # Errors
     /// `TooManyRegions`, `Memlock`, `CannotPin`, `BackendGone`.

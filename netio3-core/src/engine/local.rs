@@ -301,11 +301,9 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
             return Err(RegisterError::BackendGone);
         }
         let mut regions = self.engine.regions.borrow_mut();
-        let id = regions.register(region)?;
-        if let Err(error) = self.engine.opener.register(id, region) {
-            let _ = regions.deregister(id);
-            return Err(error);
-        }
+        let id = regions.reserve()?;
+        self.engine.opener.register(id, region).inspect_err(|_| regions.give_up())?;
+        regions.enter(id, region);
         self.engine.totals.registered_bytes.set(regions.bytes());
         // What is staged is not looked up.
         self.engine.settle();

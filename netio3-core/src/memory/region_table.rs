@@ -29,6 +29,8 @@ pub(crate) struct RegionTable {
     strict: bool,
     next_id: u64,
     count: usize,
+    /// Places that are kept for regions to be entered.
+    reserved: usize,
 }
 
 struct Registered {
@@ -44,20 +46,33 @@ impl RegionTable {
         Self { limit, strict, ..Default::default() }
     }
 
-    pub(crate) fn register(&mut self, region: &MemoryRegion) -> Result<RegionId, RegisterError> {
-        let slot = match self.slots.iter().position(Option::is_none) {
-            Some(slot) => slot,
-            None if self.slots.len() < self.limit => {
-                self.slots.push(None);
-                self.slots.len() - 1
-            }
-            None => return Err(RegisterError::TooManyRegions { limit: self.limit }),
-        };
+    /// Keeps a place for a region, until it is entered or given up: making it known to a device may take long.
+    ///
+    /// # Errors
+    /// There is none left.
+    pub(crate) fn reserve(&mut self) -> Result<RegionId, RegisterError> {
+        if self.count + self.reserved >= self.limit {
+            return Err(RegisterError::TooManyRegions { limit: self.limit });
+        }
+        self.reserved += 1;
         self.next_id += 1;
-        let id = RegionId(self.next_id);
-        self.slots[slot] = Some(Registered { id, region: region.clone(), messages: 0 });
+        Ok(RegionId(self.next_id))
+    }
+
+    /// Gives a place up that was kept.
+    pub(crate) fn give_up(&mut self) {
+        self.reserved -= 1;
+    }
+
+    /// Enters a region in the place that was kept for it.
+    pub(crate) fn enter(&mut self, id: RegionId, region: &MemoryRegion) {
+        self.reserved -= 1;
         self.count += 1;
-        Ok(id)
+        let registered = Some(Registered { id, region: region.clone(), messages: 0 });
+        match self.slots.iter_mut().find(|slot| slot.is_none()) {
+            Some(slot) => *slot = registered,
+            None => self.slots.push(registered),
+        }
     }
 
     pub(crate) fn deregister(&mut self, id: RegionId) -> Result<MemoryRegion, DeregisterError> {
@@ -158,7 +173,9 @@ mod tests {
         let bytes = region.bytes().unwrap();
         let pieces = [bytes.slice(10..20), Bytes::new()];
         assert!(table.find(&pieces).is_none());
-        let id = table.register(&region).unwrap();
+        let id = table.reserve().unwrap();
+        assert!(table.find(&pieces).is_none(), "it is not entered");
+        table.enter(id, &region);
         let held = table.find(&pieces).unwrap();
         table.hold(held);
         assert_eq!(table.deregister(id).unwrap_err(), DeregisterError::Busy(id));
@@ -172,11 +189,12 @@ mod tests {
     fn the_limit_is_told() {
         let mut table = RegionTable::new(1, false);
         let region = MemoryRegion::new(1).unwrap();
-        table.register(&region).unwrap();
-        assert_eq!(
-            table.register(&region).unwrap_err().to_string(),
-            "1 memory regions are registered, which is the limit; use fewer, larger ones"
-        );
+        table.reserve().unwrap();
+        assert_eq!(table.reserve().unwrap_err().to_string(), "1 memory regions are registered, which is the limit; use fewer, larger ones");
+        table.give_up();
+        let id = table.reserve().unwrap();
+        table.enter(id, &region);
+        assert!(table.reserve().is_err());
         assert!(table.find(&[Bytes::from_static(b"elsewhere")]).unwrap().is_none());
     }
 }

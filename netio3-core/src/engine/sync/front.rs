@@ -325,16 +325,18 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
     }
 
     fn register(&self, region: &MemoryRegion) -> Result<RegionId, RegisterError> {
+        let id = self.shared.regions.lock().reserve()?;
+        // Not under the lock, for which the loop may wait.
+        let registered = self.shared.opener.register(id, region);
         let mut regions = self.shared.regions.lock();
-        // Under the lock, so that it does not outlive the end unnoticed.
-        if self.shared.is_gone() {
-            return Err(RegisterError::BackendGone);
-        }
-        let id = regions.register(region)?;
-        if let Err(error) = self.shared.opener.register(id, region) {
-            let _ = regions.deregister(id);
+        let registered = registered.and(if self.shared.is_gone() { Err(RegisterError::BackendGone) } else { Ok(()) });
+        if let Err(error) = registered {
+            regions.give_up();
+            drop(regions);
+            self.shared.opener.deregister(id);
             return Err(error);
         }
+        regions.enter(id, region);
         self.shared.totals.registered_bytes.set(regions.bytes());
         self.shared.look_up_regions.store(true, Ordering::Release);
         Ok(id)
@@ -343,10 +345,10 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
     fn deregister(&self, region: RegionId) -> Result<(), DeregisterError> {
         let mut regions = self.shared.regions.lock();
         let freed = regions.deregister(region)?;
-        self.shared.opener.deregister(region);
         self.shared.totals.registered_bytes.set(regions.bytes());
         self.shared.look_up_regions.store(self.shared.config.strict_regions || regions.bytes() > 0, Ordering::Release);
         drop(regions);
+        self.shared.opener.deregister(region);
         drop(freed);
         Ok(())
     }

@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,8 +15,9 @@ use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::engine::{
     Connection, Copies, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, Run, State, Transport, Upcalls,
 };
-use crate::error::RunError;
+use crate::error::{RegisterError, RunError};
 use crate::event_loop::{Budget, EventLoop, Interest, Next, Ready, Remote, Source, SourceId, WatchId};
+use crate::memory::{MemoryRegion, RegionId};
 use crate::message::Message;
 use crate::stats::LoopCounters;
 use crate::status::ClosedReason;
@@ -213,7 +214,11 @@ pub(super) struct MockLink {
     held: RefCell<Vec<Bytes>>,
 }
 
-pub(super) struct MockOpener;
+#[derive(Default)]
+pub(super) struct MockOpener {
+    /// What making memory known to a device waits for.
+    pub(super) pinning: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
 
 impl Opener for MockOpener {
     type Dialing = ();
@@ -225,6 +230,12 @@ impl Opener for MockOpener {
 
     fn listen(&self, address: &EndPointAddress, _: &ConnectionParametersRecv) -> io::Result<((), EndPointAddress)> {
         Ok(((), *address))
+    }
+
+    fn register(&self, _: RegionId, _: &MemoryRegion) -> Result<(), RegisterError> {
+        let pinning = self.pinning.lock().unwrap().take();
+        pinning.into_iter().for_each(|pin| pin());
+        Ok(())
     }
 }
 

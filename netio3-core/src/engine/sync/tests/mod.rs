@@ -24,6 +24,7 @@ use crate::engine::sync::inbox::{Adoption, Command};
 use crate::engine::sync::mailbox::Mail;
 use crate::error::OpenListenError;
 use crate::event_loop::{Budget, Next};
+use crate::memory::MemoryRegion;
 use crate::message::Message;
 use crate::stats::ConnectionCounters;
 use crate::status::{ClosedReason, Completion, NetioStatus, RefusedReason};
@@ -94,7 +95,7 @@ impl Scene {
     fn new() -> Self {
         let (ev, wire) = (MockLoop::new(), MockTransport::default());
         let (tell, told) = mpsc::channel();
-        let backend = SyncBackend::start(wire.clone(), MockOpener, NetworkConfig::default(), Box::new(Tell(tell)), &ev);
+        let backend = SyncBackend::start(wire.clone(), MockOpener::default(), NetworkConfig::default(), Box::new(Tell(tell)), &ev);
         Self { backend, wire, told, ev }
     }
 
@@ -506,4 +507,40 @@ fn an_end_that_overtakes_its_opening_is_one_refusal() {
     assert_eq!(scene.told(), [Told::Refused(RefusedReason::Local)]);
     scene.ev.turn();
     assert_eq!(scene.told(), [], "once");
+}
+
+/// Neither the loop nor who sends waits for memory that is being pinned.
+#[test]
+fn pinning_memory_keeps_nobody_waiting() {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let (scene, to) = Scene::connected(&ConnectionParameters::default());
+    let regions = [(); 2].map(|()| MemoryRegion::new(4_096).unwrap());
+    let registered = regions[0].bytes().unwrap();
+    scene.backend.register(&regions[0]).unwrap();
+    let (begin, begun) = mpsc::channel();
+    let (release, released) = mpsc::channel();
+    let pin = move || {
+        begin.send(()).unwrap();
+        released.recv().unwrap();
+    };
+    *scene.backend.shared.opener.pinning.lock().unwrap() = Some(Box::new(pin));
+    let (finish, finished) = mpsc::channel();
+    let in_time = thread::scope(|scope| {
+        let backend = &scene.backend;
+        scope.spawn(|| backend.register(&regions[1]).unwrap());
+        begun.recv_timeout(PATIENCE).expect("it is being pinned");
+        // Whoever waits all the same does not do so for ever.
+        let watch = scope.spawn(move || {
+            let in_time = finished.recv_timeout(PATIENCE).is_ok();
+            release.send(()).unwrap();
+            in_time
+        });
+        assert_eq!(backend.send(to, &registered, b"", 1), Ok(NetioStatus::Ok));
+        scene.ev.turn();
+        finish.send(()).unwrap();
+        watch.join().unwrap()
+    });
+    assert!(in_time, "the memory had to be pinned first");
+    assert_eq!(scene.told(), [Told::Completed(vec![1])]);
+    assert_eq!(scene.backend.totals().registered_bytes.get(), 2 * 4_096);
 }

@@ -29,7 +29,7 @@ fn connected(params: &ConnectionParameters) -> Scene {
 fn within(config: NetworkConfig, params: &ConnectionParameters) -> Scene {
     let (ev, wire) = (MockLoop::new(), MockTransport::default());
     let (tell, told) = mpsc::channel();
-    let backend = create_local(wire.clone(), MockOpener, config, Box::new(Tell(tell)), &ev).unwrap();
+    let backend = create_local(wire.clone(), MockOpener::default(), config, Box::new(Tell(tell)), &ev).unwrap();
     let to = backend.open_send_endpoint(&EndPointAddress::localhost(ADDRESS), params).unwrap();
     ev.readable(to.slot());
     ev.turn();
