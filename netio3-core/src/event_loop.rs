@@ -187,7 +187,8 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// The default of a loop: a turn of a flooding source then takes about a millisecond.
+    /// The default of a loop: a turn of a flooding source then takes about a millisecond. What one read or completion
+    /// brought is handed out whole, over TCP up to 516 KiB.
     pub const DEFAULT: Self = Self { messages: 8_192, bytes: 1 << 20 };
 
     /// Takes this much away.

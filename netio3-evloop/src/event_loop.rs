@@ -15,7 +15,8 @@ use crate::inner::Inner;
 /// put on it is documented at [`Handle`], to which it dereferences, and at
 /// [`EventLoop`](netio3_core::EventLoop), which both implement.
 ///
-/// Dropping it drops everything on it at once, without any callback. Handles and remotes stay
+/// Dropping it drops everything on it at once, without any callback. Inside a callback, the source that is running goes when
+/// it returns: a backend hands out what it has read before. Handles and remotes stay
 /// valid and do nothing from then on, so closures may own handles without keeping anything alive.
 ///
 /// It uses four file descriptors.

@@ -34,7 +34,8 @@ impl Handle {
         self.inner.push_post(Box::new(job))
     }
 
-    /// Runs a closure once on the loop's thread at the start of the next `run*` or `process`, before anything else.
+    /// Runs a closure once on the loop's thread at the start of the next `run*` or `process`, before anything else; called
+    /// inside one, it waits for the one after it.
     pub fn on_init(&self, init: impl FnOnce(&Self) + 'static) {
         if !self.inner.is_gone() {
             self.inner.inits.borrow_mut().push_back(Box::new(init));
@@ -60,9 +61,10 @@ impl Handle {
     /// What a source may do in a turn before others have theirs; at first [`Budget::DEFAULT`].
     ///
     /// Deliveries of one turn share one budget per source; `before_sleep` and `poll` get a fresh one. At
-    /// most as many posts run in a turn as there are messages in it.
+    /// most as many posts run in a turn as there are messages in it. A part that is zero counts as one: with nothing
+    /// allowed nothing would ever be done.
     pub fn set_budget(&self, budget: Budget) {
-        self.inner.budget.set(budget);
+        self.inner.budget.set(Budget { messages: budget.messages.max(1), bytes: budget.bytes.max(1) });
     }
 }
 

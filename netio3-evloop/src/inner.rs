@@ -185,7 +185,8 @@ impl Inner {
             || self.noticed.get()
             || self.registry.borrow().ready_sources() > 0
             || !self.posts.borrow().is_empty()
-            || !self.inits.borrow().is_empty()
+            // Those that come while it runs wait for the next time.
+            || (self.phase.get() == Phase::Idle && !self.inits.borrow().is_empty())
             || self.shared.is_notified()
     }
 

@@ -1,6 +1,7 @@
 //! Which sources there are, what they wait for, and what is due to them. Calls nobody.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
@@ -343,11 +344,11 @@ impl Registry {
         self.deadlines.iter().take_while(|(at, _)| *at <= now).count()
     }
 
-    /// Clears the earliest deadline if it has passed, and tells whose it was.
-    pub(crate) fn pop_passed(&mut self, now: Instant) -> Option<(Instant, Key)> {
-        let (at, key) = *self.deadlines.first().filter(|(at, _)| *at <= now)?;
-        self.set_deadline(key, None);
-        Some((at, key))
+    /// Clears the earliest deadline that has passed, of those behind the last one cleared, and tells whose it was.
+    pub(crate) fn pop_passed(&mut self, now: Instant, last: Option<(Instant, Key)>) -> Option<(Instant, Key)> {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let passed = self.deadlines.range((from, Bound::Included((now, Key::MAX)))).next().copied();
+        passed.inspect(|(_, key)| self.set_deadline(*key, None))
     }
 }
 

@@ -267,7 +267,7 @@ impl Inner {
 
     fn run_posts(&self) {
         // What a post posts waits for the next turn, and so do posts beyond the budget.
-        let count = self.posts.borrow().len().min(self.budget.get().messages.max(1));
+        let count = self.posts.borrow().len().min(self.budget.get().messages);
         for _ in 0..count {
             let post = self.posts.borrow_mut().pop_front();
             match post {
@@ -280,11 +280,13 @@ impl Inner {
 
     fn run_timeouts(&self) {
         let now = self.turn_began.get();
-        // Counted before, so that a source whose next deadline has passed already gets one call a turn.
+        // Counted before, and each behind the last one, so that a source whose next deadline has passed already waits for the
+        // next turn, and keeps nobody else waiting.
         let count = self.registry.borrow().passed(now);
+        let mut last = None;
         for _ in 0..count {
-            let passed = self.registry.borrow_mut().pop_passed(now);
-            let Some((at, key)) = passed else { break };
+            last = self.registry.borrow_mut().pop_passed(now, last);
+            let Some((at, key)) = last else { break };
             self.passed_deadline.set(at);
             self.with_source(key, |source| source.timeout(self));
         }

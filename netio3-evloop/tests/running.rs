@@ -168,3 +168,16 @@ fn pollers_are_called_every_turn() {
     event_loop.run_for(ms(2)).unwrap();
     assert_eq!(calls.get(), 5);
 }
+
+#[test]
+fn an_init_callback_added_inside_waits_for_the_next_run() {
+    let event_loop = event_loop();
+    let called = Count::default();
+    let count = called.clone();
+    event_loop.post(move |ev| ev.on_init(move |_| count.add()));
+    event_loop.run_for(ms(20)).unwrap();
+    let turns = event_loop.counters().snapshot().turns;
+    assert!(called.get() == 0 && turns < 10, "{turns} turns with nothing to do");
+    event_loop.run_once(Some(Duration::ZERO)).unwrap();
+    assert_eq!(called.get(), 1);
+}

@@ -209,3 +209,18 @@ fn endless_times_are_taken() {
     event_loop.post(|ev| ev.stop());
     event_loop.run_for(Duration::MAX).unwrap();
 }
+
+#[test]
+fn an_interval_of_zero_keeps_nobody_else_waiting() {
+    let event_loop = event_loop();
+    let (ticks, fired, passed) = (Count::default(), Count::default(), Count::default());
+    let tick = ticks.clone();
+    event_loop.add_interval(Duration::ZERO, move |_| tick.add());
+    let fire = fired.clone();
+    event_loop.add_timer(ms(1), move |_| fire.add());
+    let pass = passed.clone();
+    let source = event_loop.add_source(Probe::timeout(move |_| pass.add()));
+    event_loop.set_deadline(source, Some(Instant::now() + ms(1)));
+    run_until(&event_loop, || fired.get() == 1 && passed.get() == 1);
+    assert!(ticks.get() as u64 <= event_loop.counters().snapshot().turns, "once a turn");
+}

@@ -166,6 +166,11 @@ impl<T: Transport> Engine<T> {
             }
             State::Closing(reason) => {
                 if passed(connection.params.close_deadline) || self.shutdown_at.get().is_some_and(|at| at <= now) {
+                    // This turn may be the first one since.
+                    self.flush(connection);
+                    if connection.is_over() {
+                        return;
+                    }
                     // With everything gone from here, what the system holds may still arrive.
                     let all_left = self.ledger(connection).messages() == 0;
                     self.finish(connection, reason, if all_left { Release::Orderly } else { Release::Reset });

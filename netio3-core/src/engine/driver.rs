@@ -7,7 +7,7 @@ use crate::address::EndPointAddress;
 use crate::callbacks::{Callbacks, ConnectionInfo};
 use crate::config::Limits;
 use crate::engine::core::{LISTENER, drop_each};
-use crate::engine::{Connection, Engine, LocalBackend, OWN, Retired, State, Transport};
+use crate::engine::{Connection, Engine, LocalBackend, OWN, Reception, Retired, State, Transport};
 use crate::event_loop::{Budget, EventLoop, Next, Polled, Ready, Source};
 use crate::liveness::Liveness;
 use crate::message::{Frames, Message, Messages, Taken};
@@ -106,8 +106,7 @@ impl<T: Transport> Driver<T> {
                 connection.listed.refused.set(false);
                 continue;
             }
-            let is_due = || connection.is_writable_due(&engine.ledger(&connection), |len| engine.has_room(len));
-            if connection.state() == State::Opening || !is_due() {
+            if !engine.is_writable_due(&connection) {
                 engine.refused.borrow_mut().push(connection);
                 continue;
             }
@@ -175,16 +174,15 @@ impl<T: Transport> Driver<T> {
     /// Has the connections read again that stopped at a cap, where there is room now.
     fn resume_capped(&mut self, engine: &Engine<T>) {
         engine.capped.borrow_mut().retain(|connection| {
-            if connection.is_over() || connection.is_paused() {
-                connection.listed.capped.set(false);
-                return false;
+            // One that is closing and paused discards what waits unread; otherwise a paused one reads when it is resumed.
+            let discards = engine.reception(connection) == Reception::Discard;
+            let rests = connection.is_over() || (connection.is_paused() && !discards);
+            let stays = !rests && !discards && connection.meter.is_full();
+            connection.listed.capped.set(stays);
+            if !rests && !stays {
+                engine.resume_reading(connection);
             }
-            if connection.meter.is_full() {
-                return true;
-            }
-            connection.listed.capped.set(false);
-            engine.resume_reading(connection);
-            false
+            stays
         });
     }
 }
@@ -249,7 +247,8 @@ impl<T: Transport> Source for Driver<T> {
         Self::flush(&engine, false);
         self.resume_capped(&engine);
         engine.ending_turn.set(false);
-        if engine.has_work() { Next::Again } else { next }
+        // A flush may have given back what was granted to one connection, and another was refused.
+        if engine.has_work() || engine.owes_writable() { Next::Again } else { next }
     }
 
     fn poll(&mut self, _ev: &dyn EventLoop, budget: &mut Budget) -> Polled {
@@ -281,6 +280,15 @@ impl<T: Transport> Engine<T> {
     /// Whether the end of a turn has something to do at once.
     pub(super) fn has_work(&self) -> bool {
         !self.over.borrow().is_empty() || !self.completed.borrow().is_empty() || !self.unflushed.borrow().is_empty()
+    }
+
+    /// Whether a connection is to be told *writable*.
+    fn owes_writable(&self) -> bool {
+        self.refused.borrow().iter().any(|connection| self.is_writable_due(connection))
+    }
+
+    fn is_writable_due(&self, connection: &Connection<T::Link>) -> bool {
+        connection.state() == State::Established && connection.is_writable_due(&self.ledger(connection), |len| self.has_room(len))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -393,9 +394,13 @@ const LONGEST_SHUTDOWN: Duration = Duration::from_secs(365 * 24 * 3_600);
 impl<T: Transport> Drop for LocalBackend<T> {
     fn drop(&mut self) {
         if self.owner {
-            self.engine.tear_down();
+            // Dropping what was to be sent may panic; the callbacks leave the loop all the same.
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.engine.tear_down()));
             if let Some(source) = self.engine.source.get() {
                 self.engine.ev.remove_source(source);
+            }
+            if let Err(panic) = outcome {
+                resume_unwind(panic);
             }
         }
     }

@@ -125,13 +125,16 @@ fn deadlines_pass_in_order_and_only_when_set() {
     }
     registry.set_deadline(c, None);
     assert_eq!(registry.nearest_deadline(), Some(at(1)));
-    assert_eq!((registry.passed(at(0)), registry.pop_passed(at(0))), (0, None));
+    assert_eq!((registry.passed(at(0)), registry.pop_passed(at(0), None)), (0, None));
     assert_eq!(registry.passed(at(5)), 2);
     // Of equal ones, the older source first.
-    assert_eq!(registry.pop_passed(at(5)), Some((at(1), a)));
-    assert_eq!(registry.deadline(a), None);
-    assert_eq!(registry.pop_passed(at(5)), Some((at(1), b)));
-    assert_eq!(registry.pop_passed(at(5)), None);
+    let first = registry.pop_passed(at(5), None);
+    assert_eq!((first, registry.deadline(a)), (Some((at(1), a)), None));
+    // What is set anew for a time that is over is none of those behind it.
+    registry.set_deadline(a, Some(at(1)));
+    let second = registry.pop_passed(at(5), first);
+    assert_eq!((second, registry.pop_passed(at(5), second)), (Some((at(1), b)), None));
+    assert_eq!(registry.pop_passed(at(5), None), first);
     registry.set_deadline(b, Some(at(9)));
     registry.remove(b);
     assert_eq!(registry.nearest_deadline(), None);
