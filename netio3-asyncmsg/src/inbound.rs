@@ -136,11 +136,14 @@ impl Inbound {
         Some(frame)
     }
 
-    /// Keeps what is left, of which more is needed, and which does not stay.
-    pub(crate) fn keep(&mut self, bytes: &[u8]) {
+    /// Keeps what is left, of which more is needed, and which does not stay; `false` when the system has no memory for it.
+    pub(crate) fn keep(&mut self, bytes: &[u8]) -> bool {
         match self.message_len(bytes).filter(|_| self.hello_done) {
             Some(len) => self.start_assembly(len, &bytes[HEAD_LEN..]),
-            None => self.partial.extend_from_slice(bytes),
+            None => {
+                self.partial.extend_from_slice(bytes);
+                true
+            }
         }
     }
 
@@ -152,12 +155,13 @@ impl Inbound {
         }
     }
 
-    fn start_assembly(&mut self, len: usize, first: &[u8]) {
-        if self.memory.len() < first.len() {
-            self.grow_to(len.min(first.len().max(FIRST_STEP)));
+    fn start_assembly(&mut self, len: usize, first: &[u8]) -> bool {
+        if self.memory.len() < first.len() && !self.grow_to(len.min(first.len().max(FIRST_STEP))) {
+            return false;
         }
         self.memory[..first.len()].copy_from_slice(first);
         self.assembling = Some((len, first.len()));
+        true
     }
 
     /// To which length the memory must grow before more of the message can be read.
@@ -166,18 +170,24 @@ impl Inbound {
         (have == self.memory.len()).then(|| len.min((2 * have).max(FIRST_STEP)))
     }
 
-    fn grow_to(&mut self, len: usize) {
-        self.memory.reserve_exact(len - self.memory.len());
-        self.memory.resize(len, 0);
+    /// Makes room for more of the message being assembled; `false` when the system has no memory for it.
+    pub(crate) fn make_room(&mut self) -> bool {
+        self.grown_len().is_none_or(|len| self.grow_to(len))
     }
 
-    /// The memory into which the rest of the message being assembled is to be read, never empty; and whether
-    /// it is all that the message needs. `None` when no message is being assembled.
+    fn grow_to(&mut self, len: usize) -> bool {
+        let grows = self.memory.try_reserve_exact(len - self.memory.len()).is_ok();
+        if grows {
+            self.memory.resize(len, 0);
+        }
+        grows
+    }
+
+    /// The memory into which the rest of the message being assembled is to be read, for which [room](Self::make_room) was
+    /// made; and whether it is all that the message needs. `None` when no message is being assembled.
     pub(crate) fn assembly_room(&mut self) -> Option<(&mut [u8], bool)> {
         let (len, have) = self.assembling?;
-        if let Some(len) = self.grown_len() {
-            self.grow_to(len);
-        }
+        debug_assert!(have < self.memory.len());
         let end = len.min(self.memory.len());
         Some((&mut self.memory[have..end], end == len))
     }

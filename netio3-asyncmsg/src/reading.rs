@@ -105,7 +105,7 @@ impl<N: Net> Tcp<N> {
         }
         let mut inbound = link.inbound.borrow_mut();
         let held = inbound.held_with_room();
-        if !self.count_memory(engine, connection, held) {
+        if !self.count_memory(engine, connection, held) || !inbound.make_room() {
             drop(inbound);
             engine.finish(connection, ClosedReason::Limit, Release::Reset);
             return Ok(false);
@@ -184,10 +184,13 @@ impl<N: Net> Tcp<N> {
         }
         budget.spend(0, bytes.len());
         let mut inbound = connection.link.inbound.borrow_mut();
-        inbound.keep(bytes);
+        let kept = inbound.keep(bytes);
         let held = inbound.held();
         drop(inbound);
-        if !self.count_memory(engine, connection, held) {
+        if !kept {
+            engine.count_discarded(connection, 1);
+        }
+        if !kept || !self.count_memory(engine, connection, held) {
             engine.finish(connection, ClosedReason::Limit, Release::Reset);
         }
     }

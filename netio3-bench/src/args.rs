@@ -241,6 +241,8 @@ pub enum Mode {
 /// The largest message that the program deals with.
 pub const MAX_SIZE: usize = 1 << 30;
 
+const NO_SIZE: &str = "not a number of bytes, such as 64, 16KiB or 1MiB, of at most 1 GiB";
+
 fn parse_size(text: &str) -> Result<usize, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = match text[digits.len()..].trim() {
@@ -250,9 +252,9 @@ fn parse_size(text: &str) -> Result<usize, String> {
         "G" | "GiB" => 1 << 30,
         "KB" | "kB" => 1_000,
         "MB" => 1_000_000,
-        _ => return Err("not a number of bytes".into()),
+        _ => return Err(NO_SIZE.into()),
     };
-    let count: usize = digits.parse().map_err(|_| "not a number of bytes")?;
+    let count: usize = digits.parse().map_err(|_| NO_SIZE)?;
     count.checked_mul(unit).filter(|size| *size <= MAX_SIZE).ok_or_else(|| "at most 1 GiB".into())
 }
 

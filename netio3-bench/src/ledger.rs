@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::args::{Backend, MAX_SIZE, Mode};
 use crate::check::StreamCheck;
 use crate::control::{Control, Purpose, Start, Tally, VERSION};
-use crate::report::{Report, plural};
+use crate::report::{Report, complain, plural};
 
 /// What came from all senders.
 pub struct Ledger {
@@ -18,6 +18,8 @@ pub struct Ledger {
     pub ended: u64,
     /// Connections that ended without the sender's goodbye.
     pub failed: u64,
+    /// Which of them was the first, and why it ended.
+    why: Option<String>,
     /// Connections that took part.
     pub connections: u32,
     /// What came over connections that ended or said `Done`.
@@ -66,6 +68,7 @@ impl Ledger {
             sessions: HashMap::new(),
             ended: 0,
             failed: 0,
+            why: None,
             connections: 0,
             total: Tally::default(),
             size: 0,
@@ -92,8 +95,8 @@ impl Ledger {
         report.error = match (self.failed, error) {
             (0, error) => error,
             (failed, cause) => {
-                let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
-                Some(format!("{} ended without a goodbye{cause}", plural(failed, "connection")))
+                let causes: String = self.why.iter().chain(&cause).map(|cause| format!(": {cause}")).collect();
+                Some(format!("{} ended without a goodbye{causes}", plural(failed, "connection")))
             }
         };
         report
@@ -105,7 +108,7 @@ impl Ledger {
             let report = self.report(role, backend, None);
             report.print(json);
             if let Err(failure) = report.verdict() {
-                eprintln!("netio3-bench: {failure}");
+                complain(failure);
             }
             *self = Self::new(self.purpose, self.verify);
         }
@@ -182,13 +185,14 @@ impl Incoming {
         Answer::Send(welcome)
     }
 
-    /// The connection has ended.
-    pub fn close(self, ledger: &mut Ledger) {
+    /// The connection has ended, for this reason if it is known.
+    pub fn close(self, ledger: &mut Ledger, why: Option<String>) {
         let (Some(check), Some(start)) = (self.check, self.start) else {
             return;
         };
         if !self.done {
             ledger.failed += 1;
+            ledger.why = ledger.why.take().or(why);
             ledger.account(&check, start.count);
         }
         let Some(session) = ledger.sessions.get_mut(&start.session) else {
@@ -252,9 +256,9 @@ mod tests {
             assert_eq!(Control::decode(&reply), Some(Control::Tally(tally)));
         }
         let [one, two] = both;
-        one.close(&mut ledger);
+        one.close(&mut ledger, None);
         assert_eq!((ledger.ended, ledger.sessions.len()), (0, 1));
-        two.close(&mut ledger);
+        two.close(&mut ledger, None);
         assert_eq!((ledger.ended, ledger.failed, ledger.total.messages, ledger.connections), (1, 0, 6, 2));
     }
 
@@ -263,7 +267,7 @@ mod tests {
         let mut ledger = Ledger::new(Purpose::Stream, false);
         let mut incoming = connection(&mut ledger, start(0, 2));
         incoming.observe(&[0; 8]);
-        incoming.close(&mut ledger);
+        incoming.close(&mut ledger, None);
         assert_eq!((ledger.ended, ledger.failed, ledger.total.lost, ledger.sessions.len()), (1, 1, 2, 0));
     }
 
@@ -275,7 +279,7 @@ mod tests {
         let answer = Incoming::default().control(&mut ledger, &Control::Start(ping).encode(8));
         let Answer::Refuse(reply) = answer else { panic!("{answer:?}") };
         assert!(String::from_utf8(reply).unwrap().contains("made for `send`"));
-        Incoming::default().close(&mut ledger);
+        Incoming::default().close(&mut ledger, None);
         assert_eq!((ledger.ended, ledger.connections), (0, 0));
     }
 }

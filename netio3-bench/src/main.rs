@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    eprintln!("netio3-bench: {failure}");
+    report::complain(failure);
     ExitCode::from(failure.status())
 }
 

@@ -1,7 +1,7 @@
 //! What a run tells in the end: one JSON object, or a few lines.
 
-use std::fmt::Write as _;
-use std::io::Write as _;
+use std::fmt::{Display, Write as _};
+use std::io::{self, Write as _};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -248,6 +248,11 @@ pub fn progress(steps: usize) -> ProgressBar {
 pub fn show(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Says on standard error what went wrong. If that cannot be written to, the exit status tells.
+pub fn complain(what: impl Display) {
+    let _ = writeln!(io::stderr(), "netio3-bench: {what}");
 }
 
 /// A count with its noun.

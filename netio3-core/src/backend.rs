@@ -163,7 +163,7 @@ pub trait NetworkBackend {
     /// `UnknownSendEndpoint`.
     fn limits(&self, endpoint: Endpoint) -> Result<Limits, SendError>;
 
-    /// The counters of a connection; they stay readable after it ended.
+    /// The counters of a connection; what this gives stays readable after it ended.
     ///
     /// # Errors
     /// `UnknownSendEndpoint`.

@@ -11,7 +11,7 @@ use crate::status::{ClosedReason, Completion, Direction, RefusedReason};
 ///
 /// **Context.** All run on the loop's thread, one at a time and never nested: a call into the backend
 /// never runs a callback before it returns. Every call of [`NetworkBackend`] is allowed inside, closing
-/// this very connection or dropping the backend included; that takes effect when the callback returns.
+/// this very connection or dropping the backend included; what that leads to is told when the callback has returned.
 /// They should not block: everything else on the loop waits meanwhile.
 ///
 /// **Order.** Each open ends in exactly one *refused*, or in exactly one *established* and later exactly

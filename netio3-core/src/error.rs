@@ -32,7 +32,7 @@ pub enum AddressError {
 
 /// A host name could not be looked up.
 #[derive(Clone, Debug, Error)]
-#[error("cannot look up {name:?}; it must be HOST:PORT with a host the resolver knows")]
+#[error("cannot look up {name:?}; it must be HOST:PORT, with a host the resolver knows and a port up to 65535")]
 pub struct LookupError {
     /// What was asked for.
     pub name: String,

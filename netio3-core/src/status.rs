@@ -136,7 +136,7 @@ impl fmt::Display for RefusedReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ClosedReason {
-    /// Closed or aborted by this side.
+    /// Closed or aborted by this side; if `close_deadline` passed meanwhile, with what had not left pending.
     Local,
     /// The peer closed in an orderly way: everything it had accepted has arrived.
     PeerClosed,
@@ -150,7 +150,8 @@ pub enum ClosedReason {
     Protocol,
     /// A limit of this backend was exceeded, as for memory of incoming messages.
     Limit,
-    /// The backend was shut down, and the connection did not end before its deadline, or did then.
+    /// The backend was shut down: the connection was closed in an orderly way, or at the deadline, then with what had not left
+    /// by then pending.
     Shutdown,
 }
 

@@ -45,7 +45,7 @@ impl Assembly {
             let is_last = self.got + part.len() == self.expected;
             match slot.take_if(|slot| last.is_before(slot) && (is_last || part.len() == slot.capacity())) {
                 Some(slot) => self.landed.push(slot),
-                None => self.move_out(),
+                None => self.move_out()?,
             }
         }
         self.add(part)
@@ -56,19 +56,24 @@ impl Assembly {
         if part.len() > self.expected - self.got {
             return Err(Broken::Length);
         }
-        self.got += part.len();
         if self.slab.is_none() {
+            self.memory.try_reserve(part.len()).map_err(|_| Broken::Memory)?;
             self.memory.extend_from_slice(part);
         }
+        self.got += part.len();
         Ok(self.got == self.expected)
     }
 
     /// Copies what has landed, since what follows does not lie behind it.
-    fn move_out(&mut self) {
+    fn move_out(&mut self) -> Result<(), Broken> {
+        if self.slab.is_some() {
+            self.memory.try_reserve(self.got).map_err(|_| Broken::Memory)?;
+        }
         if let Some(slab) = self.slab.take() {
             self.memory.extend_from_slice(slab.span(&self.landed, HEAD_LEN, self.got));
             self.spent.append(&mut self.landed);
         }
+        Ok(())
     }
 
     /// Its length.

@@ -213,8 +213,11 @@ impl Rdma {
         }
     }
 
-    /// The peer broke the protocol.
+    /// The peer broke the protocol, or sends more than there is memory for.
     pub(crate) fn broken(&self, engine: &Engine<Self>, connection: &Conn, broken: Broken) {
+        if broken == Broken::Memory {
+            return self.end(engine, connection, RefusedReason::LocalResource, ClosedReason::Limit);
+        }
         tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, ?broken, "the peer broke the protocol");
         self.end(engine, connection, RefusedReason::Protocol, ClosedReason::Protocol);
     }

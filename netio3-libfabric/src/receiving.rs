@@ -64,7 +64,7 @@ pub(crate) struct Cursor {
     done: bool,
 }
 
-/// What a peer must not do.
+/// What ends a connection: what a peer must not do, or a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Broken {
     /// A packet is shorter than its head, or its head is none of this protocol.
@@ -75,6 +75,8 @@ pub(crate) enum Broken {
     Length,
     /// A part of no message, or a beginning inside one.
     Part,
+    /// Nothing at all: the system has no memory for its message.
+    Memory,
 }
 
 /// What a packet holds next.

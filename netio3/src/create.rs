@@ -31,8 +31,13 @@ pub fn create_local(
 
 /// Makes a backend that any thread may use.
 ///
-/// Its callbacks still run on the thread of the loop, which is the calling one. Calls from other threads never
-/// wait for the loop.
+/// Its callbacks still run on the thread of the loop, which is the calling one. Calls from other threads do not
+/// wait for the loop, but for dropping the backend, which waits until the loop is outside it.
+///
+/// A thread whose message was refused with `NoResources` waits for [`on_writable`](Callbacks::on_writable), which the loop's
+/// thread has to pass on to it. One *writable* answers the refusals of all threads on that connection, and may be told before
+/// the refused thread begins to wait: count them under a lock or in an atomic, read the count before each attempt, and
+/// wait until it has changed.
 ///
 /// # Errors
 /// As [`create_local`].

@@ -31,7 +31,7 @@
 //! let done = answered.clone();
 //! let client = Handlers::new()
 //!     .on_connection_established(|backend, connection| {
-//!         let data = bytes::Bytes::from_static(b"to whom it may concern");
+//!         let data = netio3::bytes::Bytes::from_static(b"to whom it may concern");
 //!         let status = backend.send(connection.endpoint, &data, b"header ", 42);
 //!         assert_eq!(status, Ok(NetioStatus::Ok));
 //!     })
@@ -58,9 +58,13 @@
 //!
 //! # Features
 //! - `tcp` (default): the TCP backend.
+//! - `rdma`: the RDMA backend. libfabric is opened at run time; building needs nothing of it.
 //! - `serde`: `Serialize` for the snapshots of all statistics.
 //!
 //! [`bytes`] is re-exported, so that a program needs no dependency but this one.
+//!
+//! What goes wrong without anybody to tell, such as a peer that breaks the protocol or a listener that is out of descriptors,
+//! is logged through `tracing`: a program that installs a subscriber sees it.
 //!
 //! # For users of the C++ netio3
 //! Names are the same where the languages allow it. The wire is not: the two cannot talk to each other.

@@ -52,6 +52,11 @@ fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<(Vec<Owned>,
 }
 
 /// The same where what is left of a piece may stay.
+fn room(inbound: &mut Inbound) -> Option<(&mut [u8], bool)> {
+    assert!(inbound.make_room());
+    inbound.assembly_room()
+}
+
 fn decode_with<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, in_place: bool) -> Result<(Vec<Owned>, Inbound), Broken> {
     let mut inbound = Inbound::new(MAX_LEN);
     let mut out = Vec::new();
@@ -59,7 +64,7 @@ fn decode_with<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, in_place: bool) -
     let mut stays: Vec<u8> = Vec::new();
     for mut piece in pieces {
         arrived += piece.len();
-        while let Some((room, is_all)) = inbound.assembly_room().filter(|_| !piece.is_empty()) {
+        while let Some((room, is_all)) = room(&mut inbound).filter(|_| !piece.is_empty()) {
             assert!(!room.is_empty() && stays.is_empty());
             let n = room.len().min(piece.len());
             room[..n].copy_from_slice(&piece[..n]);
@@ -94,12 +99,12 @@ fn decode_with<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, in_place: bool) -
                     stays = bytes.to_vec();
                     assert_eq!(inbound.read_len(frame, stays.len()), frame - stays.len());
                 }
-                None => inbound.keep(bytes),
+                None => assert!(inbound.keep(bytes)),
             }
         }
         assert!(inbound.held() <= FIRST_STEP.max(2 * arrived), "{} bytes held for {arrived}", inbound.held());
     }
-    inbound.keep(&stays);
+    assert!(inbound.keep(&stays));
     Ok((out, inbound))
 }
 
@@ -204,7 +209,7 @@ fn memory_is_given_back_between_messages_alone() {
     inbound.trim();
     assert_eq!(inbound.held(), held, "it is in use");
     let mut rest = rest;
-    while let Some((room, _)) = inbound.assembly_room() {
+    while let Some((room, _)) = room(&mut inbound) {
         let n = room.len();
         room.copy_from_slice(&rest[..n]);
         rest = &rest[n..];

@@ -88,10 +88,17 @@ impl Callbacks for Echo {
         }
     }
 
-    fn on_connection_closed(&mut self, _: &dyn NetworkBackend, endpoint: Endpoint, _: &EndPointAddress, _: &[Completion], _: ClosedReason) {
+    fn on_connection_closed(
+        &mut self,
+        _: &dyn NetworkBackend,
+        endpoint: Endpoint,
+        address: &EndPointAddress,
+        _: &[Completion],
+        reason: ClosedReason,
+    ) {
         let mut ledger = self.ledger.borrow_mut();
         if let Some(client) = self.clients.remove(endpoint) {
-            client.incoming.close(&mut ledger);
+            client.incoming.close(&mut ledger, Some(format!("{address}: {reason}")));
         }
         match self.end {
             End::After(clients) => self.done.set(ledger.ended >= clients),

@@ -82,10 +82,17 @@ impl Callbacks for Receiver {
         }
     }
 
-    fn on_connection_closed(&mut self, _: &dyn NetworkBackend, endpoint: Endpoint, _: &EndPointAddress, _: &[Completion], _: ClosedReason) {
+    fn on_connection_closed(
+        &mut self,
+        _: &dyn NetworkBackend,
+        endpoint: Endpoint,
+        address: &EndPointAddress,
+        _: &[Completion],
+        reason: ClosedReason,
+    ) {
         let mut ledger = self.ledger.borrow_mut();
         if let Some(incoming) = self.connections.remove(endpoint) {
-            incoming.close(&mut ledger);
+            incoming.close(&mut ledger, Some(format!("{address}: {reason}")));
         }
         match self.end {
             End::After(senders) => self.done.set(ledger.ended >= senders),

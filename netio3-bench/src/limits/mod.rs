@@ -39,7 +39,8 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
     let mut rows: Vec<Row> = rows(2 * args.time).into_iter().filter(|row| backends.contains(&of(row)) && matches(row)).collect();
     if rows.is_empty() {
         let part = args.only.as_deref().unwrap_or_default();
-        return Err(Failure::NoConnection(format!("nothing that can be measured here has `{part}` in its name")));
+        let why: String = left_out.iter().map(|why| format!("; {why}")).collect();
+        return Err(Failure::NoConnection(format!("nothing that can be measured here has `{part}` in its name{why}")));
     }
     let cpus = two_processors();
     rows.iter_mut().flat_map(|row| row.base.iter_mut().chain([&mut row.own])).for_each(|setup| setup.pairing.cpus = cpus);

@@ -42,7 +42,7 @@ fn serve(common: &Common, socket: TcpStream, ledger: &mut Ledger, inbox: &mut In
     inbox.begin_with(&[]);
     let error = converse(common, socket, ledger, &mut incoming, inbox).err();
     incoming.start()?;
-    incoming.close(ledger);
+    incoming.close(ledger, None);
     Some(ledger.report("echo", Backend::Raw, error.as_ref().map(explain)))
 }
 

@@ -26,7 +26,7 @@ pub fn recv(common: &Common, args: &RecvArgs) -> Result<Report, Failure> {
     let alone = first.incoming.start().is_some_and(|start| start.connections == 1) && args.senders == 1 && !args.forever;
     let error = if alone {
         let error = receive_alone(common, &mut ledger, &mut first).err();
-        first.incoming.close(&mut ledger);
+        first.incoming.close(&mut ledger, None);
         error
     } else {
         receive_many(common, args, &mut ledger, &listener, first).map_err(failed)?;
@@ -145,7 +145,7 @@ fn receive_many(common: &Common, args: &RecvArgs, ledger: &mut Ledger, listener:
                 Ok(Turn::Empty) => {}
                 Ok(Turn::MoreToCome) => again.push(name),
                 Ok(Turn::Over) | Err(_) => {
-                    members.remove(&name).into_iter().for_each(|member| member.incoming.close(ledger));
+                    members.remove(&name).into_iter().for_each(|member| member.incoming.close(ledger, None));
                     if args.forever {
                         ledger.print_round("recv", Backend::Raw, common.json);
                     }

@@ -14,7 +14,7 @@ use crate::raw_fabric::link::{Link, RECEIVE};
 use crate::raw_fabric::net::{Batch, LISTENER, Net, STALL_DEADLINE, explain, find, greeting, is_ours};
 use crate::raw_fabric::packet::CREDIT_LEN;
 use crate::raw_fabric::receives::{Came, Packet, Place};
-use crate::report::Report;
+use crate::report::{Report, complain};
 
 /// Receives; with `--forever` prints a report whenever the last of the senders has gone.
 pub fn recv(common: &Common, args: &RecvArgs) -> Result<Report, Failure> {
@@ -35,7 +35,7 @@ fn serve(common: &Common, listen: &str, role: &'static str, senders: Option<u64>
     announce(std::net::SocketAddr::new(address.ip(), bound.port()));
     let purpose = if role == "echo" { Purpose::RoundTrips } else { Purpose::Stream };
     let ledger = Ledger::new(purpose, common.verify);
-    let mut server = Server { peers: Vec::new(), net, ledger, echo: role == "echo", why: None };
+    let mut server = Server { peers: Vec::new(), net, ledger, echo: role == "echo" };
     let mut touched: Vec<usize> = Vec::new();
     let mut batch = Batch::new();
     while senders.is_none_or(|senders| server.ledger.ended < senders) {
@@ -73,7 +73,7 @@ fn serve(common: &Common, listen: &str, role: &'static str, senders: Option<u64>
             server.ledger.print_round(role, Backend::RawFabric, common.json);
         }
     }
-    let report = server.ledger.report(role, Backend::RawFabric, server.why.take());
+    let report = server.ledger.report(role, Backend::RawFabric, None);
     drop(server);
     drop(listener);
     Ok(report)
@@ -85,8 +85,6 @@ struct Server {
     net: Net,
     ledger: Ledger,
     echo: bool,
-    /// Why the first connection ended that failed.
-    why: Option<String>,
 }
 
 struct Peer {
@@ -129,7 +127,7 @@ impl Server {
                 let (incoming, back) = Default::default();
                 self.peers.push(Some(Peer { link, incoming, begun: false, refused: false, back }));
             }
-            Err(why) => eprintln!("netio3-bench: a connection was not accepted: {why}"),
+            Err(why) => complain(format_args!("a connection was not accepted: {why}")),
         }
     }
 
@@ -155,10 +153,7 @@ impl Server {
 
     fn close(&mut self, index: usize, why: Option<String>) {
         let Some(peer) = self.peers.get_mut(index).and_then(Option::take) else { return };
-        if peer.begun && !peer.incoming.is_done() && self.why.is_none() {
-            self.why = why;
-        }
-        peer.incoming.close(&mut self.ledger);
+        peer.incoming.close(&mut self.ledger, why);
     }
 }
 

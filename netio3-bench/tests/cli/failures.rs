@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 
-use crate::util::{backends, fabric, pair, run, start};
+use crate::util::{backends, fabric, pair, run, start, start_within};
 
 #[test]
 fn nonsense_is_a_bad_argument() {
@@ -54,6 +54,24 @@ fn backends_that_are_not_there() {
         run(&format!("{command} --backend raw-fabric")).failed(2, "--features rdma");
     }
     run("--backend rdma").failed(2, "--features rdma");
+}
+
+#[test]
+fn an_unwritable_standard_error_leaves_the_exit_status() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_netio3-bench"));
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("it is there");
+    let status = command.arg("send").stdin(std::process::Stdio::null()).stderr(full).status().expect("the program starts");
+    assert_eq!(status.code(), Some(2));
+}
+
+/// A message that the system has no memory for ends its connection, not the program.
+#[test]
+fn a_message_beyond_the_memory_ends_its_connection() {
+    let mut receiver = start_within("-v 150000", "recv --listen 127.0.0.1:0");
+    let address = receiver.address();
+    let sender = run(&format!("send --connect {address} --size 256MiB --messages 1"));
+    sender.failed(1, "");
+    receiver.end().failed(1, "a limit of this backend was exceeded");
 }
 
 #[test]

@@ -55,7 +55,21 @@ pub struct Ended {
 #[track_caller]
 pub fn start(args: &str) -> Running {
     let mut command = Command::new(env!("CARGO_BIN_EXE_netio3-bench"));
-    command.args(args.split_whitespace()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(args.split_whitespace());
+    start_command(command, args)
+}
+
+/// The same, within a limit that the shell's `ulimit` takes.
+#[track_caller]
+pub fn start_within(limit: &str, args: &str) -> Running {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit {limit} && exec {} {args}", env!("CARGO_BIN_EXE_netio3-bench"))]);
+    start_command(command, args)
+}
+
+#[track_caller]
+fn start_command(mut command: Command, args: &str) -> Running {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program starts");
     let output = BufReader::new(child.stdout.take().expect("standard output is piped"));
     Running { child, output, command: args.to_owned() }
