@@ -37,7 +37,7 @@ pub fn create_local(
 /// A thread whose message was refused with `NoResources` waits for [`on_writable`](Callbacks::on_writable), which the loop's
 /// thread has to pass on to it. One *writable* answers the refusals of all threads on that connection, and may be told before
 /// the refused thread begins to wait: count them under a lock or in an atomic, read the count before each attempt, and
-/// wait until it has changed.
+/// wait until it has changed, as the example `threads` does.
 ///
 /// # Errors
 /// As [`create_local`].

@@ -35,6 +35,11 @@ fn reconnect_survives_its_server() {
 }
 
 #[test]
+fn threads_send_everything_in_order() {
+    demonstrates("threads", "300000 messages of 3 threads arrived in order");
+}
+
+#[test]
 fn nested_tokio_answers() {
     demonstrates("nested_tokio", "the connection ended: closed by this side");
 }

@@ -63,6 +63,8 @@ pub struct Connection<L> {
     pub(super) filled: Cell<bool>,
     /// When the queue last moved.
     pub(super) progress: Cell<Instant>,
+    /// The reads that there were when its memory was to be given back.
+    pub(super) reads_seen: Cell<u64>,
     pub(super) deadline: Cell<Option<Instant>>,
     pub(super) listed: Listed,
 }

@@ -236,6 +236,7 @@ impl<T: Transport> Engine<T> {
             since: Cell::new(now),
             filled: Cell::new(false),
             progress: Cell::new(now),
+            reads_seen: Cell::new(0),
             deadline: Cell::new(None),
             listed: Listed::default(),
         }

@@ -69,6 +69,7 @@ impl<T: Transport> Engine<T> {
             if self.ledger(connection).messages() == 0 {
                 connection.progress.set(self.ev.now());
             }
+            connection.reads_seen.set(connection.counters.reads.get());
             self.update_deadline(connection);
         }
     }
@@ -205,7 +206,13 @@ impl<T: Transport> Engine<T> {
         }
         let idle_for = now.saturating_duration_since(connection.progress.get());
         let queued = self.ledger(connection).messages() > 0;
-        if !queued && idle_for >= TRIM_AFTER && connection.listed.untrimmed.replace(false) {
+        let trims = !queued && idle_for >= TRIM_AFTER && connection.listed.untrimmed.get();
+        let reads = connection.counters.reads.get();
+        if trims && connection.reads_seen.replace(reads) != reads {
+            // Something has come meanwhile.
+            connection.progress.set(now);
+        } else if trims {
+            connection.listed.untrimmed.set(false);
             self.ledger(connection).trim();
             self.transport.trim(self, connection);
         } else if queued && idle_for >= TRIM_AFTER {

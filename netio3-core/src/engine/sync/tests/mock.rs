@@ -66,6 +66,11 @@ impl MockLoop {
         self.run(|source| source.ready(self, place, Ready::READABLE, &mut Budget::default()));
     }
 
+    /// Deadlines have passed.
+    pub(super) fn timeout(&self) {
+        self.run(|source| source.timeout(self));
+    }
+
     /// How often the loop was woken since the last call.
     pub(super) fn wakes(&self) -> usize {
         self.0.remote.wakes.swap(0, Ordering::SeqCst)
@@ -192,6 +197,8 @@ pub(super) struct Wire {
     pub(super) blocked: Cell<bool>,
     /// The loop cannot take anything on.
     pub(super) full: Cell<bool>,
+    /// How often an idle connection's memory was to be given back.
+    pub(super) trims: Cell<usize>,
     /// How often memory was to be lent.
     pub(super) asked: Cell<usize>,
     /// The longest message that peers take, if not 1 MiB.
@@ -258,6 +265,8 @@ impl Transport for MockTransport {
             up.established(connection, EndPointAddress::localhost(1), self.max_message_len.get().unwrap_or(1 << 20), Duration::ZERO);
         } else if up.engine().is_receiving(connection) {
             let _ = up.data(connection, Message::borrowed(b"data", &connection.meter));
+            up.engine().count_read(connection);
+            up.engine().trim_later(connection);
         }
         Next::Wait
     }
@@ -330,6 +339,10 @@ impl Transport for MockTransport {
     }
 
     fn heartbeat(&self, _: &Engine<Self>, _: &Rc<Connection<MockLink>>) {}
+
+    fn trim(&self, _: &Engine<Self>, _: &Connection<MockLink>) {
+        self.trims.set(self.trims.get() + 1);
+    }
 
     fn release(&self, _: &Engine<Self>, _: &Rc<Connection<MockLink>>, _: Release) -> Freed {
         Freed::AtOnce

@@ -544,3 +544,22 @@ fn pinning_memory_keeps_nobody_waiting() {
     assert_eq!(scene.told(), [Told::Completed(vec![1])]);
     assert_eq!(scene.backend.totals().registered_bytes.get(), 2 * 4_096);
 }
+
+/// Memory for receiving stays where something is received.
+#[test]
+fn only_a_connection_that_receives_nothing_gives_memory_back() {
+    let (scene, to) = Scene::connected(&ConnectionParameters::default());
+    for _ in 0..5 {
+        scene.ev.readable(0);
+        scene.backend.resume(to).unwrap();
+        scene.ev.pass(Duration::from_millis(1_500));
+        scene.ev.turn();
+        scene.ev.timeout();
+        assert_eq!(scene.wire.trims.get(), 0);
+    }
+    for _ in 0..3 {
+        scene.ev.pass(Duration::from_secs(2));
+        scene.ev.timeout();
+    }
+    assert_eq!((scene.wire.trims.get(), scene.told().len()), (1, 5));
+}
