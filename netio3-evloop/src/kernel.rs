@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Poll, Token, Waker};
 use netio3_core::{Interest, Ready};
+use rustix::io::Errno;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime};
 
 use crate::arena::Key;
@@ -135,7 +136,9 @@ fn readiness(event: &mio::event::Event) -> Ready {
 }
 
 fn cannot(what: &str, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("cannot {what} of an event loop: {error}"))
+    let too_many = error.raw_os_error() == Some(Errno::MFILE.raw_os_error());
+    let remedy = if too_many { "; raise the limit of open files, `ulimit -n`" } else { "" };
+    io::Error::new(error.kind(), format!("cannot {what} of an event loop: {error}{remedy}"))
 }
 
 // No key reaches these: their serial numbers are the last ones.

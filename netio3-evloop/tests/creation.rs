@@ -14,7 +14,10 @@ fn a_full_descriptor_table_is_an_error_that_says_so() {
     // Each of the loop's descriptors is the one that fails once.
     while let Err(error) = EpollEventLoop::new() {
         let text = error.to_string();
-        assert!(text.starts_with("cannot ") && text.contains("of an event loop: Too many open files"), "{text}");
+        assert!(
+            text.starts_with("cannot ") && text.contains("of an event loop: Too many open files") && text.contains("ulimit -n"),
+            "{text}"
+        );
         missing += 1;
         files.pop();
     }

@@ -36,7 +36,7 @@ pub fn send(ground: &Ground, backend: Backend, plan: &Plan, mode: Mode, address:
                     Line::open(network, messages, wires, address).and_then(|line| line.greet(plan, stream)).map_err(Failure::NoConnection);
                 // Whoever has failed does not keep the others waiting.
                 all.wait();
-                let outcome = outcome.and_then(|line| line.run(plan, messages, stream).map_err(Failure::NotDelivered));
+                let outcome = outcome.map(|line| line.run(plan, messages, stream));
                 left.fetch_sub(1, Ordering::AcqRel);
                 remote.wake();
                 outcome
@@ -59,6 +59,8 @@ pub fn send(ground: &Ground, backend: Backend, plan: &Plan, mode: Mode, address:
     report.connections = plan.connections;
     report.calls = calls(&*network);
     report.refused_sends = done.iter().map(|sent| sent.refused).sum();
+    let broken = done.iter().find_map(|sent| sent.broken.as_ref());
+    report.error = broken.map(|why| format!("{why}: {} messages were not acknowledged", total.lost));
     Ok(report)
 }
 
@@ -147,6 +149,8 @@ struct Sent {
     refused: u64,
     began: Instant,
     ended: Instant,
+    /// Why the connection broke in the middle.
+    broken: Option<String>,
 }
 
 impl<'a> Line<'a> {
@@ -177,15 +181,30 @@ impl<'a> Line<'a> {
     }
 
     /// Sends, and waits for the receiver's count.
-    fn run(self, plan: &Plan, messages: &Messages, stream: usize) -> Result<Sent, String> {
+    fn run(self, plan: &Plan, messages: &Messages, stream: usize) -> Sent {
         let began = begin();
         let deadline = plan.duration.map(|duration| began + duration);
         let mut outgoing = Outgoing::new(messages, stream as u16, plan.count(stream).unwrap_or(u64::MAX));
+        let outcome = self.send_all(&mut outgoing, deadline, plan.layout.size);
+        let (sent, ended) = (outgoing.sent(), Instant::now());
+        let (tally, broken) = match outcome {
+            Ok(tally) => (tally, None),
+            Err(why) => (Tally { lost: sent, ..Tally::default() }, Some(why)),
+        };
+        if broken.is_none() {
+            let _ = self.network.close(self.endpoint);
+            // Closed, or as good as that.
+            let _ = self.next(STALL_DEADLINE);
+        }
+        Sent { tally, refused: outgoing.refused(), began, ended, broken }
+    }
+
+    fn send_all(&self, outgoing: &mut Outgoing, deadline: Option<Instant>, size: usize) -> Result<Tally, String> {
         loop {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 outgoing.stop();
             }
-            match outgoing.fill(self.network, self.endpoint)? {
+            match outgoing.fill(self.network, self.endpoint).map_err(|why| self.why_closed().unwrap_or(why))? {
                 Filled::Finished => break,
                 Filled::NotYet if outgoing.is_blocked() => self.until_writable()?,
                 Filled::NotYet => {}
@@ -194,15 +213,10 @@ impl<'a> Line<'a> {
                 outgoing.unblock();
             }
         }
-        self.say(&Control::Done { sent: outgoing.sent() }, plan.layout.size)?;
+        self.say(&Control::Done { sent: outgoing.sent() }, size)?;
         match self.next(STALL_DEADLINE)? {
-            Notice::Control(Some(Control::Tally(tally))) => {
-                let _ = self.network.close(self.endpoint);
-                let ended = Instant::now();
-                // Closed, or as good as that.
-                let _ = self.next(STALL_DEADLINE);
-                Ok(Sent { tally, refused: outgoing.refused(), began, ended })
-            }
+            Notice::Control(Some(Control::Tally(tally))) => Ok(tally),
+            Notice::Closed(reason) => Err(reason.to_string()),
             other => Err(self.complaint(&other)),
         }
     }
@@ -218,12 +232,23 @@ impl<'a> Line<'a> {
     fn until_writable(&self) -> Result<(), String> {
         match self.next(STALL_DEADLINE)? {
             Notice::Writable => Ok(()),
+            Notice::Closed(reason) => Err(reason.to_string()),
             other => Err(self.complaint(&other)),
         }
     }
 
     fn next(&self, limit: Duration) -> Result<Notice, String> {
         self.wire.receive(limit).ok_or_else(|| format!("nothing came from {} for {} s", self.address, limit.as_secs()))
+    }
+
+    /// Why the connection has ended, if that was told.
+    fn why_closed(&self) -> Option<String> {
+        while let Some(notice) = self.wire.receive(Duration::ZERO) {
+            if let Notice::Closed(reason) = notice {
+                return Some(reason.to_string());
+            }
+        }
+        None
     }
 
     fn complaint(&self, notice: &Notice) -> String {

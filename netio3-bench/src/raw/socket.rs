@@ -211,6 +211,7 @@ pub fn explain(error: &io::Error) -> String {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("no progress for {} s", STALL_DEADLINE.as_secs()),
         io::ErrorKind::UnexpectedEof => "the peer hung up".into(),
         io::ErrorKind::InvalidData => "what came was no frame of ours".into(),
+        _ if error.raw_os_error() == Some(nix::libc::EMFILE) => format!("{error}; raise the limit of open files, `ulimit -n`"),
         _ => error.to_string(),
     }
 }

@@ -209,6 +209,20 @@ fn a_receiver_that_dies_leaves_messages_unacknowledged() {
 }
 
 #[test]
+fn threads_tell_what_was_lost_when_the_receiver_dies() {
+    for backend in backends().filter(|backend| !backend.starts_with("raw")) {
+        let mut receiver = start(&format!("recv --listen 127.0.0.1:0 --backend {backend}"));
+        let address = receiver.address();
+        let mut sender = start(&format!("send --held --connect {address} --backend {backend} --size 64 --duration 30 --threads --json"));
+        sender.until_busy();
+        receiver.kill();
+        let sent = sender.end();
+        sent.failed(1, "the peer vanished");
+        assert!(sent.stderr.contains("not acknowledged") && sent.json()["lost"].as_u64().unwrap() > 0, "{sent:?}");
+    }
+}
+
+#[test]
 fn a_sender_that_dies_fails_the_receiver() {
     for backend in backends() {
         for connections in [1, 3] {
