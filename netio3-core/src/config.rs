@@ -186,15 +186,15 @@ pub struct Buffers {
 /// What holds for one connection; for accepted ones, as part of [`ConnectionParametersRecv`].
 #[derive(Clone, Debug)]
 pub struct ConnectionParameters {
-    /// Accepted messages that may wait for completion. Default 65,536.
+    /// Accepted messages that may wait for completion, at least one. Default 65,536.
     pub queue_messages: usize,
     /// Their bytes, headers included. Default 16 MiB. An empty queue takes any one message.
     pub queue_bytes: usize,
-    /// The longest header, in bytes. Default 256, the least that is allowed.
+    /// The longest header, in bytes. Default 256; less counts as 256.
     pub max_header_len: usize,
     /// Buffers for `take_buffer` and `get_buffer`. Default none.
     pub buffers: Option<Buffers>,
-    /// The time from open to *established* or *refused*. Default 5 s.
+    /// The time from open to *established* or *refused*. Default 5 s; zero refuses every attempt.
     pub connect_deadline: Duration,
     /// The time from an orderly close to *closed*. Default 5 s.
     pub close_deadline: Duration,
