@@ -60,7 +60,7 @@ pub struct NetworkConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RdmaParameters {
     /// The libfabric provider: `verbs` for RDMA hardware, `tcp` for machines without. Default: `verbs` where it
-    /// reaches the address, otherwise `tcp`.
+    /// reaches the address, otherwise `tcp`. `sockets`, which libfabric has given up, is refused.
     pub provider: Option<String>,
     /// The longest message that arrives in one piece, in bytes; longer ones are sent in parts and put together.
     /// Default 64 KiB.

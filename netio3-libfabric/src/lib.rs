@@ -75,8 +75,15 @@ fn library() -> Result<Arc<Library>, CreateError> {
     Library::open().map_err(|error| CreateError::NotAvailable { backend: NAME, why: error.to_string() })
 }
 
-/// Whether a provider is there at all.
+/// A provider whose listener ends the process (in libfabric 1.17) when a peer comes over another one.
+const UNSAFE_PROVIDER: &str = "sockets";
+
+/// Whether a provider is there at all, and can be used.
 fn check_provider(library: &Arc<Library>, provider: &str) -> Result<(), CreateError> {
+    if provider == UNSAFE_PROVIDER {
+        let why = format!("libfabric's provider {provider:?} cannot be used: a peer over another one would end the process; take `tcp`");
+        return Err(CreateError::NotAvailable { backend: NAME, why });
+    }
     let found = |provider: Option<String>| library.infos(&Hints { provider, ..Hints::default() });
     match found(Some(provider.to_owned())) {
         Ok(infos) if !infos.is_empty() => Ok(()),
@@ -84,6 +91,7 @@ fn check_provider(library: &Arc<Library>, provider: &str) -> Result<(), CreateEr
             let mut there: Vec<String> = found(None).unwrap_or_default().iter().map(Info::provider).collect();
             there.sort();
             there.dedup();
+            there.retain(|name| name != UNSAFE_PROVIDER);
             let (major, minor) = library.version();
             let why = outcome.err().map(|error| format!(" ({error})")).unwrap_or_default();
             let why = format!(

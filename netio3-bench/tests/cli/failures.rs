@@ -91,6 +91,9 @@ fn a_provider_that_is_not_there() {
             run(&format!("{command} --backend {backend} --provider smoke-signals")).failed(2, "smoke-signals");
         }
     }
+    if !fabric().is_empty() {
+        run("recv --listen 127.0.0.1:0 --backend rdma --provider sockets").failed(2, "take `tcp`");
+    }
 }
 
 #[test]
