@@ -65,8 +65,8 @@ pub(crate) struct Queue {
 struct Region {
     id: RegionId,
     memory: MemoryRegion,
-    /// By the number of the device.
-    registrations: Vec<(usize, Registered)>,
+    /// By the number of the device. Who posts from it holds it, too, until the packet has left.
+    registrations: Vec<(usize, Arc<Registered>)>,
 }
 
 /// Memory that a device knows.
@@ -76,12 +76,18 @@ pub(crate) struct Registered {
     pub(crate) memory: MemoryRegion,
 }
 
-/// A stretch of memory that a device knows.
-#[derive(Clone, Copy, Debug)]
+/// A stretch of the user's memory that a device knows, for as long as it is registered.
 pub(crate) struct Known {
-    pub(crate) start: usize,
-    pub(crate) end: usize,
-    pub(crate) desc: Desc,
+    stretch: Stretch,
+    registered: Weak<Registered>,
+}
+
+/// A stretch of memory, and what a device wants to be told of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stretch {
+    start: usize,
+    end: usize,
+    desc: Desc,
 }
 
 /// Completions that a queue holds.
@@ -200,7 +206,7 @@ impl Devices {
         // Those that are gone meanwhile are left over, and closed with no lock of the loop's held.
         for region in regions.iter_mut() {
             let own = registered.extract_if(.., |(id, _)| *id == region.id);
-            region.registrations.extend(own.map(|(_, memory)| (device.number, memory)));
+            region.registrations.extend(own.map(|(_, memory)| (device.number, Arc::new(memory))));
         }
         self.regions_version.fetch_add(1, Ordering::Release);
         drop(regions);
@@ -216,7 +222,7 @@ impl Devices {
         let mut registrations = Vec::new();
         for device in devices.iter().flat_map(|devices| devices.iter()) {
             let registered = device.register(memory).map_err(|error| cannot_register(memory.len(), error))?;
-            registrations.extend(registered.map(|memory| (device.number, memory)));
+            registrations.extend(registered.map(|memory| (device.number, Arc::new(memory))));
         }
         self.regions.lock().push(Region { id, memory: memory.clone(), registrations });
         self.regions_version.fetch_add(1, Ordering::Release);
@@ -248,7 +254,7 @@ impl Devices {
     pub(crate) fn known(&self, device: &Device) -> Vec<Known> {
         let of_region = |region: &Region| {
             let (_, registered) = region.registrations.iter().find(|(number, _)| *number == device.number)?;
-            Some(registered.known())
+            Some(Known { stretch: registered.stretch(), registered: Arc::downgrade(registered) })
         };
         self.regions.lock().iter().filter_map(of_region).collect()
     }
@@ -278,17 +284,24 @@ impl Registered {
     }
 
     /// What the device knows.
-    pub(crate) fn known(&self) -> Known {
+    pub(crate) fn stretch(&self) -> Stretch {
         let start = self.memory.address();
-        Known { start, end: start + self.memory.len(), desc: self.registration.desc() }
+        Stretch { start, end: start + self.memory.len(), desc: self.registration.desc() }
     }
 }
 
-impl Known {
+impl Stretch {
     /// What the device wants to be told of these bytes, if they lie here.
     pub(crate) fn find(&self, bytes: &[u8]) -> Option<Desc> {
         let start = bytes.as_ptr().addr();
         (self.start <= start && start + bytes.len() <= self.end).then_some(self.desc)
+    }
+}
+
+impl Known {
+    /// The same, with what keeps it registered, if it still is.
+    pub(crate) fn find(&self, bytes: &[u8]) -> Option<(Desc, Arc<Registered>)> {
+        self.stretch.find(bytes).zip(self.registered.upgrade())
     }
 }
 

@@ -131,6 +131,11 @@ impl Rdma {
                 }
             }
         }
+        if connection.is_over() {
+            while let Ok(Found::Message(_)) = packet.cursor.next(bytes, max_len) {
+                brought.discarded += 1;
+            }
+        }
         engine.count_brought(connection, brought);
         handled
     }

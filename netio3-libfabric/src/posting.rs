@@ -6,7 +6,7 @@ use netio3_core::engine::Engine;
 use crate::fabric::{Desc, FabricError, Posted};
 use crate::helper::{Job, context};
 use crate::link::Body;
-use crate::sending::{Abilities, MAX_PIECES};
+use crate::sending::{Abilities, Held, MAX_PIECES};
 use crate::transport::{Conn, Rdma};
 use crate::wire::{HEAD_LEN, Head, Kind};
 
@@ -18,7 +18,10 @@ impl Rdma {
         let Some(endpoint) = &*endpoint else { return Ok(0) };
         let id = connection.link.id;
         let device = &queue.device;
-        let find = |bytes: &[u8]| registered.iter().find_map(|own| own.known().find(bytes)).or_else(|| self.desc_of(device, bytes));
+        // Those of the connection's own buffers are there for as long as it is.
+        let own = |bytes: &[u8]| registered.iter().find_map(|own| own.stretch().find(bytes));
+        let of_user = |bytes: &[u8]| self.desc_of(device, bytes).map(|(desc, registered)| (desc, Some(registered as Held)));
+        let find = |bytes: &[u8]| own(bytes).map(|desc| (desc, None)).or_else(|| of_user(bytes));
         let abilities = Abilities { iov_limit: *iov_limit, find: if device.domain.needs_registration() { Some(&find) } else { None } };
         let mut left = 0;
         while *credits > 0 && sending.in_flight() < *depth {

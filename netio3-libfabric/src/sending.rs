@@ -8,6 +8,7 @@ mod long;
 
 use std::collections::VecDeque;
 use std::mem;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use netio3_core::engine::{Outgoing, Payload, Retired};
@@ -48,6 +49,8 @@ pub(crate) struct Sending {
     /// Bytes that wait to be posted.
     waiting: usize,
     retired: Vec<Retired>,
+    /// Registrations of the user's memory that packets lie in, each with the tag of the last one.
+    used: Vec<(Held, u16)>,
     /// The memory of a pool that the device does not know yet, and of those that were told of.
     unknown: Option<MemoryRegion>,
     told: Vec<usize>,
@@ -85,8 +88,11 @@ struct Cursor {
     started: bool,
 }
 
-/// Finds what the device wants to be told of some memory.
-pub(crate) type Find<'a> = dyn Fn(&[u8]) -> Option<Desc> + 'a;
+/// Finds what the device wants to be told of some memory, and what is to be held until it is done with that.
+pub(crate) type Find<'a> = dyn Fn(&[u8]) -> Option<(Desc, Option<Held>)> + 'a;
+
+/// A registration, whatever it is.
+pub(crate) type Held = Arc<dyn Send + Sync>;
 
 /// What the device can do.
 pub(crate) struct Abilities<'a> {
@@ -123,6 +129,7 @@ impl Sending {
             packet_len,
             waiting: 0,
             retired: Vec::new(),
+            used: Vec::new(),
             unknown: None,
             told: Vec::new(),
         }
@@ -370,9 +377,9 @@ impl Sending {
                 continue;
             }
             let n = bytes.len().min(packet_len - total);
-            let desc = match abilities.find {
-                Some(find) => find(bytes),
-                None => Some(Desc::NONE),
+            let (desc, registered) = match abilities.find {
+                Some(find) => find(bytes).unzip(),
+                None => (Some(Desc::NONE), None),
             };
             let own_last = count > 0 && entries[count - 1].is_none();
             // The last entry is kept for what has to be copied, unless this is the last piece.
@@ -382,6 +389,7 @@ impl Sending {
                 Some(desc) => {
                     entries[count] = Some((bytes.as_ptr().addr(), n, desc));
                     count += 1;
+                    self.built.used.extend(registered.flatten());
                     n
                 }
                 None => {
@@ -443,6 +451,12 @@ impl Sending {
             return;
         }
         let flight = Flight { tag: self.next_tag, memory: built.memory.take(), messages: built.messages, pieces: built.user_pieces };
+        for registered in built.used.drain(..) {
+            match self.used.iter_mut().find(|(known, _)| Arc::as_ptr(known).addr() == Arc::as_ptr(&registered).addr()) {
+                Some((_, last)) => *last = flight.tag,
+                None => self.used.push((registered, flight.tag)),
+            }
+        }
         self.waiting = self.waiting.saturating_sub(built.waited());
         if self.is_empty() {
             self.waiting = 0;
@@ -495,6 +509,9 @@ impl Sending {
                 }
             }
         }
+        // Those whose last packet has left.
+        let (first, flying) = (self.flights.front().map_or(self.next_tag, |flight| flight.tag), self.flights.len());
+        self.used.retain(|(_, last)| usize::from(last.wrapping_sub(first)) < flying);
         messages
     }
 

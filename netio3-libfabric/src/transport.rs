@@ -12,7 +12,7 @@ use std::sync::mpsc::Receiver;
 use netio3_core::engine::{Connection, Engine, Freed, Listener, OWN, Outgoing, Payload, Release, Retired, State, Transport, Upcalls};
 use netio3_core::{Budget, ClosedReason, ConnectionParameters, Interest, Next, Polled, Ready, RefusedReason, WatchId};
 
-use crate::devices::{Device, Devices, Known, Net, Queue};
+use crate::devices::{Device, Devices, Known, Net, Queue, Registered};
 use crate::events::BATCH;
 use crate::fabric::{Completion, Desc, EventQueue};
 use crate::helper::{self, Done, Helper, Job};
@@ -254,7 +254,7 @@ impl Rdma {
     }
 
     /// What a device wants to be told of some memory, if it knows it.
-    pub(crate) fn desc_of(&self, device: &Device, bytes: &[u8]) -> Option<Desc> {
+    pub(crate) fn desc_of(&self, device: &Device, bytes: &[u8]) -> Option<(Desc, Arc<Registered>)> {
         let version = self.devices.regions_version.load(Ordering::Acquire);
         let mut known = self.known.borrow_mut();
         if known.version != version {
@@ -406,7 +406,10 @@ impl Transport for Rdma {
         }
         if engine.is_gone() {
             helper::close(&mut body);
-            body.dissolve(&mut link.leftover.borrow_mut());
+            body.sending.abandon();
+            body.sending.retire(&mut link.leftover.borrow_mut());
+            // Its memory goes with it, not to a connection that is just being made: the callback that has dropped the backend
+            // may go on reading the message that lies there.
             return Freed::AtOnce;
         }
         if was_open {

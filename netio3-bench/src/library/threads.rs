@@ -135,6 +135,9 @@ impl Callbacks for Notices {
     }
 }
 
+/// How long a connection's thread waits to be told of an end that it has met.
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
+
 /// A connection as its thread sees it.
 struct Line<'a> {
     network: &'a (dyn NetworkBackend + Send + Sync),
@@ -241,9 +244,9 @@ impl<'a> Line<'a> {
         self.wire.receive(limit).ok_or_else(|| format!("nothing came from {} for {} s", self.address, limit.as_secs()))
     }
 
-    /// Why the connection has ended, if that was told.
+    /// Why the connection has ended, if it has: a thread may meet that before it is told.
     fn why_closed(&self) -> Option<String> {
-        while let Some(notice) = self.wire.receive(Duration::ZERO) {
+        while let Some(notice) = self.wire.receive(TOLD_WITHIN) {
             if let Notice::Closed(reason) = notice {
                 return Some(reason.to_string());
             }

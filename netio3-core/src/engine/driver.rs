@@ -133,6 +133,10 @@ impl<T: Transport> Driver<T> {
             engine.leave(&connection);
             let (endpoint, address) = (connection.endpoint, &connection.address);
             match connection.state() {
+                // A peer that was admitted: the listening side is told of those alone that are established.
+                State::Refused(reason) if connection.is_incoming() => {
+                    tracing::info!(backend = T::NAME, %endpoint, peer = %address, %reason, "an admitted peer did not come about");
+                }
                 State::Refused(reason) => {
                     engine.totals.refused.add(1);
                     tracing::info!(backend = T::NAME, %endpoint, peer = %address, %reason, "connection refused");

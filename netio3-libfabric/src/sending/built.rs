@@ -1,6 +1,6 @@
 //! A packet that is put together, and the memory it lies in.
 
-use super::MAX_PIECES;
+use super::{Held, MAX_PIECES};
 use crate::fabric::Desc;
 use crate::slab::{Slab, Slot};
 use crate::wire::{HEAD_LEN, Head, Kind, LEN_LEN};
@@ -23,6 +23,8 @@ pub(crate) struct Built {
     /// Stretches of its own memory and of the user's: address, length, and what the device wants to be told.
     pieces: [(usize, usize, Desc); MAX_PIECES],
     count: usize,
+    /// The registrations of those of the user's, until it is posted.
+    pub(super) used: Vec<Held>,
     pub(super) messages: u32,
     pub(super) user_pieces: usize,
     /// Bytes of the user's memory that the device does not know and that were copied for it.

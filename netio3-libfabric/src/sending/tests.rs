@@ -97,7 +97,7 @@ impl Side {
 
     /// Posts what can be posted; gives how many packets.
     fn post(&mut self, at_most: usize) -> usize {
-        let find = |bytes: &[u8]| (bytes.as_ptr().addr() / 16).is_multiple_of(2).then_some(Desc::NONE);
+        let find = |bytes: &[u8]| (bytes.as_ptr().addr() / 16).is_multiple_of(2).then_some((Desc::NONE, None));
         let abilities = Abilities { iov_limit: self.iov_limit, find: if self.picky { Some(&find) } else { None } };
         for count in 0..at_most {
             let Some(built) = self.sending.build(&self.slab, &abilities) else { return count };
@@ -359,4 +359,32 @@ fn receives_go_on_behind_packets_that_wait() {
     }
     let posted = std::iter::from_fn(|| receiving.next_free()).count();
     assert_eq!(posted, 4, "all but the two that wait");
+}
+
+/// What a packet was posted from stays registered until it has left, and so does what the next packet was built from.
+#[test]
+fn registrations_are_held_until_their_packets_have_left() {
+    let mut side = Side::new(4_096, 4, true);
+    let (registration, other): (Held, Held) = (Arc::new(1), Arc::new(2));
+    let count = Arc::strong_count;
+    let post = |side: &mut Side, registration: &Held, len: usize| {
+        let message = Bytes::from(vec![7; len]);
+        side.sending.push(Outgoing { header: &[], payload: Payload::Shared(&[message]), len }, 0, &side.slab);
+        let find = |_: &[u8]| Some((Desc::NONE, Some(registration.clone())));
+        while side.sending.build(&side.slab, &Abilities { iov_limit: 4, find: Some(&find) }).is_some() {
+            assert!(count(registration) >= 2, "what is built holds it");
+            side.sending.posted();
+        }
+    };
+    post(&mut side, &registration, 9_000);
+    let tags = side.sending.next_tag();
+    assert!(tags > 1, "it takes several packets");
+    post(&mut side, &other, 1_000);
+    assert_eq!((count(&registration), count(&other)), (2, 2));
+    side.sending.left(tags - 2);
+    assert_eq!((count(&registration), count(&other)), (2, 2), "its last packet is on its way");
+    side.sending.left(tags - 1);
+    assert_eq!((count(&registration), count(&other)), (1, 2));
+    side.sending.abandon();
+    assert_eq!(count(&other), 1);
 }

@@ -183,10 +183,11 @@ impl<T: Transport> SyncBackend<T> {
 
     /// The loop has a command; on its own thread it is carried out at once.
     fn commanded(&self) {
-        match here::<T>(&self.shared) {
-            Some(side) => side.run_commands(),
-            None => self.shared.inbox.wake(),
+        if let Some(side) = here::<T>(&self.shared) {
+            side.run_commands();
         }
+        // Here, too: other threads may have left something meanwhile, and relied on the command's waking the loop.
+        self.shared.inbox.wake();
     }
 
     fn with_pool<R>(&self, to: Endpoint, f: impl FnOnce(&mut BufferPool) -> R) -> Result<R, BufferError> {

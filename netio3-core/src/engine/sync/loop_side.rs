@@ -142,7 +142,7 @@ impl<T: Transport> LoopSide<T> {
         // Not what other threads add meanwhile.
         let messages = self.shared.with(endpoint, |mail| mail.ledger.messages()).unwrap_or(0);
         if self.hand_over(endpoint, &mut Budget { messages, ..UNLIMITED }) == Progress::OutOfBudget {
-            self.later.borrow_mut().push(endpoint);
+            self.list_for_later(endpoint);
         }
     }
 
@@ -166,7 +166,13 @@ impl<T: Transport> LoopSide<T> {
 
     /// The backend takes messages of this connection again.
     pub(super) fn unstick(&self, endpoint: Endpoint) {
+        self.list_for_later(endpoint);
+    }
+
+    /// Has a mailbox looked at in the next turn, which may not be due otherwise.
+    fn list_for_later(&self, endpoint: Endpoint) {
         self.later.borrow_mut().push(endpoint);
+        self.engine().event_loop().schedule();
     }
 
     /// Hands over what a mailbox has. Where the budget ends it, the caller lists it for later.
