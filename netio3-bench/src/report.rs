@@ -133,6 +133,11 @@ impl Report {
         }
     }
 
+    /// Says why a connection broke, if one did, and what that has lost.
+    pub fn broken_by(&mut self, why: Option<impl Display>) {
+        self.error = why.map(|why| format!("{why}: {} messages were not acknowledged", self.lost));
+    }
+
     /// Whether the counts are as they should be; the first that is not, as a failure.
     pub fn verdict(&self) -> Result<(), Failure> {
         if let Some(error) = &self.error {

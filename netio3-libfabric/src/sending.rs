@@ -7,8 +7,8 @@ mod built;
 mod long;
 
 use std::collections::VecDeque;
-use std::mem;
 use std::sync::Arc;
+use std::{mem, ptr};
 
 use bytes::Bytes;
 use netio3_core::engine::{Outgoing, Payload, Retired};
@@ -452,7 +452,7 @@ impl Sending {
         }
         let flight = Flight { tag: self.next_tag, memory: built.memory.take(), messages: built.messages, pieces: built.user_pieces };
         for registered in built.used.drain(..) {
-            match self.used.iter_mut().find(|(known, _)| Arc::as_ptr(known).addr() == Arc::as_ptr(&registered).addr()) {
+            match self.used.iter_mut().find(|(known, _)| ptr::addr_eq(Arc::as_ptr(known), Arc::as_ptr(&registered))) {
                 Some((_, last)) => *last = flight.tag,
                 None => self.used.push((registered, flight.tag)),
             }

@@ -6,17 +6,10 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use netio3_core::{ClosedReason, EndPointAddress, EventLoop, Handlers, NetioStatus, NetworkBackend, Phase};
+use netio3_core::{ClosedReason, EndPointAddress, EventLoop, Handlers, NetworkBackend, Phase};
 use netio3_evloop::EpollEventLoop;
 
-use crate::util::{config, is_here};
-
-const LIMIT: Duration = Duration::from_secs(30);
-
-#[track_caller]
-fn until(ev: &EpollEventLoop, what: &str, mut condition: impl FnMut() -> bool) {
-    assert!(ev.run_until(&mut condition, LIMIT).expect("the loop can wait"), "not within {LIMIT:?}: {what}");
-}
+use crate::util::{LIMIT, Told, config, is_here, node, until};
 
 /// Of messages that came in one packet those behind the one in whose callback the connection was aborted are counted.
 #[test]
@@ -32,14 +25,11 @@ fn what_an_abort_leaves_of_a_packet_is_counted() {
         .on_connection_closed(move |_, _, _, _, reason| end.set(Some(reason)));
     let server = netio3_libfabric::create_local(config(), Box::new(server), &ev).expect("libfabric is here");
     let address = server.open_listen_endpoint(&EndPointAddress::localhost(0), &Default::default()).expect("a port is left");
-    let client = Handlers::new().on_connection_established(|backend, connection| {
-        for key in 0..5 {
-            assert_eq!(backend.send_copy(connection.endpoint, b"hello", b"", key), Ok(NetioStatus::Ok));
-        }
-    });
-    let client = netio3_libfabric::create_local(config(), Box::new(client), &ev).expect("libfabric is here");
-    client.connect(&address, &Default::default()).expect("a connection is started");
-    until(&ev, "the connection is aborted", || closed.get().is_some());
+    let client = node(&ev);
+    let to = client.backend.connect(&address, &Default::default()).expect("a connection is started");
+    until(&ev, &[], "it is established", || client.established() == [to]);
+    (0..5).for_each(|key| client.send(to, b"hello", key));
+    until(&ev, &[], "the connection is aborted", || closed.get().is_some());
     assert_eq!(closed.get(), Some(ClosedReason::Local));
     let totals = server.totals();
     assert_eq!((totals.messages_received.get(), totals.messages_discarded.get()), (1, 4));
@@ -63,11 +53,8 @@ fn an_admitted_peer_that_is_not_established_is_not_told_of() {
     for end in ends {
         // The loops of both sides, so that one can stand still.
         let [here, there] = [(); 2].map(|()| EpollEventLoop::new().expect("descriptors are left"));
-        let refused = Rc::new(Cell::new(0));
-        let count = refused.clone();
-        let server = Handlers::new().on_connection_refused(move |_, _, _, _| count.set(count.get() + 1));
-        let server = netio3_libfabric::create_local(config(), Box::new(server), &here).expect("libfabric is here");
-        let address = server.open_listen_endpoint(&EndPointAddress::localhost(0), &Default::default()).expect("a port is left");
+        let node = node(&here);
+        let (server, address) = (&*node.backend, node.listen());
         let client = netio3_libfabric::create_local(config(), Box::new(Handlers::new()), &there).expect("libfabric is here");
         for _ in 0..PEERS {
             client.connect(&address, &Default::default()).expect("a connection is started");
@@ -81,11 +68,12 @@ fn an_admitted_peer_that_is_not_established_is_not_told_of() {
         while !server.connections().iter().any(|connection| connection.phase == Phase::Opening) {
             turn("no peer is met while it is being accepted");
         }
-        end(&*server, &address);
+        end(server, &address);
         server.shutdown(Duration::from_secs(1));
         while !server.connections().is_empty() || !client.connections().is_empty() {
             turn("the connections do not end");
         }
-        assert_eq!((refused.get(), server.totals().refused.get()), (0, 0));
+        assert!(!node.told().iter().any(|told| matches!(told, Told::Refused(..))), "{:?}", node.told());
+        assert_eq!(server.totals().refused.get(), 0);
     }
 }

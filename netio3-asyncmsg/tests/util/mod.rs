@@ -70,15 +70,23 @@ impl Bare {
     #[track_caller]
     pub fn greeted(ev: &EpollEventLoop, node: &Node, address: EndPointAddress) -> (Self, Endpoint) {
         let before = node.established().len();
+        let bare = Self::answered(ev, address);
+        until(ev, "the peer is established", || node.established().len() > before);
+        (bare, node.established()[before])
+    }
+
+    /// One that exchanged hellos with whoever listens there.
+    #[track_caller]
+    pub fn answered(ev: &EpollEventLoop, address: EndPointAddress) -> Self {
         let mut bare = Self::connect(address);
         bare.write(&hello());
         until(ev, "the hello is answered", || {
             bare.read();
-            bare.arrived.len() >= 72 && node.established().len() > before
+            bare.arrived.len() >= 72
         });
         assert_eq!(&bare.arrived[..8], b"NETIO3\r\n");
         bare.arrived.drain(..72);
-        (bare, node.established()[before])
+        bare
     }
 
     /// Writes what is sure to fit into the kernel's buffer.

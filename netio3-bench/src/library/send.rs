@@ -270,7 +270,7 @@ impl Sender {
         let mean = self.total.messages as f64 / f64::from(self.plan.busy());
         let told = self.plan.busy() > 1 && self.plan.duration.is_some() && self.acknowledged == self.plan.busy();
         report.slowest = told.then(|| self.least as f64 / mean);
-        report.error = self.broken.as_ref().map(|why| format!("{why}: {} messages were not acknowledged", self.total.lost));
+        report.broken_by(self.broken.as_ref());
         report
     }
 }

@@ -59,8 +59,7 @@ pub fn send(ground: &Ground, backend: Backend, plan: &Plan, mode: Mode, address:
     report.connections = plan.connections;
     report.calls = calls(&*network);
     report.refused_sends = done.iter().map(|sent| sent.refused).sum();
-    let broken = done.iter().find_map(|sent| sent.broken.as_ref());
-    report.error = broken.map(|why| format!("{why}: {} messages were not acknowledged", total.lost));
+    report.broken_by(done.iter().find_map(|sent| sent.broken.as_ref()));
     Ok(report)
 }
 
@@ -189,16 +188,16 @@ impl<'a> Line<'a> {
         let deadline = plan.duration.map(|duration| began + duration);
         let mut outgoing = Outgoing::new(messages, stream as u16, plan.count(stream).unwrap_or(u64::MAX));
         let outcome = self.send_all(&mut outgoing, deadline, plan.layout.size);
-        let (sent, ended) = (outgoing.sent(), Instant::now());
+        let ended = Instant::now();
         let (tally, broken) = match outcome {
-            Ok(tally) => (tally, None),
-            Err(why) => (Tally { lost: sent, ..Tally::default() }, Some(why)),
+            Ok(tally) => {
+                let _ = self.network.close(self.endpoint);
+                // Closed, or as good as that.
+                let _ = self.next(STALL_DEADLINE);
+                (tally, None)
+            }
+            Err(why) => (Tally { lost: outgoing.sent(), ..Tally::default() }, Some(why)),
         };
-        if broken.is_none() {
-            let _ = self.network.close(self.endpoint);
-            // Closed, or as good as that.
-            let _ = self.next(STALL_DEADLINE);
-        }
         Sent { tally, refused: outgoing.refused(), began, ended, broken }
     }
 

@@ -81,7 +81,7 @@ pub fn send(common: &Common, args: &SendArgs) -> Result<Report, Failure> {
     report.mode = Some(mode);
     report.size = args.size;
     report.connections = plan.connections;
-    report.error = error.map(|cause| format!("{}: {} messages were not acknowledged", explain(&cause), total.lost));
+    report.broken_by(error.as_ref().map(explain));
     Ok(report)
 }
 

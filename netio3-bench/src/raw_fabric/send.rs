@@ -35,7 +35,7 @@ pub fn send(common: &Common, args: &SendArgs) -> Result<Report, Failure> {
     report.mode = Some(mode);
     report.size = args.size;
     report.connections = plan.connections;
-    report.error = error.map(|cause| format!("{cause}: {} messages were not acknowledged", total.lost));
+    report.broken_by(error);
     client.hang_up();
     Ok(report)
 }

@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -394,14 +393,11 @@ const LONGEST_SHUTDOWN: Duration = Duration::from_secs(365 * 24 * 3_600);
 impl<T: Transport> Drop for LocalBackend<T> {
     fn drop(&mut self) {
         if self.owner {
-            // Dropping what was to be sent may panic; the callbacks leave the loop all the same.
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.engine.tear_down()));
+            // The callbacks first: dropping what was to be sent may panic. A source that is running stays until it returns.
             if let Some(source) = self.engine.source.get() {
                 self.engine.ev.remove_source(source);
             }
-            if let Err(panic) = outcome {
-                resume_unwind(panic);
-            }
+            self.engine.tear_down();
         }
     }
 }

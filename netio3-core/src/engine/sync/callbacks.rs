@@ -107,6 +107,6 @@ impl<T: Transport> Callbacks for FrontCallbacks<T> {
 
     fn on_writable(&mut self, _inner: &dyn NetworkBackend, endpoint: Endpoint, _address: &EndPointAddress) {
         // Not the user's: he waits for room in the mailbox.
-        self.0.unstick(endpoint);
+        self.0.look_later(endpoint);
     }
 }

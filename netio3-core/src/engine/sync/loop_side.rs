@@ -142,7 +142,7 @@ impl<T: Transport> LoopSide<T> {
         // Not what other threads add meanwhile.
         let messages = self.shared.with(endpoint, |mail| mail.ledger.messages()).unwrap_or(0);
         if self.hand_over(endpoint, &mut Budget { messages, ..UNLIMITED }) == Progress::OutOfBudget {
-            self.list_for_later(endpoint);
+            self.look_later(endpoint);
         }
     }
 
@@ -164,13 +164,8 @@ impl<T: Transport> LoopSide<T> {
         self.later.borrow().len()
     }
 
-    /// The backend takes messages of this connection again.
-    pub(super) fn unstick(&self, endpoint: Endpoint) {
-        self.list_for_later(endpoint);
-    }
-
     /// Has a mailbox looked at in the next turn, which may not be due otherwise.
-    fn list_for_later(&self, endpoint: Endpoint) {
+    pub(super) fn look_later(&self, endpoint: Endpoint) {
         self.later.borrow_mut().push(endpoint);
         self.engine().event_loop().schedule();
     }
@@ -295,7 +290,7 @@ impl<T: Transport> LoopSide<T> {
             self.refused.borrow_mut().push_back((endpoint, address));
         }
         // It may have been asked to end before the backend knew of it.
-        self.unstick(endpoint);
+        self.look_later(endpoint);
     }
 
     /// Accepts no more messages on some connections, and hands over what they have.

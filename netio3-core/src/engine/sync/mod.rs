@@ -138,8 +138,9 @@ impl<T: Transport> Drop for SyncBackend<T> {
             return;
         }
         if let Some(side) = loop_side::here::<T>(&self.shared) {
-            side.tear_down();
+            // In this order, as of the single-threaded kind.
             side.remove();
+            side.tear_down();
             return;
         }
         let remains = self.shared.end();
