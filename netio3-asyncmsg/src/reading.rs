@@ -376,15 +376,21 @@ impl<N: Net> Tcp<N> {
 
     /// What arrives is not this protocol.
     fn broken(&self, engine: &Engine<Self>, connection: &Conn<N>, broken: Broken) {
-        tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, ?broken, "the peer broke the protocol");
         match connection.state() {
             State::Opening if connection.is_incoming() => {
+                tracing::info!(peer = %connection.address, ?broken, "a peer did not say hello");
                 connection.listener_counters().inspect(|counters| counters.failed_hello.add(1));
                 engine.totals.failed_hello.add(1);
                 engine.drop_stranger(connection);
             }
-            State::Opening => engine.refuse(connection, netio3_core::RefusedReason::Protocol),
-            _ => engine.finish(connection, ClosedReason::Protocol, Release::Reset),
+            state => {
+                tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, ?broken, "the peer broke the protocol");
+                if state == State::Opening {
+                    engine.refuse(connection, netio3_core::RefusedReason::Protocol);
+                } else {
+                    engine.finish(connection, ClosedReason::Protocol, Release::Reset);
+                }
+            }
         }
     }
 }

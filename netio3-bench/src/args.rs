@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::LevelFilter;
 
 /// Measures netio3 between two processes and checks that every message arrived.
 ///
@@ -63,6 +64,9 @@ pub struct Common {
     /// Print one JSON object as the last line
     #[arg(long, global = true)]
     pub json: bool,
+    /// What of the library's log goes to standard error: off, error, warn, info, debug or trace
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
+    pub log: LevelFilter,
     /// Stop when everything is connected, until SIGCONT comes; `limits` says so
     #[arg(long, global = true, hide = true)]
     pub held: bool,

@@ -25,6 +25,7 @@ mod raw_fabric;
 mod report;
 mod tour;
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -62,6 +63,8 @@ fn one_line(message: &str) -> String {
 
 fn run(cli: &Cli) -> Result<(), Failure> {
     let common = &cli.common;
+    // A full or closed standard error is none of the measurement's concerns.
+    tracing_subscriber::fmt().with_max_level(common.log).with_writer(io::stderr).log_internal_errors(false).init();
     let is_transfer = matches!(cli.command, Some(Command::Recv(_) | Command::Send(_) | Command::Echo(_) | Command::Ping(_)));
     if common.epoll && (!is_transfer || common.backend() != Backend::Raw || common.spin > 0) {
         return Err(Failure::NoConnection("--epoll is for bare sockets that do not spin: --backend raw, and no --spin".into()));

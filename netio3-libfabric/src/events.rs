@@ -269,7 +269,7 @@ impl Rdma {
                 if let Some(connection) = self.connection(&engine, endpoint as u64) {
                     self.failed(up, &engine, &connection, &error, &data);
                 } else if self.listeners.borrow().contains_key(&(endpoint as u64)) {
-                    tracing::warn!(%error, "a peer asked to be connected in a way that the provider cannot take, and is refused");
+                    tracing::info!(%error, "a peer asked to be connected in a way that the provider cannot take, and is refused");
                 }
             }
         }

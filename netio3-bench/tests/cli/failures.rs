@@ -262,6 +262,33 @@ fn either_side_of_round_trips_dies() {
 }
 
 #[test]
+fn a_receiver_short_of_descriptors_says_so_once() {
+    let mut receiver = start_within("-n 20", "recv --listen 127.0.0.1:0 --senders 2");
+    let address = receiver.address();
+    // Those beyond the few that are left wait in the kernel, which makes room when the others are gone.
+    let peers: Vec<_> = (0..40).map(|_| std::net::TcpStream::connect(&address).expect("the kernel takes it")).collect();
+    let patient = start(&format!("send --connect {address} --size 64 --messages 10 --json"));
+    drop(peers);
+    patient.end().delivered();
+    run(&format!("send --connect {address} --size 64 --messages 10 --json")).delivered();
+    let ended = receiver.end();
+    assert_eq!((ended.status, ended.stderr.lines().count()), (0, 1), "{ended:?}");
+    assert!(ended.stderr.contains("cannot accept; raise the limit of open files"), "{ended:?}");
+}
+
+#[test]
+fn the_log_has_what_was_asked_for() {
+    for (option, lines) in [("", 0), ("--log off", 0), ("--log info", 2)] {
+        let mut receiver = start(&format!("recv --listen 127.0.0.1:0 {option}"));
+        run(&format!("send --connect {} --size 64 --messages 10 --json", receiver.address())).delivered();
+        let ended = receiver.end();
+        let told = ended.stderr.lines().filter(|line| line.contains("INFO") && line.contains("connection ")).count();
+        assert_eq!((ended.status, told), (0, lines), "{ended:?}");
+    }
+    run("recv --log loud").failed(2, "--log");
+}
+
+#[test]
 fn backends_do_not_mix() {
     let of_libfabric: Vec<_> = fabric().iter().flat_map(|one| fabric().iter().map(|other| (*one, *other))).collect();
     let pairs = [("tcp", "raw"), ("raw", "tcp")].into_iter().chain(of_libfabric.into_iter().filter(|(one, other)| one != other));
