@@ -205,6 +205,16 @@ impl Inbound {
         whole.saturating_sub(have).max(1)
     }
 
+    /// How many bytes the frame needs that has begun with what was kept, or `in_place` with what stays there; nothing when
+    /// none has.
+    pub(crate) fn missing(&self, in_place: &[u8]) -> usize {
+        match (self.assembling, self.message_len(in_place)) {
+            (Some((len, have)), _) => len - have,
+            (None, Some(len)) => HEAD_LEN + len - in_place.len(),
+            (None, None) => 0,
+        }
+    }
+
     /// `n` bytes were read into the room; gives the length of the message when that completes it.
     pub(crate) fn assembled(&mut self, n: usize) -> Option<usize> {
         let (len, have) = self.assembling.as_mut()?;

@@ -3,7 +3,8 @@
 //! Small messages leave in batches: what is sent within one turn of the loop goes out together at its end,
 //! or as soon as some 122 KiB wait. Large ones go from the user's memory in gathered writes. Receiving takes up
 //! to 516 KiB with one call into memory that all connections share, and hands messages out in place; those
-//! of more than 128 KiB are read directly into memory of their own.
+//! of more than 128 KiB are read directly into memory of their own. Of a long message that has begun the loop is woken when
+//! the rest, or 512 KiB of it, is here.
 //!
 //! The framing and the wire's byte tables are in ARCHITECTURE.md. Nothing here starts a thread.
 #![forbid(unsafe_code)]

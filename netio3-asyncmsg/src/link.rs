@@ -31,6 +31,8 @@ pub(crate) struct Link<S> {
     pub(crate) broken: Cell<bool>,
     /// The system told that the stream ends.
     pub(crate) read_closed: Cell<bool>,
+    /// From how many bytes on the system tells of what came.
+    low_water: Cell<usize>,
 }
 
 struct Watched<S> {
@@ -52,6 +54,7 @@ impl<S: Stream> Link<S> {
             blocked: Cell::new(false),
             broken: Cell::new(false),
             read_closed: Cell::new(false),
+            low_water: Cell::new(1),
         }
     }
 
@@ -77,6 +80,13 @@ impl<S: Stream> Link<S> {
     pub(crate) fn unwatch(&self, ev: &dyn EventLoop) {
         if let Some(watched) = &mut *self.socket.borrow_mut() {
             watched.watch.take().into_iter().for_each(|watch| watched.socket.unwatch(ev, watch));
+        }
+    }
+
+    /// Has the system tell of what comes once so many bytes are here.
+    pub(crate) fn set_low_water(&self, bytes: usize) {
+        if bytes != self.low_water.get() && self.socket().is_some_and(|socket| socket.set_low_water(bytes).is_ok()) {
+            self.low_water.set(bytes);
         }
     }
 

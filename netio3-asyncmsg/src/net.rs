@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use netio3_core::engine::Opener;
 use netio3_core::{ConnectionParameters, ConnectionParametersRecv, EndPointAddress, EventLoop, Interest, SourceId, WatchId};
+use nix::libc;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SetUsize;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// Where the sockets come from.
@@ -26,6 +29,8 @@ pub(crate) trait Stream: Sized + Send + 'static {
     fn shutdown_write(&self) -> io::Result<()>;
     /// Closing is to reset the connection, whatever the system still holds.
     fn reset_on_close(&self);
+    /// The system is to tell of bytes that came once so many are here, or as many as it can hold; of an end it tells at once.
+    fn set_low_water(&self, bytes: usize) -> io::Result<()>;
     fn watch(&self, ev: &dyn EventLoop, source: SourceId, token: usize) -> io::Result<WatchId>;
     fn unwatch(&self, ev: &dyn EventLoop, watch: WatchId);
 }
@@ -99,6 +104,12 @@ impl Opener for SystemOpener {
     }
 }
 
+/// The option of which socket2 knows nothing.
+#[derive(Clone, Copy)]
+struct LowWater;
+
+nix::setsockopt_impl!(LowWater, libc::SOL_SOCKET, libc::SO_RCVLOWAT, usize, SetUsize);
+
 /// The errno of a connection attempt that goes on.
 const EINPROGRESS: i32 = 115;
 
@@ -167,6 +178,10 @@ impl Stream for TcpStream {
     fn reset_on_close(&self) {
         // Where it fails the close is merely less abrupt.
         _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+
+    fn set_low_water(&self, bytes: usize) -> io::Result<()> {
+        Ok(setsockopt(self, LowWater, &bytes)?)
     }
 
     fn watch(&self, ev: &dyn EventLoop, source: SourceId, token: usize) -> io::Result<WatchId> {

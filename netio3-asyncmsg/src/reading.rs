@@ -36,6 +36,10 @@ enum Rest {
 /// Bytes read at once, at most: more than a sender writes at once, so that a receiver that is behind catches up, and a
 /// little more than long messages of a power of two take.
 const READ_LEN: usize = (512 << 10) + (4 << 10);
+/// The rest of a frame is awaited as a whole if it has so many bytes: less comes with a segment or two anyway.
+const LEAST_AWAITED: usize = 16 << 10;
+/// The most of it that is awaited before it is read. Of 4 MiB the beginning would have left the caches (docs/performance.md).
+const MOST_AWAITED: usize = 512 << 10;
 /// Room in front for the beginning of a head or hello that an earlier read brought; hellos are shorter.
 const PREFIX_LEN: usize = 1 << 10;
 
@@ -59,7 +63,10 @@ impl<N: Net> Tcp<N> {
             }
             match self.read_once(up, engine, connection, &mut buffer, budget) {
                 Ok(true) => {}
-                Ok(false) => break Next::Wait,
+                Ok(false) => {
+                    self.await_rest(connection, &buffer);
+                    break Next::Wait;
+                }
                 Err(error) => {
                     self.lost(engine, connection, &error);
                     break Next::Wait;
@@ -139,8 +146,8 @@ impl<N: Net> Tcp<N> {
             *latest = Some(connection.clone());
         }
         drop(latest);
-        // After a short read the socket is empty, and the next byte will be told; but an end of stream that
-        // was told already will not be told again.
+        // After a short read the socket is empty, and the next byte, or what is awaited of a frame, will be told; but an end
+        // of stream that was told already will not be told again.
         let more = n == wanted || link.read_closed.get();
 
         let assembled = n.min(room_len);
@@ -161,6 +168,19 @@ impl<N: Net> Tcp<N> {
             }
         }
         Ok(more)
+    }
+
+    /// Has the system tell of the rest of a long frame when much of it is here, instead of each segment. Never of more bytes
+    /// than the frame needs: who reads it afterwards must find that they come, whatever the peer does then.
+    fn await_rest(&self, connection: &Conn<N>, ReadBuffer(buffer): &ReadBuffer) {
+        let cut = self.cut.borrow();
+        let in_place = cut.as_ref().filter(|cut| Rc::ptr_eq(&cut.connection, connection)).map_or(0..0, |cut| cut.place.clone());
+        let missing = connection.link.inbound.borrow().missing(&buffer[in_place]);
+        // Who polls the socket does not wait for the system to tell.
+        let waits = missing >= LEAST_AWAITED && !self.polled.get();
+        // So that a peer does not run out of what the system lets it send.
+        let most = connection.params.receive_buffer.map_or(MOST_AWAITED, |bytes| MOST_AWAITED.min(bytes / 2));
+        connection.link.set_low_water(if waits { missing.min(most).max(1) } else { 1 });
     }
 
     /// Leaves the beginning of something where it lies, or keeps it.

@@ -31,7 +31,7 @@ pub(crate) struct Tcp<N: Net> {
     /// The only connection, while its socket is polled and not watched.
     unwatched: RefCell<Option<Conn<N>>>,
     /// The loop has polled since the last turn, which began then.
-    polled: Cell<bool>,
+    pub(crate) polled: Cell<bool>,
     turn: Cell<Option<Instant>>,
     spares: Rc<Spares>,
     net: PhantomData<N>,

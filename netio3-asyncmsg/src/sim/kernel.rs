@@ -71,6 +71,8 @@ struct Socket {
     peer_ended: bool,
     reset: bool,
     reset_on_close: bool,
+    /// The bytes from which on they are told of.
+    low_water: usize,
 }
 
 struct Port {
@@ -182,6 +184,7 @@ impl State {
             peer_ended: false,
             reset: false,
             reset_on_close: false,
+            low_water: 1,
         }
     }
 
@@ -302,6 +305,14 @@ impl State {
         }
     }
 
+    pub(super) fn set_low_water(&mut self, id: u64, bytes: usize) {
+        if let Some(socket) = self.sockets.get_mut(&id) {
+            // As the system does, which cannot wait for more than it holds. What is here already may be enough.
+            socket.low_water = bytes.min(self.weather.capacity / 2).max(1);
+            socket.event = true;
+        }
+    }
+
     fn abort(&mut self, id: u64) {
         if let Some(socket) = self.sockets.get_mut(&id) {
             socket.stream.inner_mut().abort();
@@ -417,7 +428,7 @@ impl Socket {
         if self.peer_ended {
             ready |= Ready::READABLE | Ready::READ_CLOSED;
         }
-        if self.stream.inner().readable_len() > 0 || (fault_over && self.read_short) {
+        if self.stream.inner().readable_len() >= self.low_water || (fault_over && self.read_short) {
             ready |= Ready::READABLE;
         }
         if self.write_short {

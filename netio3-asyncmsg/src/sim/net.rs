@@ -71,6 +71,11 @@ impl Stream for SimStream {
         self.kernel.state().reset_on_close(self.id);
     }
 
+    fn set_low_water(&self, bytes: usize) -> io::Result<()> {
+        self.kernel.state().set_low_water(self.id, bytes);
+        Ok(())
+    }
+
     fn watch(&self, _ev: &dyn EventLoop, source: SourceId, token: usize) -> io::Result<WatchId> {
         Ok(self.kernel.state().watch_socket(self.id, source.0, token))
     }

@@ -107,6 +107,14 @@ impl Inbox {
         Ok(Some(&rest[..len]))
     }
 
+    /// How many bytes the message needs that has begun; nothing when none has.
+    pub fn missing(&self) -> usize {
+        match self.rest().first_chunk() {
+            Some(len) => (u32::from_le_bytes(*len) as usize + HEAD_LEN).saturating_sub(self.rest().len()),
+            None => 0,
+        }
+    }
+
     /// Parsed frames as they came, heads included; positions hold until the next read.
     pub fn range(&self, from: usize, to: usize) -> &[u8] {
         &self.buffer[from..to]

@@ -76,6 +76,7 @@ fn receive_alone(common: &Common, ledger: &mut Ledger, peer: &mut Peer) -> io::R
                 return Ok(());
             }
         }
+        socket.await_rest(peer.inbox.missing())?;
         match peer.inbox.read(&mut socket) {
             Ok(0) => return Ok(()),
             Ok(_) => {}

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SetUsize;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::args::Common;
@@ -97,7 +100,19 @@ pub struct Waiting {
     socket: TcpStream,
     spin: Duration,
     epoll: Option<Epoll>,
+    /// From how many bytes on the kernel tells of what came.
+    low_water: usize,
 }
+
+/// The rest of a message is awaited as a whole if it has so many bytes.
+const LEAST_AWAITED: usize = 16 << 10;
+/// The most of it that is awaited before it is read.
+const MOST_AWAITED: usize = 512 << 10;
+
+#[derive(Clone, Copy)]
+struct LowWater;
+
+nix::setsockopt_impl!(LowWater, libc::SOL_SOCKET, libc::SO_RCVLOWAT, usize, SetUsize);
 
 /// Waits for what can be read, edge-triggered.
 struct Epoll {
@@ -114,7 +129,19 @@ impl Waiting {
     pub fn new(socket: TcpStream, common: &Common) -> io::Result<Self> {
         socket.set_nonblocking(common.spin > 0 || common.epoll)?;
         let epoll = common.epoll.then(|| Epoll::new(&socket)).transpose()?;
-        Ok(Self { socket, spin: common.spin(), epoll })
+        Ok(Self { socket, spin: common.spin(), epoll, low_water: 1 })
+    }
+
+    /// Before a read, of a message that has begun and needs so many bytes: has the kernel tell of them when much is here, not
+    /// of each segment.
+    pub fn await_rest(&mut self, missing: usize) -> io::Result<()> {
+        let awaited = if missing < LEAST_AWAITED || !self.spin.is_zero() { 1 } else { missing.min(MOST_AWAITED) };
+        if awaited != self.low_water {
+            setsockopt(&self.socket, LowWater, &awaited)?;
+            self.low_water = awaited;
+        }
+        // A read that waits would copy what is here before, and then await as much again.
+        if awaited > 1 && self.epoll.is_none() { wait(&self.socket, PollFlags::POLLIN) } else { Ok(()) }
     }
 
     fn until_done(&self, events: PollFlags, mut job: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
@@ -211,7 +238,7 @@ pub fn explain(error: &io::Error) -> String {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("no progress for {} s", STALL_DEADLINE.as_secs()),
         io::ErrorKind::UnexpectedEof => "the peer hung up".into(),
         io::ErrorKind::InvalidData => "what came was no frame of ours".into(),
-        _ if error.raw_os_error() == Some(nix::libc::EMFILE) => format!("{error}; raise the limit of open files, `ulimit -n`"),
+        _ if error.raw_os_error() == Some(libc::EMFILE) => format!("{error}; raise the limit of open files, `ulimit -n`"),
         _ => error.to_string(),
     }
 }
