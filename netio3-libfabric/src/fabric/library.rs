@@ -7,6 +7,7 @@ use libfabric_sys as sys;
 use libfabric_sys::{OpenError, Symbols};
 use parking_lot::Mutex;
 
+use super::signals::Handlers;
 use super::{FabricError, memory_monitor};
 
 /// The oldest version that is served.
@@ -61,6 +62,13 @@ impl Library {
         if let Some(library) = &*opened {
             return Ok(library.clone());
         }
+        let handlers = Handlers::current();
+        let library = Self::load();
+        handlers.restore();
+        Ok(opened.insert(Arc::new(library?)).clone())
+    }
+
+    fn load() -> Result<Self, LoadError> {
         // SAFETY: the name is libfabric's, whose interface is what the bindings declare. Once something was
         // made with it, it stays open: `OPENED` is never dropped.
         let symbols = unsafe { Symbols::open() }.map_err(|error| match error {
@@ -75,7 +83,7 @@ impl Library {
         if let Err(code) = memory_monitor::turn_off(&library.symbols) {
             tracing::debug!(code, "libfabric's cache of registered memory stays on");
         }
-        Ok(opened.insert(Arc::new(library)).clone())
+        Ok(library)
     }
 
     /// Its version: major, minor.

@@ -35,6 +35,7 @@ mod library;
 mod memory_monitor;
 mod memory_region;
 mod passive_endpoint;
+mod signals;
 
 pub use completion_queue::{Completion, CompletionError, CompletionQueue, CqError};
 pub use domain::Domain;
