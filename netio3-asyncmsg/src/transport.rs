@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::io;
 use std::marker::PhantomData;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use netio3_core::engine::{
@@ -41,14 +41,10 @@ pub(crate) struct Tcp<N: Net> {
 pub(crate) struct Listening<L> {
     listener: L,
     watch: WatchId,
-    /// When it was last said that it cannot accept.
-    complained: Cell<Option<Instant>>,
 }
 
 pub(crate) type Conn<N> = Rc<Connection<Link<<N as Net>::Stream>>>;
 
-/// How often a listener that cannot accept says so, at most: peers decide how often it tries.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// The most pieces in one gathered write; the kernel takes 1,024.
 const MAX_SLICES: usize = 256;
 /// The most bytes in one write. Longer ones take up to twice as long for each byte, and so do those that go on a little
@@ -243,7 +239,7 @@ impl<N: Net> Transport for Tcp<N> {
         listening: <N::Opener as Opener>::Listening,
     ) -> io::Result<Listening<N::Listener>> {
         let watch = listening.watch(engine.event_loop(), engine.source(), token)?;
-        Ok(Listening { listener: listening, watch, complained: Cell::default() })
+        Ok(Listening { listener: listening, watch })
     }
 
     fn ready(&self, up: &mut Upcalls<'_, Self>, connection: &Conn<N>, ready: Ready, budget: &mut Budget) -> Next {
@@ -283,14 +279,7 @@ impl<N: Net> Transport for Tcp<N> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Wait,
                 Err(error) if refusal::is_shortage(&error) => {
-                    listener.counters.accept_failures.add(1);
-                    engine.totals.accept_failures.add(1);
-                    let now = engine.event_loop().now();
-                    let complained = &listener.link.complained;
-                    if complained.get().is_none_or(|last| now.saturating_duration_since(last) >= COMPLAIN_EVERY) {
-                        complained.set(Some(now));
-                        tracing::warn!(listener = %listener.address, %error, "cannot accept; raise the limit of open files (ulimit -n)");
-                    }
+                    engine.accept_failed(listener, &error);
                     if !engine.evict_stranger() {
                         engine.accept_later(listener);
                         return Next::Wait;

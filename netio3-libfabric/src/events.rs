@@ -5,14 +5,14 @@ use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use netio3_core::engine::{Engine, Reception, Release, State, Upcalls};
+use netio3_core::engine::{Engine, Listener, Reception, Release, State, Upcalls};
 use netio3_core::{Budget, ClosedReason, Direction, EndPointAddress, Next, RefusedReason};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::devices::Net;
 use crate::fabric::{CmEvent, Completion, CqError, EventQueue, Fabric, FabricError, Info, Waitable};
 use crate::helper::{self, Done, Job, of_context};
-use crate::link::{Body, Link, Stage};
+use crate::link::{Body, Link, Listening, Stage};
 use crate::receiving::Broken;
 use crate::transport::{Conn, Rdma, Watched};
 use crate::wire::{CONTROL_CREDITS, Hello, Kind, VERSIONS};
@@ -21,6 +21,8 @@ use crate::wire::{CONTROL_CREDITS, Hello, Kind, VERSIONS};
 const POLLED: usize = 8;
 /// Completions taken from a queue at once.
 pub(crate) const BATCH: usize = 64;
+/// How often the queue of a listener may be readable without having anything: the provider works off peers that say nothing yet.
+const VAIN_LOOKS: u32 = 256;
 /// How often the queues are looked at for each time that event queues are read unasked: nobody may be told of what
 /// came while the loop was kept awake.
 const PUMPS_PER_EVENTS: u32 = 64;
@@ -88,13 +90,18 @@ impl Rdma {
             if here == Found::More {
                 self.events_due.set(true);
             }
+            if here != Found::Nothing
+                && let Some(listener) = self.listener_of(up.engine(), &events)
+            {
+                listener.link.vain.set(0);
+            }
             found = found.max(here);
         }
         found
     }
 
     /// Whether the descriptors will wake the loop for everything.
-    pub(crate) fn descriptors_tell(&self) -> bool {
+    pub(crate) fn descriptors_tell(&self, engine: &Engine<Self>) -> bool {
         if !self.lost.borrow().is_empty() {
             return false;
         }
@@ -109,22 +116,50 @@ impl Rdma {
             }
             Watched::Completions { queue, .. } => sleeps(&queue.device.net.fabric, &*queue.completions),
         });
-        tell && !self.is_readable(&watched)
+        tell && !self.is_readable(engine, &watched)
     }
 
     /// Whether a descriptor is readable already. The loop is told only when one becomes so.
-    fn is_readable(&self, watched: &[Watched]) -> bool {
+    fn is_readable(&self, engine: &Engine<Self>, watched: &[Watched]) -> bool {
         // A few at a time, so that nothing is allocated.
         let mut readable = false;
         for some in watched.chunks(POLLED) {
             let mut polled: [PollFd<'_>; POLLED] =
                 std::array::from_fn(|index| PollFd::from_borrowed_fd(some[index.min(some.len() - 1)].fd(), PollFlags::IN));
-            readable |= poll(&mut polled[..some.len()], Some(&Timespec::default())).is_ok_and(|count| count > 0);
+            if poll(&mut polled[..some.len()], Some(&Timespec::default())).is_ok_and(|count| count > 0) {
+                let found = some.iter().zip(&polled).filter(|(_, polled)| !polled.revents().is_empty());
+                readable |= found.map(|(watched, _)| !self.cannot_accept(engine, watched)).fold(false, |any, one| any | one);
+            }
         }
         if readable {
             self.events_due.set(true);
         }
         readable
+    }
+
+    /// Whether a queue that is readable is that of a listener and has had nothing for so long that its provider is taken to be
+    /// short of descriptors, which it does not say. The loop then looks again after a while, instead of all the time.
+    fn cannot_accept(&self, engine: &Engine<Self>, watched: &Watched) -> bool {
+        let Watched::Events { events, .. } = watched else { return false };
+        let Some(listener) = self.listener_of(engine, events) else { return false };
+        let Listening { vain, waits, .. } = &listener.link;
+        if waits.get() {
+            return true;
+        }
+        vain.set(vain.get().saturating_add(1));
+        let is_short = vain.get() >= VAIN_LOOKS;
+        if is_short {
+            engine.accept_failed(&listener, &"the provider does not take a peer that waits");
+            waits.set(true);
+            engine.accept_later(&listener);
+        }
+        is_short
+    }
+
+    /// The listener that an event queue belongs to, if it belongs to one.
+    fn listener_of(&self, engine: &Engine<Self>, events: &Arc<EventQueue>) -> Option<Rc<Listener<Listening>>> {
+        let listeners = self.listeners.borrow();
+        listeners.values().filter_map(|token| engine.listener_at(*token)).find(|listener| Arc::ptr_eq(&listener.link.events, events))
     }
 
     // ----- the helper thread -----

@@ -157,4 +157,8 @@ pub(crate) struct Listening {
     /// tcp provider goes on with it otherwise, and reads what is freed.
     pub(crate) events: Arc<EventQueue>,
     pub(crate) net: Arc<Net>,
+    /// How often the queue was readable without having had anything since.
+    pub(crate) vain: Cell<u32>,
+    /// It is looked at again after a while, and not before.
+    pub(crate) waits: Cell<bool>,
 }

@@ -1,5 +1,6 @@
 //! The part of the backend that any thread may use.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
@@ -63,7 +64,7 @@ impl Opener for FabricOpener {
         passive.listen()?;
         let bound = EndPointAddress::from(passive.local_address()?);
         let bound = EndPointAddress::new(address.ip(), bound.port());
-        Ok((Listening { id, passive: Arc::new(passive), events, net }, bound))
+        Ok((Listening { id, passive: Arc::new(passive), events, net, vain: Cell::default(), waits: Cell::default() }, bound))
     }
 
     fn register(&self, id: RegionId, region: &MemoryRegion) -> Result<(), RegisterError> {

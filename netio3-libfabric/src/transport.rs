@@ -305,8 +305,11 @@ impl Transport for Rdma {
         Next::Wait
     }
 
-    fn listener_ready(&self, _engine: &Rc<Engine<Self>>, _listener: &Rc<Listener<Listening>>, _budget: &mut Budget) -> Next {
-        // Listeners have no descriptor of their own; their events come through the event queue.
+    fn listener_ready(&self, engine: &Rc<Engine<Self>>, listener: &Rc<Listener<Listening>>, _budget: &mut Budget) -> Next {
+        // Their events come through event queues, which are looked at anyway, but for one that could not accept before.
+        listener.link.waits.set(false);
+        self.events_due.set(true);
+        self.look_soon(engine);
         Next::Wait
     }
 
@@ -490,7 +493,7 @@ impl Transport for Rdma {
     }
 
     fn may_sleep(&self, engine: &Engine<Self>) -> bool {
-        let may_sleep = !self.active.get() || (self.retry.borrow().is_empty() && self.watch_all(engine) && self.descriptors_tell());
+        let may_sleep = !self.active.get() || (self.retry.borrow().is_empty() && self.watch_all(engine) && self.descriptors_tell(engine));
         self.active.set(!may_sleep);
         may_sleep
     }

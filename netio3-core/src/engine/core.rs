@@ -35,6 +35,8 @@ pub struct Listener<L> {
     pub link: L,
     pub(super) token: usize,
     pub(super) connection_params: Arc<ConnectionParameters>,
+    /// When it was last said that it cannot accept.
+    pub(super) complained: Cell<Option<Instant>>,
 }
 
 /// Watch tokens of listeners have this bit; the others are places in the table of connections.

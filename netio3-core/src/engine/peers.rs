@@ -1,8 +1,11 @@
 //! Listeners, and the peers that were accepted and have not said hello.
 
+use std::cell::Cell;
+use std::fmt::Display;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::address::EndPointAddress;
 use crate::config::ConnectionParametersRecv;
@@ -14,6 +17,9 @@ use crate::engine::{Connection, Engine, Listener, Opener, Release, State, Transp
 use crate::memory::BufferPool;
 use crate::stats::ListenerCounters;
 use crate::status::{ClosedReason, Direction, RefusedReason};
+
+/// How often a listener that cannot accept says so, at most.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 impl<T: Transport> Engine<T> {
     pub(super) fn listens_on(&self, address: &EndPointAddress) -> bool {
@@ -39,7 +45,8 @@ impl<T: Transport> Engine<T> {
         let token = LISTENER | index;
         let link = self.transport.adopt_listener(self, token, listening)?;
         let connection_params = Arc::new(params.connection.clone());
-        let listener = Listener { address, params: Arc::new(params), counters, link, token, connection_params };
+        let listener =
+            Listener { address, params: Arc::new(params), counters, link, token, connection_params, complained: Cell::default() };
         self.listeners.borrow_mut()[index] = Some(Rc::new(listener));
         tracing::info!(backend = T::NAME, listener = %address, "listener opened");
         Ok(())
@@ -73,8 +80,7 @@ impl<T: Transport> Engine<T> {
         let link = match link(endpoint.slot()) {
             Ok(link) => link,
             Err(error) => {
-                tracing::warn!(listener = %listener.address, peer = %address, %error, "cannot take an accepted peer on");
-                listener.counters.accept_failures.add(1);
+                self.accept_failed(listener, &error);
                 self.ids.release(endpoint);
                 return None;
             }
@@ -86,6 +92,17 @@ impl<T: Transport> Engine<T> {
         self.strangers.borrow_mut().push_back(endpoint);
         self.enter(&connection);
         Some(connection)
+    }
+
+    /// Counts that a listener could not accept, and says so now and then: peers decide how often it tries.
+    pub fn accept_failed(&self, listener: &Listener<T::Listener>, error: &dyn Display) {
+        listener.counters.accept_failures.add(1);
+        self.totals.accept_failures.add(1);
+        let now = self.ev.now();
+        if listener.complained.get().is_none_or(|last| now.saturating_duration_since(last) >= COMPLAIN_EVERY) {
+            listener.complained.set(Some(now));
+            tracing::warn!(backend = T::NAME, listener = %listener.address, %error, "cannot accept; raise the limit of open files (ulimit -n)");
+        }
     }
 
     /// Closes the longest silent stranger to make room; for accept loops that run out of descriptors.
