@@ -63,6 +63,9 @@ pub trait NetworkBackend {
     /// Closes a connection in an orderly way: new sends are refused, accepted ones leave, then *closed*
     /// follows. Before *established* it ends in *refused*. Closing twice is no error.
     ///
+    /// What the peer has sent before it hears of it goes to `on_data` still, but on a connection that is paused, or at
+    /// its cap on messages taken over, is discarded, although it has completed there: resume it first.
+    ///
     /// # Errors
     /// `UnknownSendEndpoint`, `FailedCloseSendEndpoint`.
     fn close(&self, endpoint: Endpoint) -> Result<(), CloseSendError>;
@@ -127,7 +130,9 @@ pub trait NetworkBackend {
     fn available_buffers(&self, to: Endpoint) -> Result<usize, BufferError>;
 
     /// Makes memory sendable without a copy. On TCP it only counts; over RDMA the calling thread waits until the memory is
-    /// pinned, and the device opened if one is being opened.
+    /// pinned, and the device opened if one is being opened. A device that is opened later, as with the first connection, pins
+    /// the region then; where it cannot, that connection is refused with `LocalResource`. A region that is registered has
+    /// one handle more, so that [`MemoryRegion::as_mut_slice`] is `None`: what is to be filled again is [cut](MemoryRegion::cut).
     ///
     /// # Errors
     /// `TooManyRegions`, `Memlock`, `CannotPin`, `BackendGone`.

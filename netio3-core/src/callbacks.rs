@@ -12,7 +12,10 @@ use crate::status::{ClosedReason, Completion, Direction, RefusedReason};
 /// **Context.** All run on the loop's thread, one at a time and never nested: a call into the backend
 /// never runs a callback before it returns. Every call of [`NetworkBackend`] is allowed inside, closing
 /// this very connection or dropping the backend included; what that leads to is told when the callback has returned.
-/// They should not block: everything else on the loop waits meanwhile.
+/// They should not block: everything else on the loop waits meanwhile. Where other threads call a synchronized backend, the
+/// loop may tell of what a call has led to before it has returned there: of *established* before `connect` has given the
+/// handle, of a completion before `send` has said that it accepted. Such a thread enters a key before the call, and takes
+/// it out again if it was refused.
 ///
 /// **Order.** Each open ends in exactly one *refused*, or in exactly one *established* and later exactly
 /// one *closed*; a listener's side gets the same pair for each peer whose hello it accepted. In between
@@ -39,7 +42,8 @@ pub trait Callbacks {
     }
 
     /// The connection ended. `pending` names, in send order, the accepted messages that never completed;
-    /// their memory is the user's again.
+    /// their memory is the user's again. One of them may have arrived all the same, over RDMA whole, and one that completed
+    /// need not have: who sends again lets the peer say what it has.
     fn on_connection_closed(
         &mut self,
         backend: &dyn NetworkBackend,
@@ -52,7 +56,7 @@ pub trait Callbacks {
     }
 
     /// A message arrived: one slice, header then payload. It lives until the callback returns, unless
-    /// [`Message::into_bytes`] takes it over.
+    /// [`Message::into_bytes`] takes it over. Messages come until *closed*, also after one's own `close`.
     ///
     /// Small messages come cheapest where this is short and marked `#[inline]`: those that arrived together are handed
     /// over in a loop that it then becomes a part of.
@@ -82,7 +86,7 @@ pub trait Callbacks {
     }
 
     /// After one or more refusals (a `None` buffer included): the largest refused message fits now, or
-    /// the queue is empty. Comes exactly once after refusals, never otherwise.
+    /// the queue is empty; where only a buffer was refused, one is free. Comes exactly once after refusals, never otherwise.
     fn on_writable(&mut self, backend: &dyn NetworkBackend, endpoint: Endpoint, address: &EndPointAddress) {
         let _ = (backend, endpoint, address);
     }

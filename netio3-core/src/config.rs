@@ -19,9 +19,9 @@ pub struct NetworkConfig {
     /// beyond it is refused with [`Limit`](crate::RefusedReason::Limit).
     pub max_connections: usize,
     /// Accepted peers that have not said hello yet. Default 1,024. The longest silent one makes
-    /// room for a newcomer beyond it.
+    /// room for a newcomer beyond it. Over RDMA the provider keeps those to itself, and this does not hold.
     pub max_handshakes: usize,
-    /// The time an accepted peer has to say hello. Default 5 s.
+    /// The time an accepted peer has to say hello. Default 5 s. Not over RDMA, as above.
     pub hello_deadline: Duration,
     /// The largest message taken from a peer, header included, in bytes. Default 64 MiB; told to
     /// the peer in the hello. At most `u32::MAX`.

@@ -107,7 +107,8 @@ counters! {
         heartbeats_sent,
         /// Heartbeats received.
         heartbeats_received,
-        /// Messages that arrived and were not delivered before the end, one cut off by it included.
+        /// Messages that were read and not delivered before the end, one cut off by it included. What the system holds
+        /// unread then is in no count.
         messages_discarded,
         /// Messages returned in *closed*'s pending list.
         messages_pending_at_close,

@@ -2,8 +2,8 @@
 //! Keeps a connection alive across the death of its server, and loses nothing.
 //!
 //! netio3 never reconnects by itself. A client that wants it reopens inside *closed* and *refused*, after a delay that grows while
-//! nobody answers. What to send again is the client's to know: the pending list names what never left, but what left may have
-//! died with the server unread. So this client keeps every message until the server has acknowledged its number.
+//! nobody answers. What to send again is the client's to know: the pending list names what did not complete, some of which may
+//! have arrived all the same, and what completed may have died with the server unread. So this client keeps every message until the server has acknowledged its number.
 
 mod common;
 

@@ -9,7 +9,8 @@ use crate::network_type::NetworkType;
 /// It is neither `Send` nor `Sync`, and its sends take no lock.
 ///
 /// # Errors
-/// `NotCompiledIn`, `NotAvailable`: the kind cannot be used; see [`NetworkType::availability`]. `Config`: a
+/// `NotCompiledIn`, `NotAvailable`: the kind cannot be used; see [`NetworkType::availability`]. The first backend over RDMA,
+/// and its first listener, take some tenths of a second, in which libfabric looks for devices. `Config`: a
 /// value of the configuration makes no sense. `Io`: the operating system refused something.
 pub fn create_local(
     kind: NetworkType,
@@ -32,7 +33,10 @@ pub fn create_local(
 /// Makes a backend that any thread may use.
 ///
 /// Its callbacks still run on the thread of the loop, which is the calling one. Calls from other threads do not
-/// wait for the loop, but for dropping the backend, which waits until the loop is outside it.
+/// wait for the loop, but for dropping the backend, which waits until the loop is outside it: so it is not to be dropped
+/// with a lock held that a callback takes, nor by a thread that a callback waits for.
+///
+/// The loop may tell of what a call has led to before it returns: see [`Callbacks`].
 ///
 /// A thread whose message was refused with `NoResources` waits for [`on_writable`](Callbacks::on_writable), which the loop's
 /// thread has to pass on to it. One *writable* answers the refusals of all threads on that connection, and may be told before

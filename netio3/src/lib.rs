@@ -104,9 +104,10 @@
 //! | `UnknownListenEndpoint`, `FailedCloseListenEndpoint` | [`CloseListenError`] |
 //! | `NoBuffersAllocated` | [`BufferError`] |
 //! | `LibFabricBufferError` | [`RegisterError`] |
+//! | the connectionless back end | none: messages go over connections |
 //! | `BaseEventLoop`, `EpollEventLoop` | [`EventLoop`], [`EpollEventLoop`] |
 //! | `AsioEventLoop` | any foreign loop can drive an [`EpollEventLoop`] by its descriptor |
-//! | `register_fd`, `remove_fd` | [`Handle::add_fd`], [`EventLoop::remove_source`] |
+//! | `register_fd`, `remove_fd` | [`Handle::add_fd`], [`EventLoop::remove_source`]; the loop closes the descriptor: give it a clone of one to keep |
 //! | timers, signals | [`Handle::add_timer`], [`Handle::add_interval`], [`Handle::add_signal`] |
 //! | the init callback | [`Handle::on_init`] |
 //! | work handed to the loop by another thread | [`EventLoop::remote`], [`Remote::post`] |

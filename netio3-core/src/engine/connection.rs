@@ -171,11 +171,7 @@ impl<L> Connection<L> {
                 pool.available() > 0
             })
         };
-        match (ledger.refused().is_some(), self.starved.get()) {
-            (false, false) => false,
-            (true, false) => fits,
-            (false, true) => buffer_free(),
-            (true, true) => fits && buffer_free(),
-        }
+        // With both, the message alone decides: who was refused may hold the very buffers, to send them then.
+        if ledger.refused().is_some() { fits } else { self.starved.get() && buffer_free() }
     }
 }

@@ -16,7 +16,8 @@ use crate::memory::BufferPool;
 ///
 /// Cloning gives another handle to the same memory. It is used in one of three ways at a time: filled
 /// through [`as_mut_slice`](Self::as_mut_slice) while this is the only handle; shared for reading as
-/// [`Bytes`]; or cut into [`NetworkBuffer`](crate::NetworkBuffer)s that are written and sent one by one.
+/// [`Bytes`]; or cut into [`NetworkBuffer`](crate::NetworkBuffer)s that are written and sent one by one. What
+/// has been shared or cut can be used in another way once that is all dropped and `as_mut_slice` has given the memory.
 #[derive(Clone, Debug)]
 pub struct MemoryRegion(Arc<Mapping>);
 
@@ -43,7 +44,7 @@ pub enum MemoryKind {
 
 /// The region is shared as [`Bytes`] or cut into buffers, so it cannot be used in the other way.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("the memory region is in use {0}; drop those first")]
+#[error("the memory region is in use {0}; drop those, then call `as_mut_slice`, which ends that use")]
 pub struct RegionInUse(pub(crate) &'static str);
 
 const FREE: u8 = 0;
@@ -78,7 +79,8 @@ impl MemoryRegion {
         self.0.start.as_ptr().addr()
     }
 
-    /// The memory for writing, or `None` while other handles, `Bytes` or buffers of it exist.
+    /// The memory for writing, or `None` while other handles, `Bytes` or buffers of it exist. A backend that it is
+    /// registered with has a handle.
     pub fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
         let mapping = Arc::get_mut(&mut self.0)?;
         *mapping.usage.get_mut() = FREE;
@@ -229,7 +231,7 @@ mod tests {
         let bytes = region.bytes().unwrap();
         assert_eq!(bytes[9_999], 7);
         assert!(region.as_mut_slice().is_none());
-        assert_eq!(region.cut(100).unwrap_err().to_string(), "the memory region is in use as shared bytes; drop those first");
+        assert_eq!(region.cut(100).unwrap_err().to_string(), "the memory region is in use as shared bytes; drop those, then call `as_mut_slice`, which ends that use");
         drop(bytes);
         region.as_mut_slice().unwrap()[0] = 1;
     }

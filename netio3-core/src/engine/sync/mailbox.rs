@@ -301,7 +301,8 @@ impl Mail {
             pool.set_starved();
             pool.available() > 0
         };
-        if self.phase != Phase::Established || !refused.is_none_or(room) || (self.starved && !buffer()) {
+        // With both, the message alone decides: who was refused may hold the very buffers, to send them then.
+        if self.phase != Phase::Established || !refused.map_or_else(buffer, room) {
             return Writable::Later;
         }
         self.ledger.clear_refusal();
