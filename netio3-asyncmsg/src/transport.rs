@@ -215,13 +215,7 @@ impl<N: Net> Transport for Tcp<N> {
     type Link = Link<N::Stream>;
     type Listener = Listening<N::Listener>;
 
-    fn adopt(
-        &self,
-        engine: &Engine<Self>,
-        token: usize,
-        dialing: Dialing<N::Stream>,
-        _params: &ConnectionParameters,
-    ) -> io::Result<Link<N::Stream>> {
+    fn adopt(&self, engine: &Engine<Self>, token: usize, dialing: Dialing<N::Stream>) -> io::Result<Link<N::Stream>> {
         let Dialing { stream, refused } = dialing;
         let watch = stream.watch(engine.event_loop(), engine.source(), token)?;
         if refused.is_some() {

@@ -329,6 +329,21 @@ pub struct Limits {
     pub queue_bytes: usize,
 }
 
+impl Limits {
+    /// Those of a connection whose peer has not announced any.
+    pub(crate) fn new(config: &NetworkConfig, params: &ConnectionParameters) -> Self {
+        Self {
+            max_message_len: config.max_message_len,
+            max_header_len: params.max_header_len.max(LEAST_MAX_HEADER),
+            queue_messages: params.queue_messages.max(1),
+            queue_bytes: params.queue_bytes,
+        }
+    }
+}
+
+/// Headers may be this long, in bytes, whatever is configured.
+const LEAST_MAX_HEADER: usize = 256;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -280,7 +280,7 @@ impl Transport for Rdma {
     type Link = Link;
     type Listener = Listening;
 
-    fn adopt(&self, engine: &Engine<Self>, token: usize, dialing: Dialing, _params: &ConnectionParameters) -> io::Result<Link> {
+    fn adopt(&self, engine: &Engine<Self>, token: usize, dialing: Dialing) -> io::Result<Link> {
         let id = self.ids.borrow_mut().add(token);
         let hello = self.hello(engine);
         let link = Link::new(id, Stage::Making, None);

@@ -84,7 +84,7 @@ pub(super) struct Listed {
     /// Has completions to tell.
     pub(super) completed: Cell<bool>,
     /// Waits to be told *writable*.
-    pub(super) refused: Cell<bool>,
+    pub(super) waiting: Cell<bool>,
     /// Does not read because a cap on taken-over messages is reached.
     pub(super) capped: Cell<bool>,
     /// Has used memory that should be given back when idle.

@@ -68,9 +68,13 @@ pub struct Engine<T: Transport> {
     pub(super) queued: Cell<Amount>,
     /// Connections that are over and not told yet.
     pub(super) over: RefCell<VecDeque<Rcc<T>>>,
+    /// Those with something to flush.
     pub(super) unflushed: RefCell<VecDeque<Rcc<T>>>,
+    /// Those with completions to tell.
     pub(super) completed: RefCell<VecDeque<Rcc<T>>>,
-    pub(super) refused: RefCell<Vec<Rcc<T>>>,
+    /// Those that wait for *writable*.
+    pub(super) waiting: RefCell<Vec<Rcc<T>>>,
+    /// Those that do not read because a cap on taken-over messages is reached. All of them have `Listed::capped` set.
     pub(super) capped: RefCell<Vec<Rcc<T>>>,
     /// Accepted peers that have not said hello, the longest silent first.
     pub(super) strangers: RefCell<VecDeque<Endpoint>>,
@@ -117,7 +121,7 @@ impl<T: Transport> Engine<T> {
             over: RefCell::default(),
             unflushed: RefCell::default(),
             completed: RefCell::default(),
-            refused: RefCell::default(),
+            waiting: RefCell::default(),
             capped: RefCell::default(),
             strangers: RefCell::default(),
             deadlines: RefCell::default(),
@@ -178,11 +182,8 @@ impl<T: Transport> Engine<T> {
         counters: Arc<ConnectionCounters>,
         dialing: <T::Opener as Opener>::Dialing,
     ) -> io::Result<()> {
-        let pool = match params.buffers {
-            Some(buffers) => Some(BufferPool::of_connection(endpoint, buffers.size, buffers.count, self.remote.clone())?),
-            None => None,
-        };
-        let link = self.transport.adopt(self, endpoint.slot(), dialing, &params)?;
+        let pool = BufferPool::of_connection(endpoint, params.buffers, &self.remote)?;
+        let link = self.transport.adopt(self, endpoint.slot(), dialing)?;
         let connection = self.connection(endpoint, address, Direction::Outgoing, None, params, counters, link);
         let connection = Rc::new(Connection { known: Cell::new(true), owns_address, pool: RefCell::new(pool), ..connection });
         if owns_address {
@@ -206,12 +207,7 @@ impl<T: Transport> Engine<T> {
         link: T::Link,
     ) -> Connection<T::Link> {
         let now = self.ev.now();
-        let limits = Limits {
-            max_message_len: self.config.max_message_len,
-            max_header_len: params.max_header_len.max(256),
-            queue_messages: params.queue_messages.max(1),
-            queue_bytes: params.queue_bytes,
-        };
+        let limits = Limits::new(&self.config, &params);
         Connection {
             endpoint,
             address,
@@ -335,7 +331,7 @@ impl<T: Transport> Engine<T> {
         self.transport.tear_down(self);
         self.by_address.borrow_mut().clear();
         let lists = [&self.unflushed, &self.completed].map(RefCell::take);
-        let waiting = [&self.refused, &self.capped].map(RefCell::take);
+        let waiting = [&self.waiting, &self.capped].map(RefCell::take);
         let over = self.over.take();
         self.totals.connections.set(0);
         self.queued.set(Amount::default());

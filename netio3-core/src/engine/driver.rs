@@ -94,23 +94,23 @@ impl<T: Transport> Driver<T> {
 
     /// Tells *writable* to the connections that wait for it and have room.
     fn tell_writable(&mut self, engine: &Engine<T>) {
-        if engine.refused.borrow().is_empty() {
+        if engine.waiting.borrow().is_empty() {
             return;
         }
-        let waiting = engine.refused.take();
+        let waiting = engine.waiting.take();
         for connection in waiting {
             if engine.is_gone() {
                 return;
             }
             if !matches!(connection.state(), State::Opening | State::Established) {
-                connection.listed.refused.set(false);
+                connection.listed.waiting.set(false);
                 continue;
             }
             if !engine.is_writable_due(&connection) {
-                engine.refused.borrow_mut().push(connection);
+                engine.waiting.borrow_mut().push(connection);
                 continue;
             }
-            connection.listed.refused.set(false);
+            connection.listed.waiting.set(false);
             engine.ledger(&connection).clear_refusal();
             connection.starved.set(false);
             self.callbacks.on_writable(&self.view, connection.endpoint, &connection.address);
@@ -288,7 +288,7 @@ impl<T: Transport> Engine<T> {
 
     /// Whether a connection is to be told *writable*.
     fn owes_writable(&self) -> bool {
-        self.refused.borrow().iter().any(|connection| self.is_writable_due(connection))
+        self.waiting.borrow().iter().any(|connection| self.is_writable_due(connection))
     }
 
     fn is_writable_due(&self, connection: &Connection<T::Link>) -> bool {

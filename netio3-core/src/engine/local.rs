@@ -133,8 +133,8 @@ impl<T: Transport> Engine<T> {
     }
 
     fn await_writable(&self, connection: &Rc<Connection<T::Link>>) {
-        if !connection.listed.refused.replace(true) {
-            self.refused.borrow_mut().push(connection.clone());
+        if !connection.listed.waiting.replace(true) {
+            self.waiting.borrow_mut().push(connection.clone());
         }
     }
 
@@ -388,7 +388,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
 }
 
 /// An instant further away than this may not be representable.
-const LONGEST_SHUTDOWN: Duration = Duration::from_secs(365 * 24 * 3_600);
+pub(super) const LONGEST_SHUTDOWN: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 impl<T: Transport> Drop for LocalBackend<T> {
     fn drop(&mut self) {

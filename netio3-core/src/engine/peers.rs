@@ -164,14 +164,12 @@ impl<T: Transport> Engine<T> {
             listener.counters.refused_limit.add(1);
             return Err(self.turn_away(listener, connection, RefusedReason::Limit));
         }
-        if let Some(buffers) = connection.params.buffers {
-            match BufferPool::of_connection(connection.endpoint, buffers.size, buffers.count, self.remote.clone()) {
-                Ok(pool) => *connection.pool.borrow_mut() = Some(pool),
-                Err(error) => {
-                    tracing::warn!(listener = %listener.address, %error, "no memory for a connection's buffers");
-                    listener.counters.refused_limit.add(1);
-                    return Err(RefusedReason::Limit);
-                }
+        match BufferPool::of_connection(connection.endpoint, connection.params.buffers, &self.remote) {
+            Ok(pool) => *connection.pool.borrow_mut() = pool,
+            Err(error) => {
+                tracing::warn!(listener = %listener.address, %error, "no memory for a connection's buffers");
+                listener.counters.refused_limit.add(1);
+                return Err(RefusedReason::Limit);
             }
         }
         listener.counters.established.add(1);

@@ -69,13 +69,7 @@ pub trait Transport: Sized + 'static {
     ///
     /// # Errors
     /// The connection is then refused with `LocalResource`.
-    fn adopt(
-        &self,
-        engine: &Engine<Self>,
-        token: usize,
-        dialing: <Self::Opener as Opener>::Dialing,
-        params: &ConnectionParameters,
-    ) -> io::Result<Self::Link>;
+    fn adopt(&self, engine: &Engine<Self>, token: usize, dialing: <Self::Opener as Opener>::Dialing) -> io::Result<Self::Link>;
 
     /// Makes a bound listener one of this loop, watched under `token`.
     ///

@@ -140,7 +140,7 @@ impl Transport for Loopback {
     type Link = Link;
     type Listener = Bound;
 
-    fn adopt(&self, engine: &Engine<Self>, token: usize, dialing: Dialing, _params: &ConnectionParameters) -> io::Result<Link> {
+    fn adopt(&self, engine: &Engine<Self>, token: usize, dialing: Dialing) -> io::Result<Link> {
         let Dialing { from, to } = dialing;
         let (near, far) = End::pair();
         near.attach(self.waker(token));

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::config::Buffers;
 use crate::endpoint::Endpoint;
 use crate::event_loop::Remote;
 use crate::memory::{MemoryRegion, NetworkBuffer, RegionInUse};
@@ -49,15 +50,17 @@ struct Returned {
 const HEADROOM: usize = 64;
 
 impl BufferPool {
-    /// The pool of a connection.
+    /// The pool of a connection, if it is to have one.
     ///
     /// # Errors
     /// Not that much memory.
-    pub(crate) fn of_connection(owner: Endpoint, size: usize, count: usize, remote: Arc<dyn Remote>) -> std::io::Result<Self> {
+    pub(crate) fn of_connection(owner: Endpoint, buffers: Option<Buffers>, remote: &Arc<dyn Remote>) -> std::io::Result<Option<Self>> {
+        let Some(Buffers { size, count }) = buffers else { return Ok(None) };
         let too_much = std::io::ErrorKind::OutOfMemory;
         let stride = size.checked_next_multiple_of(HEADROOM).and_then(|size| size.checked_add(HEADROOM)).ok_or(too_much)?;
         let region = MemoryRegion::new(stride.checked_mul(count).ok_or(too_much)?)?;
-        Ok(Self::new(region, stride, HEADROOM, size, Some(owner), Some(remote)).expect("nobody else has the region"))
+        let pool = Self::new(region, stride, HEADROOM, size, Some(owner), Some(remote.clone()));
+        Ok(Some(pool.expect("nobody else has the region")))
     }
 
     pub(super) fn of_region(region: MemoryRegion, size: usize) -> Result<Self, RegionInUse> {

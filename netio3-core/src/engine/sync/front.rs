@@ -13,7 +13,7 @@ use crate::address::EndPointAddress;
 use crate::backend::{ConnectionState, CopiedMessage, ListenerState, NetworkBackend, Unsent, send_each};
 use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits};
 use crate::endpoint::Endpoint;
-use crate::engine::local::too_many;
+use crate::engine::local::{LONGEST_SHUTDOWN, too_many};
 use crate::engine::submit::len_of;
 use crate::engine::sync::SyncBackend;
 use crate::engine::sync::inbox::{Adoption, Command};
@@ -64,10 +64,7 @@ impl<T: Transport> SyncBackend<T> {
     fn dial(&self, endpoint: Endpoint, address: EndPointAddress, params: &ConnectionParameters, owns: bool) -> io::Result<()> {
         let shared = &*self.shared;
         params.check()?;
-        let pool = match params.buffers {
-            Some(buffers) => Some(BufferPool::of_connection(endpoint, buffers.size, buffers.count, shared.inbox.remote.clone())?),
-            None => None,
-        };
+        let pool = BufferPool::of_connection(endpoint, params.buffers, &shared.inbox.remote)?;
         let dialing = shared.opener.dial(&address, params)?;
         let counters: Arc<ConnectionCounters> = Arc::default();
         let mail = Mail::new::<T>(endpoint, address, params, &shared.config, counters.clone());
@@ -399,8 +396,7 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
 
     fn shutdown(&self, deadline: Duration) {
         let shared = &*self.shared;
-        let now = Instant::now();
-        let at = now.checked_add(deadline).unwrap_or(now + LONGEST_SHUTDOWN);
+        let at = Instant::now() + deadline.min(LONGEST_SHUTDOWN);
         {
             let mut directory = shared.directory.write();
             if directory.life != Life::Running {
@@ -421,5 +417,3 @@ pub(super) const COPIED_APART: usize = 256 << 10;
 const COPIED_AT_ONCE: usize = 64 << 10;
 // So that what is copied under the lock is shorter: `Mail::accept_one` ends at the flush, `Mail::accept_copies` here.
 const _: () = assert!(ConnectionParameters::DEFAULT_FLUSH_AT < COPIED_APART && COPIED_AT_ONCE < COPIED_APART);
-/// An instant further away than this may not be representable.
-const LONGEST_SHUTDOWN: Duration = Duration::from_secs(365 * 24 * 3_600);

@@ -101,12 +101,6 @@ impl Mail {
         config: &NetworkConfig,
         counters: Arc<ConnectionCounters>,
     ) -> Self {
-        let limits = Limits {
-            max_message_len: config.max_message_len,
-            max_header_len: params.max_header_len.max(256),
-            queue_messages: params.queue_messages.max(1),
-            queue_bytes: params.queue_bytes,
-        };
         Self {
             endpoint,
             address,
@@ -114,7 +108,7 @@ impl Mail {
             listener: None,
             owns_address: false,
             phase: Phase::Opening,
-            limits,
+            limits: Limits::new(config, params),
             counters,
             pool: None,
             ledger: Ledger::new(params),

@@ -252,7 +252,7 @@ impl Transport for MockTransport {
     type Link = MockLink;
     type Listener = ();
 
-    fn adopt(&self, _: &Engine<Self>, _: usize, (): (), _: &ConnectionParameters) -> io::Result<MockLink> {
+    fn adopt(&self, _: &Engine<Self>, _: usize, (): ()) -> io::Result<MockLink> {
         if self.full.get() { Err(io::Error::other("full")) } else { Ok(MockLink::default()) }
     }
 
