@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use netio3_core::engine::{Assembled, Brought, Connection, Engine, Reception, Release, State, Upcalls};
-use netio3_core::{Budget, ClosedReason, Message, Next};
+use netio3_core::{Budget, ClosedReason, Message, Next, RefusedReason};
 
 use crate::hello::{Hello, VERSIONS};
 use crate::inbound::{Broken, Incoming};
 use crate::link::Link;
 use crate::net::{Net, Stream};
-use crate::session::{OnGoodbye, Stage};
+use crate::session::{Session, Stage};
 use crate::stash::Stash;
 use crate::transport::{Conn, Tcp};
 
@@ -345,7 +345,7 @@ impl<N: Net> Tcp<N> {
         } else if let Err(reason) = hello.verdict {
             return engine.refuse(connection, reason);
         } else if hello.versions.0 != hello.versions.1 || !(VERSIONS.0..=VERSIONS.1).contains(&hello.versions.0) {
-            return engine.refuse(connection, netio3_core::RefusedReason::Version);
+            return engine.refuse(connection, RefusedReason::Version);
         }
         let Some(socket) = link.socket() else { return };
         link.with_session(|session| session.stage = Stage::Open);
@@ -356,14 +356,13 @@ impl<N: Net> Tcp<N> {
 
     /// The peer said goodbye.
     fn goodbye(&self, engine: &Engine<Self>, connection: &Conn<N>) {
-        match connection.link.with_session(|session| session.hear_goodbye()) {
-            OnGoodbye::Answer => engine.start_closing(connection, ClosedReason::PeerClosed),
-            OnGoodbye::Agreed if self.outbound(engine, connection).is_empty() => {
-                engine.finish(connection, ClosedReason::Local, Release::Orderly);
-            }
-            // The last write ends it.
-            OnGoodbye::Agreed => {}
+        connection.link.with_session(Session::hear_goodbye);
+        if !connection.link.session.get().is_agreed() {
+            engine.start_closing(connection, ClosedReason::PeerClosed);
+        } else if self.outbound(engine, connection).is_empty() {
+            engine.finish(connection, ClosedReason::Local, Release::Orderly);
         }
+        // Otherwise the last write ends it.
     }
 
     /// The stream ended in order of the system's, which is not this protocol's: no goodbye came.
@@ -396,22 +395,13 @@ impl<N: Net> Tcp<N> {
 
     /// What arrives is not this protocol.
     fn broken(&self, engine: &Engine<Self>, connection: &Conn<N>, broken: Broken) {
-        match connection.state() {
-            State::Opening if connection.is_incoming() => {
-                tracing::info!(peer = %connection.address, ?broken, "a peer did not say hello");
-                connection.listener_counters().inspect(|counters| counters.failed_hello.add(1));
-                engine.totals.failed_hello.add(1);
-                engine.drop_stranger(connection);
-            }
-            state => {
-                tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, ?broken, "the peer broke the protocol");
-                if state == State::Opening {
-                    engine.refuse(connection, netio3_core::RefusedReason::Protocol);
-                } else {
-                    engine.finish(connection, ClosedReason::Protocol, Release::Reset);
-                }
-            }
+        let (endpoint, peer) = (connection.endpoint, connection.address);
+        if connection.state() == State::Opening && connection.is_incoming() {
+            tracing::info!(%peer, ?broken, "a peer did not say hello");
+        } else {
+            tracing::warn!(%endpoint, %peer, ?broken, "the peer broke the protocol");
         }
+        self.end(engine, connection, RefusedReason::Protocol, ClosedReason::Protocol);
     }
 }
 

@@ -19,15 +19,6 @@ pub(crate) enum Stage {
     Open,
 }
 
-/// What follows from the peer's goodbye.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OnGoodbye {
-    /// This side has to say goodbye as well.
-    Answer,
-    /// Both have said it.
-    Agreed,
-}
-
 impl Session {
     pub(crate) fn dialing() -> Self {
         Self { stage: Stage::Connecting, said_goodbye: false, heard_goodbye: false }
@@ -43,9 +34,8 @@ impl Session {
     }
 
     /// The peer's goodbye arrived: nothing arrives after it.
-    pub(crate) fn hear_goodbye(&mut self) -> OnGoodbye {
+    pub(crate) fn hear_goodbye(&mut self) {
         self.heard_goodbye = true;
-        if self.said_goodbye { OnGoodbye::Agreed } else { OnGoodbye::Answer }
     }
 
     pub(crate) fn has_said_goodbye(self) -> bool {
@@ -56,7 +46,7 @@ impl Session {
         self.heard_goodbye
     }
 
-    /// With everything written, whether the connection is done.
+    /// Whether both sides have said goodbye: with everything written, the connection is done.
     pub(crate) fn is_agreed(self) -> bool {
         self.said_goodbye && self.heard_goodbye
     }
@@ -76,9 +66,10 @@ mod tests {
         assert!(first.say_goodbye());
         assert!(!first.say_goodbye(), "once");
         assert!(!first.is_agreed());
-        assert_eq!(first.hear_goodbye(), OnGoodbye::Agreed);
+        first.hear_goodbye();
         let mut second = open();
-        assert_eq!(second.hear_goodbye(), OnGoodbye::Answer);
+        second.hear_goodbye();
+        assert!(!second.is_agreed());
         assert!(second.say_goodbye());
         assert!(first.is_agreed() && second.is_agreed());
     }

@@ -141,14 +141,19 @@ impl<N: Net> Tcp<N> {
 
     /// The stream ended by an error.
     pub(crate) fn lost(&self, engine: &Engine<Self>, connection: &Conn<N>, error: &io::Error) {
+        self.end(engine, connection, RefusedReason::of_error(error), ClosedReason::PeerLost);
+    }
+
+    /// Ends a connection for what its peer did.
+    pub(crate) fn end(&self, engine: &Engine<Self>, connection: &Conn<N>, refused: RefusedReason, closed: ClosedReason) {
         match connection.state() {
-            State::Opening if connection.link.session.get().stage == Stage::Greeting && connection.is_incoming() => {
+            State::Opening if connection.is_incoming() => {
                 connection.listener_counters().inspect(|counters| counters.failed_hello.add(1));
                 engine.totals.failed_hello.add(1);
                 engine.drop_stranger(connection);
             }
-            State::Opening => engine.refuse(connection, RefusedReason::of_error(error)),
-            _ => engine.finish(connection, ClosedReason::PeerLost, Release::Reset),
+            State::Opening => engine.refuse(connection, refused),
+            _ => engine.finish(connection, closed, Release::Reset),
         }
     }
 

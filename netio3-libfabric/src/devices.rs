@@ -9,8 +9,7 @@ use netio3_core::{MemoryRegion, RdmaParameters, RegionId, RegisterError};
 use parking_lot::Mutex;
 
 use crate::fabric::{self, Access, CompletionQueue, Desc, Domain, EventQueue, Fabric, FabricError, Hints, Info, Library};
-use crate::helper;
-use crate::link::SharedEndpoint;
+use crate::link::{self, SharedEndpoint};
 use crate::slab::{Layout, Slab, Slots};
 use crate::wire::CONTROL_RECEIVES;
 
@@ -245,7 +244,7 @@ impl Devices {
             let devices = net.devices.lock().clone();
             for device in &devices {
                 let endpoints = std::mem::take(&mut *device.endpoints.lock());
-                endpoints.iter().filter_map(Weak::upgrade).for_each(|endpoint| helper::end(&endpoint));
+                endpoints.iter().filter_map(Weak::upgrade).for_each(|endpoint| link::end(&endpoint));
             }
         }
     }

@@ -11,8 +11,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::devices::Net;
 use crate::fabric::{CmEvent, Completion, CqError, EventQueue, Fabric, FabricError, Info, Waitable};
-use crate::helper::{self, Done, Job, of_context};
-use crate::link::{Body, Link, Listening, Stage};
+use crate::helper::{Done, Job};
+use crate::link::{self, Body, Link, Listening, Stage};
+use crate::posting::{of_context, post_receives};
 use crate::receiving::Broken;
 use crate::transport::{Conn, Rdma, Watched};
 use crate::wire::{CONTROL_CREDITS, Hello, Kind, VERSIONS};
@@ -550,7 +551,7 @@ impl Rdma {
         if head.kind == Kind::Heartbeat {
             connection.counters.heartbeats_received.add(1);
         }
-        let reposted = helper::post_receives(link.id, open);
+        let reposted = post_receives(link.id, open);
         drop(body);
         if let Err(error) = reposted {
             tracing::debug!(endpoint = %connection.endpoint, %error, "cannot post a receive");
@@ -591,7 +592,7 @@ impl Drop for Rdma {
     fn drop(&mut self) {
         self.helper.stop();
         // Endpoints that the helper thread is still closing use memory of the user's, who may free it from now on.
-        self.closing.get_mut().values().for_each(|(_, endpoint)| helper::end(endpoint));
+        self.closing.get_mut().values().for_each(|(_, endpoint)| link::end(endpoint));
         self.helper.join();
     }
 }

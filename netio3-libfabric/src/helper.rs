@@ -14,8 +14,9 @@ use netio3_core::{EndPointAddress, MemoryRegion, Remote};
 use parking_lot::{Condvar, Mutex};
 
 use crate::devices::{Device, Devices, LEAST_RECEIVES, Net, Queue, Registered};
-use crate::fabric::{Direction, Endpoint, FabricError, Info, PassiveEndpoint, Posted};
+use crate::fabric::{Direction, Endpoint, FabricError, Info, PassiveEndpoint};
 use crate::link::{Body, SharedEndpoint};
+use crate::posting::post_receives;
 use crate::receiving::Receiving;
 use crate::sending::Sending;
 use crate::slab::{Layout, Slab};
@@ -73,16 +74,6 @@ pub(crate) enum Done {
 
 /// How long the end of a backend waits for the thread.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
-
-/// The context of a posted receive or send: what it was, of which connection.
-pub(crate) fn context(id: u64, is_send: bool, number: u16) -> usize {
-    (id as usize) << 17 | usize::from(is_send) << 16 | usize::from(number)
-}
-
-/// What [`context`] was made of.
-pub(crate) fn of_context(context: usize) -> (u64, bool, u16) {
-    ((context >> 17) as u64, context >> 16 & 1 == 1, context as u16)
-}
 
 /// How long the thread waits for the next job before it ends.
 const LINGER: Duration = Duration::from_millis(100);
@@ -258,7 +249,7 @@ impl Work {
                 }
             },
             Job::Close { id, mut body } => {
-                close(&mut body);
+                body.close();
                 Done::Closed { id, body }
             }
         };
@@ -266,25 +257,6 @@ impl Work {
         if self.tell.send(done).is_ok() {
             self.remote.wake();
         }
-    }
-}
-
-/// Ends an endpoint; the device touches its memory no more afterwards.
-pub(crate) fn close(body: &mut Body) {
-    end(&body.endpoint);
-    // Here, since taking memory from the device may block.
-    body.registered.clear();
-    body.receiving.drop_areas();
-    body.queue.unreserve(body.reserved());
-    body.queue.device.take_back(body.slab.layout());
-}
-
-/// Closes an endpoint, unless it is. The lock is held meanwhile, so that nobody takes it for closed before.
-pub(crate) fn end(endpoint: &SharedEndpoint) {
-    let mut endpoint = endpoint.lock();
-    if let Some(endpoint) = endpoint.take() {
-        // It fails where the connection is over already.
-        let _ = endpoint.shutdown();
     }
 }
 
@@ -321,7 +293,7 @@ fn with_credits(hello: &Hello, body: &Body) -> Hello {
 
 fn finish(body: &mut Body, start: impl FnOnce(&Endpoint) -> Result<(), FabricError>) -> Result<(), FabricError> {
     let started = body.endpoint.lock().as_ref().map_or(Ok(()), start);
-    started.inspect_err(|_| close(body))
+    started.inspect_err(|_| body.close())
 }
 
 /// An endpoint with its receives posted, so that nothing arrives in vain.
@@ -353,38 +325,8 @@ fn open(device: &Arc<Device>, id: u64, info: &Info, layout: Layout) -> Result<Bo
         device.note(&body.endpoint);
         post_receives(id, &mut body)
     });
-    made.inspect_err(|_| close(&mut body))?;
+    made.inspect_err(|_| body.close())?;
     Ok(body)
-}
-
-/// Posts the free receives.
-pub(crate) fn post_receives(id: u64, body: &mut Body) -> Result<(), FabricError> {
-    let Body { endpoint, receiving, slab, .. } = body;
-    if !receiving.has_free() {
-        return Ok(());
-    }
-    let endpoint = endpoint.lock();
-    let Some(endpoint) = &*endpoint else { return Ok(()) };
-    while let Some(slot) = receiving.next_free() {
-        let context = context(id, false, slot.index());
-        let memory = receiving.memory_of(&slot, slab);
-        // SAFETY: the slot lies in memory that the body keeps until the endpoint is closed; nobody looks at it until
-        // its completion has come.
-        #[allow(unsafe_code)]
-        let posted = unsafe { endpoint.recv(memory.start(&slot), slot.capacity(), memory.desc(), context) };
-        match posted {
-            Ok(Posted::Yes) => receiving.posted(slot),
-            Ok(Posted::Again) => {
-                receiving.not_posted(slot);
-                return Ok(());
-            }
-            Err(error) => {
-                receiving.not_posted(slot);
-                return Err(error);
-            }
-        }
-    }
-    Ok(())
 }
 
 fn make(device: &Arc<Device>, queue: &Queue, id: u64, info: &Info) -> Result<Endpoint, FabricError> {

@@ -62,6 +62,15 @@ pub(crate) enum Stage {
 /// closes all endpoints before it returns, so that no device reads the user's memory afterwards.
 pub(crate) type SharedEndpoint = Arc<Mutex<Option<Endpoint>>>;
 
+/// Closes an endpoint, unless it is. The lock is held meanwhile, so that nobody takes it for closed before.
+pub(crate) fn end(endpoint: &SharedEndpoint) {
+    let mut endpoint = endpoint.lock();
+    if let Some(endpoint) = endpoint.take() {
+        // It fails where the connection is over already.
+        let _ = endpoint.shutdown();
+    }
+}
+
 /// Where both sides are in saying goodbye.
 #[derive(Debug, Default)]
 pub(crate) struct Goodbye {
@@ -132,6 +141,15 @@ impl Link {
 }
 
 impl Body {
+    /// Ends the endpoint; the device touches its memory no more afterwards. This may block.
+    pub(crate) fn close(&mut self) {
+        end(&self.endpoint);
+        self.registered.clear();
+        self.receiving.drop_areas();
+        self.queue.unreserve(self.reserved());
+        self.queue.device.take_back(self.slab.layout());
+    }
+
     /// Takes apart what is left of a connection whose endpoint is closed: its memory goes to the next one, and the
     /// user's memory is given back.
     pub(crate) fn dissolve(mut self, retired: &mut Vec<Retired>) {

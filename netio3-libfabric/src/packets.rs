@@ -6,8 +6,9 @@ use std::sync::Arc;
 use netio3_core::engine::{Assembled, Brought, Engine, Reception, Release, Upcalls};
 use netio3_core::{Budget, ClosedReason, Message, Next, RefusedReason};
 
-use crate::helper::{self, Job};
+use crate::helper::Job;
 use crate::link::{Body, Stage};
+use crate::posting::post_receives;
 use crate::receiving::{Broken, Found, Packet};
 use crate::slab::{Layout, Slab, Slot};
 use crate::transport::{Conn, Rdma};
@@ -45,7 +46,7 @@ impl Rdma {
                 drop(body);
                 self.post_receives_later(connection);
             } else {
-                let reposted = helper::post_receives(link.id, open);
+                let reposted = post_receives(link.id, open);
                 drop(body);
                 if reposted.is_err() {
                     self.lose(&engine, connection);
@@ -72,7 +73,7 @@ impl Rdma {
         for connection in self.unposted.borrow_mut().drain(..) {
             connection.link.listed_unposted.set(false);
             let posted = match &mut *connection.link.body.borrow_mut() {
-                Some(open) => helper::post_receives(connection.link.id, open),
+                Some(open) => post_receives(connection.link.id, open),
                 None => continue,
             };
             match posted {

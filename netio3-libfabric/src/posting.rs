@@ -1,10 +1,10 @@
-//! Posting packets.
+//! Posting packets and receives.
 
 use libfabric_sys::FI_COMPLETION;
 use netio3_core::engine::Engine;
 
 use crate::fabric::{Desc, FabricError, Posted};
-use crate::helper::{Job, context};
+use crate::helper::Job;
 use crate::link::Body;
 use crate::sending::{Abilities, Held, MAX_PIECES};
 use crate::transport::{Conn, Rdma};
@@ -158,6 +158,46 @@ impl Rdma {
         }
         Ok(())
     }
+}
+
+/// Posts the free receives.
+pub(crate) fn post_receives(id: u64, body: &mut Body) -> Result<(), FabricError> {
+    let Body { endpoint, receiving, slab, .. } = body;
+    if !receiving.has_free() {
+        return Ok(());
+    }
+    let endpoint = endpoint.lock();
+    let Some(endpoint) = &*endpoint else { return Ok(()) };
+    while let Some(slot) = receiving.next_free() {
+        let context = context(id, false, slot.index());
+        let memory = receiving.memory_of(&slot, slab);
+        // SAFETY: the slot lies in memory that the body keeps until the endpoint is closed; nobody looks at it until
+        // its completion has come.
+        #[allow(unsafe_code)]
+        let posted = unsafe { endpoint.recv(memory.start(&slot), slot.capacity(), memory.desc(), context) };
+        match posted {
+            Ok(Posted::Yes) => receiving.posted(slot),
+            Ok(Posted::Again) => {
+                receiving.not_posted(slot);
+                return Ok(());
+            }
+            Err(error) => {
+                receiving.not_posted(slot);
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The context of a posted receive or send: what it was, of which connection.
+pub(crate) fn context(id: u64, is_send: bool, number: u16) -> usize {
+    (id as usize) << 17 | usize::from(is_send) << 16 | usize::from(number)
+}
+
+/// What [`context`] was made of.
+pub(crate) fn of_context(context: usize) -> (u64, bool, u16) {
+    ((context >> 17) as u64, context >> 16 & 1 == 1, context as u16)
 }
 
 fn io_vec(start: usize, len: usize) -> libc::iovec {

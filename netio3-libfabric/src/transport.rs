@@ -15,7 +15,7 @@ use netio3_core::{Budget, ClosedReason, ConnectionParameters, Interest, Next, Po
 use crate::devices::{Device, Devices, Known, Net, Queue, Registered};
 use crate::events::BATCH;
 use crate::fabric::{Completion, Desc, EventQueue};
-use crate::helper::{self, Done, Helper, Job};
+use crate::helper::{Done, Helper, Job};
 use crate::link::{Link, Listening, SharedEndpoint, Stage};
 use crate::opener::{Dialing, FabricOpener};
 use crate::sending::Long;
@@ -408,7 +408,7 @@ impl Transport for Rdma {
             engine.count_discarded(connection, unhandled);
         }
         if engine.is_gone() {
-            helper::close(&mut body);
+            body.close();
             body.sending.abandon();
             body.sending.retire(&mut link.leftover.borrow_mut());
             // Its memory goes with it, not to a connection that is just being made: the callback that has dropped the backend

@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use libfabric_sys as sys;
 use libfabric_sys::Roomy;
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::completion_queue::wait_descriptor;
 use super::fabric::{Waitable, sealed};
@@ -320,9 +321,8 @@ impl EventQueue {
         // SAFETY: the queue is open, and of this fabric.
         match -unsafe { sys::fi_trywait(self.fabric.raw.as_ptr(), &raw mut object, 1) } {
             0 => {
-                let mut poll = libc::pollfd { fd: self.descriptor, events: libc::POLLIN, revents: 0 };
-                // SAFETY: it is one structure, which lives until after the call.
-                unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+                let mut descriptors = [PollFd::from_borrowed_fd(self.fd(), PollFlags::IN)];
+                poll(&mut descriptors, Some(&Timespec::default())) == Ok(1)
             }
             code => code == sys::FI_EAGAIN,
         }

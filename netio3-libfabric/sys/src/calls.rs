@@ -5,7 +5,7 @@ use core::ptr;
 
 use crate::constants::FI_ENABLE;
 use crate::objects::{fi_info, fid, fid_cq, fid_domain, fid_ep, fid_eq, fid_fabric, fid_mr, fid_pep};
-use crate::plain::{fi_msg, iovec};
+use crate::plain::fi_msg;
 use crate::roomy::{fi_cq_attr, fi_cq_err_entry, fi_eq_attr, fi_eq_err_entry};
 
 calls! {
@@ -44,9 +44,6 @@ calls! {
     fn fi_eq_read(eq: fid_eq, event: *mut u32, memory: *mut c_void, len: usize, flags: u64) -> isize = ops.read;
     /// Reads the error that `fi_eq_read` announced; the entry must lie in a `Roomy`.
     fn fi_eq_readerr(eq: fid_eq, entry: *mut fi_eq_err_entry, flags: u64) -> isize = ops.readerr;
-    /// Waits for an event and reads it.
-    fn fi_eq_sread(eq: fid_eq, event: *mut u32, memory: *mut c_void, len: usize, milliseconds: c_int, flags: u64) -> isize
-        = ops.sread;
 
     /// Reads completions.
     fn fi_cq_read(cq: fid_cq, memory: *mut c_void, count: usize) -> isize = ops.read;
@@ -72,25 +69,12 @@ calls! {
     fn fi_accept(ep: fid_ep, data: *const c_void, len: usize) -> c_int = cm.accept;
     /// Ends the connection.
     fn fi_shutdown(ep: fid_ep, flags: u64) -> c_int = cm.shutdown;
-    /// Gives a posted operation up.
-    fn fi_cancel(ep: fid_ep, context: *mut c_void) -> isize = ops.cancel;
     /// An option of an endpoint.
     fn fi_getopt(ep: fid_ep, level: c_int, name: c_int, value: *mut c_void, len: *mut usize) -> c_int = ops.getopt;
-    /// Sets an option of an endpoint.
-    fn fi_setopt(ep: fid_ep, level: c_int, name: c_int, value: *const c_void, len: usize) -> c_int = ops.setopt;
 
     /// Posts a buffer to receive into.
     fn fi_recv(ep: fid_ep, memory: *mut c_void, len: usize, desc: *mut c_void, source: u64, context: *mut c_void) -> isize
         = msg.recv;
-    /// Posts buffers to receive into, with flags.
-    fn fi_recvmsg(ep: fid_ep, message: *const fi_msg, flags: u64) -> isize = msg.recvmsg;
-    /// Sends a message.
-    fn fi_send(ep: fid_ep, memory: *const c_void, len: usize, desc: *mut c_void, target: u64, context: *mut c_void) -> isize
-        = msg.send;
-    /// Sends a message gathered from pieces.
-    fn fi_sendv(
-        ep: fid_ep, pieces: *const iovec, desc: *mut *mut c_void, count: usize, target: u64, context: *mut c_void
-    ) -> isize = msg.sendv;
     /// Sends a message gathered from pieces, with flags.
     fn fi_sendmsg(ep: fid_ep, message: *const fi_msg, flags: u64) -> isize = msg.sendmsg;
     /// Sends a message whose memory may be reused at once.

@@ -27,19 +27,11 @@ constants! {
     /// A capability, operation or completion flag; see `fi_getinfo(3)`, `fi_msg(3)`, `fi_cq(3)`.
     u64 {
         FI_MSG = 1 << 1,
-        FI_READ = 1 << 8,
-        FI_WRITE = 1 << 9,
         FI_RECV = 1 << 10,
         FI_SEND = 1 << 11,
         FI_TRANSMIT = FI_SEND,
-        FI_REMOTE_CQ_DATA = 1 << 17,
         FI_MORE = 1 << 18,
-        FI_FENCE = 1 << 21,
         FI_COMPLETION = 1 << 24,
-        FI_INJECT = 1 << 25,
-        FI_INJECT_COMPLETE = 1 << 26,
-        FI_TRANSMIT_COMPLETE = 1 << 27,
-        FI_DELIVERY_COMPLETE = 1 << 28,
         FI_NUMERICHOST = 1 << 55,
         FI_SOURCE = 1 << 57,
         FI_SELECTIVE_COMPLETION = 1 << 59,
@@ -47,12 +39,8 @@ constants! {
 
     /// A mode bit: what a provider asks of the program; see `fi_getinfo(3)`.
     u64 {
-        FI_CONTEXT = 1 << 59,
-        FI_MSG_PREFIX = 1 << 58,
-        FI_ASYNC_IOV = 1 << 57,
         FI_RX_CQ_DATA = 1 << 56,
         FI_LOCAL_MR = 1 << 55,
-        FI_CONTEXT2 = 1 << 52,
     }
 
     /// A bit of `mr_mode`: what registered memory must be; see `fi_mr(3)`.
@@ -79,20 +67,16 @@ constants! {
 
     /// A kind of endpoint; see `fi_endpoint(3)`.
     c_uint {
-        FI_EP_UNSPEC = 0,
         FI_EP_MSG = 1,
     }
 
     /// Who may call from which thread; see `fi_domain(3)`.
     c_uint {
-        FI_THREAD_UNSPEC = 0,
         FI_THREAD_SAFE = 1,
     }
 
     /// Who drives transfers on; see `fi_domain(3)`.
     c_uint {
-        FI_PROGRESS_UNSPEC = 0,
-        FI_PROGRESS_AUTO = 1,
         FI_PROGRESS_MANUAL = 2,
     }
 
@@ -106,16 +90,12 @@ constants! {
 
     /// What a queue is waited for with; see `fi_eq(3)`.
     c_uint {
-        FI_WAIT_NONE = 0,
-        FI_WAIT_UNSPEC = 1,
         FI_WAIT_FD = 3,
     }
 
     /// A format of completions; see `fi_cq(3)`.
     c_uint {
-        FI_CQ_FORMAT_CONTEXT = 1,
         FI_CQ_FORMAT_MSG = 2,
-        FI_CQ_FORMAT_DATA = 3,
     }
 
     /// An event; see `fi_eq(3)`.
@@ -136,7 +116,6 @@ constants! {
     c_int {
         FI_GETWAIT = 5,
         FI_ENABLE = 6,
-        FI_BACKLOG = 7,
     }
 
     /// A level or name of an endpoint's option; see `fi_endpoint(3)`.
@@ -149,14 +128,11 @@ constants! {
     c_int {
         FI_EAGAIN = 11,
         FI_ENOMEM = 12,
-        FI_EBUSY = 16,
         FI_EINVAL = 22,
         FI_ENOSYS = 38,
         FI_ENODATA = 61,
         FI_EMSGSIZE = 90,
         FI_EADDRINUSE = 98,
-        FI_ECONNRESET = 104,
-        FI_ENOTCONN = 107,
         FI_ETIMEDOUT = 110,
         FI_ECONNREFUSED = 111,
         FI_ECANCELED = 125,
@@ -170,9 +146,6 @@ constants! {
         FI_ENOCQ = 263,
         FI_ECRC = 264,
         FI_ETRUNC = 265,
-        FI_ENOKEY = 266,
-        FI_ENOAV = 267,
         FI_EOVERRUN = 268,
-        FI_ENORX = 269,
     }
 }

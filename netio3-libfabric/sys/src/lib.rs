@@ -2,7 +2,7 @@
 //!
 //! The shared library is opened at run time ([`Symbols::open`]), so that a program built with this crate
 //! starts without libfabric and can say that it is missing; building needs neither libfabric nor its headers.
-//! Six functions are looked up by name. All others go, as in libfabric's own headers, through the tables of
+//! Seven functions are looked up by name. All others go, as in libfabric's own headers, through the tables of
 //! function pointers that every object carries; they are plain functions here.
 //!
 //! Names, types and values are libfabric's, and its manual pages (`man 7 fabric`) describe them. Declared is

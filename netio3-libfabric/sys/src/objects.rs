@@ -2,7 +2,7 @@
 
 use core::ffi::{c_char, c_int, c_uint, c_void};
 
-use crate::plain::{fi_msg, iovec};
+use crate::plain::fi_msg;
 use crate::roomy::{fi_cq_attr, fi_cq_err_entry, fi_eq_attr, fi_eq_err_entry};
 
 /// A function that these bindings never call.
@@ -219,7 +219,7 @@ structures! {
         read: Option<unsafe extern "C" fn(*mut fid_eq, *mut u32, *mut c_void, usize, u64) -> isize>,
         readerr: Option<unsafe extern "C" fn(*mut fid_eq, *mut fi_eq_err_entry, u64) -> isize>,
         write: Unused,
-        sread: Option<unsafe extern "C" fn(*mut fid_eq, *mut u32, *mut c_void, usize, c_int, u64) -> isize>,
+        sread: Unused,
         strerror: Option<unsafe extern "C" fn(*mut fid_eq, c_int, *const c_void, *mut c_char, usize) -> *const c_char>,
     }
 
@@ -250,9 +250,9 @@ structures! {
     /// The functions of an endpoint; see `fi_endpoint(3)`.
     struct fi_ops_ep {
         size: usize,
-        cancel: Option<unsafe extern "C" fn(*mut fid, *mut c_void) -> isize>,
+        cancel: Unused,
         getopt: Option<unsafe extern "C" fn(*mut fid, c_int, c_int, *mut c_void, *mut usize) -> c_int>,
-        setopt: Option<unsafe extern "C" fn(*mut fid, c_int, c_int, *const c_void, usize) -> c_int>,
+        setopt: Unused,
         tx_ctx: Unused,
         rx_ctx: Unused,
         rx_size_left: Unused,
@@ -278,11 +278,9 @@ structures! {
         size: usize,
         recv: Option<unsafe extern "C" fn(*mut fid_ep, *mut c_void, usize, *mut c_void, u64, *mut c_void) -> isize>,
         recvv: Unused,
-        recvmsg: Option<unsafe extern "C" fn(*mut fid_ep, *const fi_msg, u64) -> isize>,
-        send: Option<unsafe extern "C" fn(*mut fid_ep, *const c_void, usize, *mut c_void, u64, *mut c_void) -> isize>,
-        sendv: Option<
-            unsafe extern "C" fn(*mut fid_ep, *const iovec, *mut *mut c_void, usize, u64, *mut c_void) -> isize,
-        >,
+        recvmsg: Unused,
+        send: Unused,
+        sendv: Unused,
         sendmsg: Option<unsafe extern "C" fn(*mut fid_ep, *const fi_msg, u64) -> isize>,
         inject: Option<unsafe extern "C" fn(*mut fid_ep, *const c_void, usize, u64) -> isize>,
         senddata: Unused,
