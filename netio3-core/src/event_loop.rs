@@ -116,7 +116,10 @@ pub trait Remote: Send + Sync {
 pub trait Source {
     /// A watched descriptor is ready, or `redeliver` said so. Work within the budget; when it is used
     /// up before the readiness, return [`Next::Again`] and be called again with the same in the next turn.
-    fn ready(&mut self, ev: &dyn EventLoop, token: usize, ready: Ready, budget: &mut Budget) -> Next;
+    fn ready(&mut self, ev: &dyn EventLoop, token: usize, ready: Ready, budget: &mut Budget) -> Next {
+        let _ = (ev, token, ready, budget);
+        Next::Wait
+    }
 
     /// What was due has been delivered, and others have their turn; or what follows was left over in an earlier turn and
     /// may take long. Send what is queued, within the budget, so that it does not wait for them.
@@ -130,7 +133,10 @@ pub trait Source {
     }
 
     /// The turn ends: send what is queued, deliver what is due. [`Next::Again`] forbids sleeping.
-    fn before_sleep(&mut self, ev: &dyn EventLoop, budget: &mut Budget) -> Next;
+    fn before_sleep(&mut self, ev: &dyn EventLoop, budget: &mut Budget) -> Next {
+        let _ = (ev, budget);
+        Next::Wait
+    }
 
     /// Called over and over instead of sleeping while the loop spins, for devices that can be polled. What it finds
     /// it handles, within the budget.

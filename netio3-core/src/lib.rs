@@ -34,7 +34,6 @@ pub use error::{
     RegisterError, RunError, SendError, Target,
 };
 pub use event_loop::{Budget, EventLoop, Interest, Job, Next, Polled, Ready, Remote, Source, SourceId, WatchId};
-pub use liveness::{Liveness, LivenessAction};
 pub use memory::{
     BufferFull, BufferPool, HeldSlice, MemoryKind, MemoryRegion, NetworkBuffer, RawSlice, RegionId, RegionInUse, RegionOptions,
 };

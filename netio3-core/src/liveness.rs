@@ -4,30 +4,8 @@ use std::time::{Duration, Instant};
 
 /// Watches the silence of one connection, both ways; it knows no socket and reads no clock.
 ///
-/// A backend reports what left and what arrived, and calls [`check`](Self::check) once
-/// [`next_deadline`](Self::next_deadline) has passed:
-///
-/// ```
-/// use std::time::{Duration, Instant};
-/// use netio3_core::{Liveness, LivenessAction};
-///
-/// fn on_deadline(liveness: &mut Liveness, now: Instant, mut read: impl FnMut() -> bool) -> bool {
-///     loop {
-///         let action = match liveness.check(now) {
-///             LivenessAction::Probe => liveness.probed(read(), now),
-///             action => action,
-///         };
-///         match action {
-///             LivenessAction::SendHeartbeat => { /* queue one */ }
-///             LivenessAction::Dead => return false,
-///             _ => return true, // sleep until `next_deadline`
-///         }
-///     }
-/// }
-/// # let now = Instant::now();
-/// # let mut liveness = Liveness::new(Duration::from_secs(2), Duration::from_secs(2), 5, now);
-/// # assert!(on_deadline(&mut liveness, now + Duration::from_secs(2), || false));
-/// ```
+/// The engine reports what left and what arrived, calls [`check`](Self::check) once
+/// [`next_deadline`](Self::next_deadline) has passed, and does what that says until it says [`Nothing`](LivenessAction::Nothing).
 ///
 /// Reports cost a store or two, deadlines only ever move later by them, so a timer set earlier need not be
 /// moved: a check that comes too early does nothing.
@@ -37,7 +15,7 @@ use std::time::{Duration, Instant};
 /// tells of a stall of this side (a stopped or debugged process, a slow callback) and is not counted, unless
 /// the one before was late as well. A connection that is not being read from is not judged.
 #[derive(Clone, Debug)]
-pub struct Liveness {
+pub(crate) struct Liveness {
     own_interval: Duration,
     peer_interval: Duration,
     missed_heartbeats: u32,
@@ -51,10 +29,10 @@ pub struct Liveness {
     reading: bool,
 }
 
-/// What a backend has to do for a connection now.
+/// What the engine has to do for a connection now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum LivenessAction {
+pub(crate) enum LivenessAction {
     /// Nothing before [`Liveness::next_deadline`].
     Nothing,
     /// Send a heartbeat (it counts as sent already). Unneeded when other bytes are waiting to leave.
@@ -71,7 +49,7 @@ impl Liveness {
     /// `own_interval` is the silence after which this side sends a heartbeat, `peer_interval` the one that
     /// the peer announced; zero means that the respective side sends none. One of `missed_heartbeats` leaves
     /// no room for any delay on the way; zero is taken as one.
-    pub fn new(own_interval: Duration, peer_interval: Duration, missed_heartbeats: u32, now: Instant) -> Self {
+    pub(crate) fn new(own_interval: Duration, peer_interval: Duration, missed_heartbeats: u32, now: Instant) -> Self {
         Self {
             own_interval,
             peer_interval,
@@ -86,20 +64,20 @@ impl Liveness {
 
     /// Something left, be it part of a message. The turn's time is exact enough, here and below.
     #[inline]
-    pub fn sent(&mut self, now: Instant) {
+    pub(crate) fn sent(&mut self, now: Instant) {
         self.last_sent = now;
     }
 
     /// Some byte arrived.
     #[inline]
-    pub fn received(&mut self, now: Instant) {
+    pub(crate) fn received(&mut self, now: Instant) {
         self.silent_since = now;
         self.missed = 0;
         self.stalled = false;
     }
 
     /// Reading from the connection stopped or goes on; the peer is judged afresh from then on.
-    pub fn set_reading(&mut self, reading: bool, now: Instant) {
+    pub(crate) fn set_reading(&mut self, reading: bool, now: Instant) {
         if reading && !self.reading {
             self.received(now);
         }
@@ -107,7 +85,7 @@ impl Liveness {
     }
 
     /// What is to be done; ask again until it is [`LivenessAction::Nothing`].
-    pub fn check(&mut self, now: Instant) -> LivenessAction {
+    pub(crate) fn check(&mut self, now: Instant) -> LivenessAction {
         if self.heartbeat_at().is_some_and(|at| now >= at) {
             self.last_sent = now;
             return LivenessAction::SendHeartbeat;
@@ -132,7 +110,7 @@ impl Liveness {
 
     /// The read that [`LivenessAction::Probe`] asked for has `found` something, or nothing: then the peer is
     /// [`LivenessAction::Dead`].
-    pub fn probed(&mut self, found: bool, now: Instant) -> LivenessAction {
+    pub(crate) fn probed(&mut self, found: bool, now: Instant) -> LivenessAction {
         if found {
             self.received(now);
             return LivenessAction::Nothing;
@@ -141,7 +119,7 @@ impl Liveness {
     }
 
     /// When to call [`check`](Self::check), or `None` when neither side sends heartbeats.
-    pub fn next_deadline(&self) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
         [self.heartbeat_at(), self.judge_at()].into_iter().flatten().min()
     }
 

@@ -4,7 +4,7 @@
 
 use netio3_core::conformance::Harness;
 use netio3_core::fault::{Clock, FaultConfig, wrap};
-use netio3_core::{Budget, Callbacks, EndPointAddress, EventLoop, NetworkBackend, NetworkConfig, Next, Ready, Source, loopback};
+use netio3_core::{Budget, Callbacks, EndPointAddress, EventLoop, NetworkBackend, NetworkConfig, Next, Source, loopback};
 use netio3_evloop::EpollEventLoop;
 
 struct FaultHarness {
@@ -73,10 +73,6 @@ impl Harness for FaultHarness {
 struct Ticker(Clock);
 
 impl Source for Ticker {
-    fn ready(&mut self, _: &dyn EventLoop, _token: usize, _: Ready, _: &mut Budget) -> Next {
-        Next::Wait
-    }
-
     fn before_sleep(&mut self, _: &dyn EventLoop, _: &mut Budget) -> Next {
         if self.0.advance_to_next_event() { Next::Again } else { Next::Wait }
     }

@@ -359,10 +359,6 @@ fn a_completion_from_outside_makes_a_nested_loop_readable() {
             self.0.process().unwrap();
             Next::Wait
         }
-
-        fn before_sleep(&mut self, _: &dyn EventLoop, _: &mut Budget) -> Next {
-            Next::Wait
-        }
     }
     let (ev, near, log, endpoint, _far) = apart(NetworkConfig::default(), NetworkConfig::default());
     let outer = EpollEventLoop::new().unwrap();

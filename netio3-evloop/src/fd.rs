@@ -46,8 +46,4 @@ impl<F, C: FnMut(&Handle, &mut F, Ready) -> Next> Source for Fd<F, C> {
     fn ready(&mut self, _: &dyn EventLoop, _: usize, ready: Ready, _: &mut Budget) -> Next {
         (self.call)(&self.handle, &mut self.fd, ready)
     }
-
-    fn before_sleep(&mut self, _: &dyn EventLoop, _: &mut Budget) -> Next {
-        Next::Wait
-    }
 }

@@ -9,13 +9,13 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netio3_core::{Budget, EventLoop, Interest, LoopCounters, Ready, Remote, RunError, Source, SourceId, WatchId};
+use netio3_core::{Budget, EventLoop, Interest, Job, LoopCounters, Ready, Remote, RunError, Source, SourceId, WatchId};
 
 use crate::arena::Key;
 use crate::handle::Handle;
 use crate::kernel::Kernel;
 use crate::registry::{Registry, Removed};
-use crate::remote::{RemoteJob, Shared, remote};
+use crate::remote::{Shared, remote};
 
 /// The state of a loop. None of its borrows is held while a source or a closure runs or is dropped.
 pub(crate) struct Inner {
@@ -60,7 +60,7 @@ pub(crate) type LocalJob = Box<dyn FnOnce(&Handle)>;
 /// A posted closure.
 pub(crate) enum Post {
     Local(LocalJob),
-    Remote(RemoteJob),
+    Remote(Job),
 }
 
 /// Where the loop is.
@@ -125,9 +125,10 @@ impl Inner {
         key
     }
 
-    pub(crate) fn remove(&self, key: Key) {
+    /// Removes a source; `false` if there is no such source any more.
+    pub(crate) fn remove(&self, key: Key) -> bool {
         let removed = self.registry.borrow_mut().remove(key);
-        let Some(Removed { source, fds }) = removed else { return };
+        let Some(Removed { source, fds }) = removed else { return false };
         if let Some(kernel) = &*self.kernel.borrow() {
             for fd in fds {
                 kernel.deregister(fd);
@@ -135,6 +136,7 @@ impl Inner {
         }
         // Last, since it may call back, and since the descriptors had to be open until here.
         drop(source);
+        true
     }
 
     pub(crate) fn watch_raw(&self, source: Key, fd: RawFd, token: usize, interest: Interest) -> io::Result<Key> {

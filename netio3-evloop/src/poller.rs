@@ -1,6 +1,6 @@
 //! Pollers: for hardware that has no descriptor.
 
-use netio3_core::{Budget, EventLoop, Next, Polled, Ready, Source, SourceId};
+use netio3_core::{Budget, EventLoop, Next, Polled, Source, SourceId};
 
 use crate::handle::Handle;
 
@@ -20,10 +20,6 @@ struct Poller<C> {
 }
 
 impl<C: FnMut(&Handle) -> Next> Source for Poller<C> {
-    fn ready(&mut self, _: &dyn EventLoop, _: usize, _: Ready, _: &mut Budget) -> Next {
-        Next::Wait
-    }
-
     fn before_sleep(&mut self, _: &dyn EventLoop, _: &mut Budget) -> Next {
         (self.call)(&self.handle)
     }

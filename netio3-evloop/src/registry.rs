@@ -116,10 +116,6 @@ impl Registry {
         Some(Removed { source: entry.source, fds })
     }
 
-    pub(crate) fn contains(&self, key: Key) -> bool {
-        self.sources.get(key).is_some()
-    }
-
     /// Takes a source out to run it.
     pub(crate) fn take(&mut self, key: Key) -> Option<Box<dyn Source>> {
         self.sources.get_mut(key)?.source.take()
@@ -321,14 +317,16 @@ impl Registry {
 
 // Deadlines.
 impl Registry {
-    pub(crate) fn set_deadline(&mut self, key: Key, at: Option<Instant>) {
-        let Some(entry) = self.sources.get_mut(key) else { return };
+    /// Sets a source's deadline; `false` if there is no such source any more.
+    pub(crate) fn set_deadline(&mut self, key: Key, at: Option<Instant>) -> bool {
+        let Some(entry) = self.sources.get_mut(key) else { return false };
         if let Some(old) = std::mem::replace(&mut entry.deadline, at) {
             self.deadlines.remove(&(old, key));
         }
         if let Some(at) = at {
             self.deadlines.insert((at, key));
         }
+        true
     }
 
     pub(crate) fn deadline(&self, key: Key) -> Option<Instant> {
@@ -348,7 +346,7 @@ impl Registry {
     pub(crate) fn pop_passed(&mut self, now: Instant, last: Option<(Instant, Key)>) -> Option<(Instant, Key)> {
         let from = last.map_or(Bound::Unbounded, Bound::Excluded);
         let passed = self.deadlines.range((from, Bound::Included((now, Key::MAX)))).next().copied();
-        passed.inspect(|(_, key)| self.set_deadline(*key, None))
+        passed.inspect(|(_, key)| _ = self.set_deadline(*key, None))
     }
 }
 

@@ -5,13 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::{self, ThreadId};
 
 use mio::Waker;
-use netio3_core::{EventLoop, Remote};
+use netio3_core::{Job, Remote};
 use parking_lot::Mutex;
 
 use crate::arena::Key;
-
-/// A job for the loop's thread.
-pub(crate) type RemoteJob = Box<dyn FnOnce(&dyn EventLoop) + Send>;
 
 /// The part of a loop that every thread may touch.
 ///
@@ -33,7 +30,7 @@ pub(crate) struct Shared {
 #[derive(Default)]
 pub(crate) struct Inbox {
     closed: bool,
-    pub(crate) jobs: Vec<RemoteJob>,
+    pub(crate) jobs: Vec<Job>,
     pub(crate) fired: Vec<Key>,
 }
 
@@ -116,7 +113,7 @@ impl Remote for Shared {
         }
     }
 
-    fn post(&self, job: RemoteJob) -> bool {
+    fn post(&self, job: Job) -> bool {
         let mut inbox = self.inbox.lock();
         if inbox.closed {
             // The job is dropped by the caller's frame, after the lock.

@@ -47,9 +47,7 @@ impl Handle {
 
     /// Removes a signal at once, even if it was fired; `false` if it was removed before.
     pub fn remove_signal(&self, signal: &Signal) -> bool {
-        let found = self.inner.registry.borrow().contains(signal.key);
-        self.inner.remove(signal.key);
-        found
+        self.inner.remove(signal.key)
     }
 }
 
@@ -64,10 +62,6 @@ impl<C: FnMut(&Handle)> Source for Slot<C> {
         // Before the call: what is fired during it is another call. A swap, to see what the firing threads did.
         self.fired.swap(false, Ordering::AcqRel);
         (self.call)(&self.handle);
-        Next::Wait
-    }
-
-    fn before_sleep(&mut self, _: &dyn EventLoop, _: &mut Budget) -> Next {
         Next::Wait
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use netio3_core::{Budget, EventLoop, Next, Ready, Source};
+use netio3_core::{EventLoop, Source};
 
 use crate::arena::Key;
 use crate::handle::Handle;
@@ -32,10 +32,7 @@ impl Handle {
     /// Lets a timer fire (next) when `delay` has passed from now; `false` if there is no such timer any more.
     /// Inside its own callback, a timer that fires once is still there.
     pub fn restart_timer(&self, timer: TimerId, delay: Duration) -> bool {
-        let mut registry = self.inner.registry.borrow_mut();
-        let found = registry.contains(timer.0);
-        registry.set_deadline(timer.0, Some(after(delay)));
-        drop(registry);
+        let found = self.inner.registry.borrow_mut().set_deadline(timer.0, Some(after(delay)));
         self.inner.work_came();
         found
     }
@@ -43,9 +40,7 @@ impl Handle {
     /// Removes a timer at once; `false` if there is no such timer any more. Inside its own callback, the closure is dropped
     /// when it returns.
     pub fn cancel_timer(&self, timer: TimerId) -> bool {
-        let found = self.inner.registry.borrow().contains(timer.0);
-        self.inner.remove(timer.0);
-        found
+        self.inner.remove(timer.0)
     }
 
     fn start_timer(&self, delay: Duration, period: Option<Duration>, call: impl FnMut(&Self) + 'static) -> TimerId {
@@ -76,14 +71,6 @@ impl<F: FnMut(&Handle)> Source for Timer<F> {
         if self.period.is_none() && inner.registry.borrow().deadline(self.key).is_none() {
             inner.remove(self.key);
         }
-    }
-
-    fn ready(&mut self, _: &dyn EventLoop, _: usize, _: Ready, _: &mut Budget) -> Next {
-        Next::Wait
-    }
-
-    fn before_sleep(&mut self, _: &dyn EventLoop, _: &mut Budget) -> Next {
-        Next::Wait
     }
 }
 

@@ -10,7 +10,7 @@ use netio3_core::{Budget, ClosedReason, Direction, EndPointAddress, Next, Refuse
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::devices::Net;
-use crate::fabric::{CmEvent, Completion, CqError, EventQueue, Fabric, FabricError, Info, Waitable};
+use crate::fabric::{CmEvent, Completion, CqError, EventQueue, FabricError, Info};
 use crate::helper::{Done, Job};
 use crate::link::{self, Body, Link, Listening, Stage};
 use crate::posting::{of_context, post_receives};
@@ -108,14 +108,15 @@ impl Rdma {
         }
         let watched = self.watched.borrow();
         let tell = watched.iter().all(|watched| match watched {
-            Watched::Events { net, events, .. } => {
-                let sleeps = sleeps(&net.fabric, &**events);
+            // An error is found again, and told, when the queue is read.
+            Watched::Events { events, .. } => {
+                let sleeps = events.trywait().unwrap_or(true);
                 if !sleeps {
                     self.events_due.set(true);
                 }
                 sleeps
             }
-            Watched::Completions { queue, .. } => sleeps(&queue.device.net.fabric, &*queue.completions),
+            Watched::Completions { queue, .. } => queue.completions.trywait().unwrap_or(true),
         });
         tell && !self.is_readable(engine, &watched)
     }
@@ -239,8 +240,8 @@ impl Rdma {
             (Direction::Incoming, Some(hello)) => hello,
             _ => return engine.refuse(connection, reason),
         };
-        let unspecified = EndPointAddress::localhost(0);
-        up.established(connection, unspecified, hello.max_message_len as usize, hello.heartbeat_interval);
+        let unknown = EndPointAddress::localhost(0);
+        up.established(connection, unknown, hello.max_message_len as usize, hello.heartbeat_interval);
         if !engine.is_gone() {
             engine.finish(connection, ClosedReason::PeerLost, Release::Reset);
         }
@@ -388,9 +389,8 @@ impl Rdma {
         open.credits = hello.credits;
         open.control = CONTROL_CREDITS;
         open.sending.limit_packets(hello.packet_len as usize);
-        let unspecified = EndPointAddress::localhost(0);
-        let local =
-            open.endpoint.lock().as_ref().and_then(|endpoint| endpoint.local_address().ok()).map_or(unspecified, EndPointAddress::from);
+        let unknown = EndPointAddress::localhost(0);
+        let local = open.endpoint.lock().as_ref().and_then(|endpoint| endpoint.local_address().ok()).map_or(unknown, EndPointAddress::from);
         drop(body);
         link.stage.set(Stage::Open);
         up.established(connection, local, hello.max_message_len as usize, hello.heartbeat_interval);
@@ -574,11 +574,6 @@ impl Rdma {
             engine.flush_later(connection);
         }
     }
-}
-
-fn sleeps(fabric: &Arc<Fabric>, queue: &dyn Waitable) -> bool {
-    // An error is found again, and told, when the queue is read.
-    fabric.trywait(&[queue]).unwrap_or(true)
 }
 
 /// What the answer to a hello says.

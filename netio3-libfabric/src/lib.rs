@@ -6,7 +6,9 @@
 //!
 //! Each backend has one thread of its own, `netio3-fabric`, for the calls that may block: opening devices, resolving
 //! addresses, connecting, accepting and closing. Everything else is done by the loop.
+#![deny(unsafe_code)]
 
+#[allow(unsafe_code, reason = "it is what makes libfabric safe to use")]
 pub mod fabric;
 
 mod assembly;

@@ -29,7 +29,7 @@ pub(crate) struct Link {
     pub(crate) goodbye: Goodbye,
     /// The provider connected before the helper thread told of the endpoint: the peer's private data.
     pub(crate) early: RefCell<Option<Vec<u8>>>,
-    /// Receives that completed before the helper thread told of the endpoint: slot and length.
+    /// Receives that completed before the helper thread told of the endpoint.
     pub(crate) early_receives: RefCell<Vec<Completion>>,
     /// The connection is over, so that the helper thread need not make it any more.
     pub(crate) over: Arc<AtomicBool>,

@@ -11,7 +11,10 @@ use crate::transport::{Conn, Rdma};
 use crate::wire::{HEAD_LEN, Head, Kind};
 
 impl Rdma {
-    /// Posts what waits, as far as credits and the device go. Gives an error when the device refuses.
+    /// Posts what waits, as far as credits and the device go; gives how many messages have left already, being injected.
+    ///
+    /// # Errors
+    /// The device refuses.
     pub(crate) fn post(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body) -> Result<usize, FabricError> {
         let Body { endpoint, sending, receiving, slab, queue, registered, credits, unsignalled, depth, iov_limit, inject_size, .. } = body;
         let endpoint = endpoint.lock();

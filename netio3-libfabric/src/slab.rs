@@ -35,6 +35,9 @@ pub(crate) struct Slab {
 }
 
 /// One slot. Whoever holds it is the only one with access to its memory, except the device while it is posted.
+///
+/// It does not know its slab: whoever asks a slab for the memory of a slot sees to it that it was cut from that one
+/// ([`Receiving::memory_of`](crate::receiving::Receiving::memory_of)). All `unsafe` here relies on that.
 #[derive(Debug)]
 pub(crate) struct Slot {
     index: u16,
@@ -87,7 +90,8 @@ impl Slab {
         Self { registration: None, memory, layout, pinned: Arc::default() }
     }
 
-    /// Divides the memory anew. All earlier slots are gone, and nothing is posted any more.
+    /// Divides the memory anew. The caller has seen to it that all earlier slots are gone and nothing is posted any more:
+    /// two slots of the same memory would be two exclusive borrows of it.
     pub(crate) fn cut(&self) -> Slots {
         let mut offset = 0;
         let mut cut = |count: u16, capacity: usize| {
@@ -128,7 +132,7 @@ impl Slab {
 
     /// The first bytes of a slot that is not posted.
     pub(crate) fn filled(&self, slot: &Slot, len: usize) -> &[u8] {
-        // SAFETY: the slot is part of this mapping, whose bytes are initialized by the kernel. Nobody writes: the
+        // SAFETY: the slot was cut from this mapping, whose bytes are initialized by the kernel. Nobody writes: the
         // device does only while the slot is posted, when nobody holds it, and others would need the slot.
         unsafe { std::slice::from_raw_parts(self.start(slot), len.min(slot.capacity)) }
     }
@@ -138,7 +142,7 @@ impl Slab {
         let Some(first) = slots.first() else { return &[] };
         debug_assert!(slots.windows(2).all(|pair| pair[0].is_before(&pair[1])));
         assert!(skipped + len <= slots.len() * first.capacity);
-        // SAFETY: as in `filled`, for each of the slots.
+        // SAFETY: as in `filled`, for each of the slots; `Assembly` has seen that they lie behind each other.
         unsafe { std::slice::from_raw_parts(self.start(first).wrapping_add(skipped), len) }
     }
 

@@ -93,7 +93,7 @@ impl Side {
     }
 
     fn may_sleep(&self) -> bool {
-        self.fabric.trywait(&[&*self.events, &*self.completions]).unwrap()
+        self.events.trywait().unwrap() && self.completions.trywait().unwrap()
     }
 }
 
@@ -494,7 +494,6 @@ fn misuse_is_refused() {
 
     let long = vec![0; endpoint.cm_data_size() + 1];
     assert_eq!(endpoint.connect(anywhere(), &long).unwrap_err().code, libfabric_sys::FI_EINVAL);
-    assert_eq!(client.fabric.trywait(&[&*server.events]).unwrap_err().code, libfabric_sys::FI_EINVAL);
     let pieces = vec![piece(b"x"); endpoint.iov_limit() + 1];
     // SAFETY: the pieces are constants.
     assert_eq!(unsafe { endpoint.send(&pieces, &[], 1, 0) }.unwrap_err().code, libfabric_sys::FI_EINVAL);

@@ -123,10 +123,10 @@ pub use netio3_core::{
     CloseListenError, CloseSendError, ClosedReason, Completion, CompletionKind, ConnectionCounters, ConnectionInfo, ConnectionParameters,
     ConnectionParametersRecv, ConnectionState, ConnectionStats, CopiedMessage, Counter, CreateError, DeregisterError, Direction,
     EndPointAddress, Endpoint, EventLoop, Handlers, HeldSlice, Interest, Job, Limits, ListenerCounters, ListenerState, ListenerStats,
-    Liveness, LivenessAction, LookupError, LoopCounters, LoopStats, MAX_ENDPOINTS, MemoryKind, MemoryRegion, Message, Meter, NetioStatus,
-    NetworkBackend, NetworkBuffer, NetworkConfig, Next, OpenListenError, OpenSendError, Phase, Polled, RawSlice, RdmaParameters, Ready,
-    RefusedReason, RegionId, RegionInUse, RegionOptions, RegisterError, Remote, RunError, SendError, Source, SourceId, Take, Target,
-    Unsent, WatchId, engine, lookup, loopback,
+    LookupError, LoopCounters, LoopStats, MAX_ENDPOINTS, MemoryKind, MemoryRegion, Message, Meter, NetioStatus, NetworkBackend,
+    NetworkBuffer, NetworkConfig, Next, OpenListenError, OpenSendError, Phase, Polled, RawSlice, RdmaParameters, Ready, RefusedReason,
+    RegionId, RegionInUse, RegionOptions, RegisterError, Remote, RunError, SendError, Source, SourceId, Take, Target, Unsent, WatchId,
+    engine, lookup, loopback,
 };
 pub use netio3_evloop::{EpollEventLoop, Handle, Signal, TimerId};
 

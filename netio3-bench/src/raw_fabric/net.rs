@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use netio3_libfabric::fabric::{
     CmEvent, Completion, CompletionError, CompletionQueue, CqError, Direction, Domain, Endpoint, EventQueue, Fabric, FabricError, Hints,
-    Info, Library, MemoryRegion, PassiveEndpoint, Waitable,
+    Info, Library, MemoryRegion, PassiveEndpoint,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -205,11 +205,11 @@ impl Net {
 
     /// Sleeps until a queue has something; `false` if none had.
     fn sleep(&mut self, patience: Option<Duration>) -> Result<bool, String> {
-        let queues: Vec<&dyn Waitable> =
-            std::iter::once(&*self.events as &dyn Waitable).chain(self.queues.iter().map(|queue| &**queue as &dyn Waitable)).collect();
-        if !self.fabric.trywait(&queues).map_err(|error| error.to_string())? {
-            self.look_at_events = true;
-            return Ok(true);
+        for may_sleep in std::iter::once(self.events.trywait()).chain(self.queues.iter().map(|queue| queue.trywait())) {
+            if !may_sleep.map_err(|error| error.to_string())? {
+                self.look_at_events = true;
+                return Ok(true);
+            }
         }
         let all = std::iter::once(self.events.as_fd()).chain(self.queues.iter().map(|queue| queue.as_fd()));
         let mut descriptors: Vec<PollFd<'_>> = all.map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN)).collect();

@@ -140,7 +140,7 @@ impl<L> Connection<L> {
         self.paused.get()
     }
 
-    /// The accept filter's and listener's part in an incoming connection.
+    /// The counters of the listener that accepted it.
     pub fn listener_counters(&self) -> Option<&ListenerCounters> {
         self.listener.as_ref().map(|listener| &*listener.counters)
     }

@@ -10,7 +10,7 @@ use crate::status::{Completion, CompletionKind};
 
 /// What was accepted and has not completed, in send order, and what has completed and was not told yet.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     /// From `first` on those that have completed and were not told, from `next` on those that have not completed.
     records: Vec<Completion>,
     first: usize,
@@ -154,9 +154,9 @@ impl Ledger {
         Amount { messages, bytes }
     }
 
-    /// Notes a refusal; `true` for the first since the last *writable*.
-    pub(crate) fn refuse(&mut self, len: usize) -> bool {
-        self.refused.replace(self.refused.unwrap_or(0).max(len)).is_none()
+    /// Notes a refusal.
+    pub(crate) fn refuse(&mut self, len: usize) {
+        self.refused = self.refused.max(Some(len));
     }
 
     /// The largest message refused since the last *writable*.
@@ -212,7 +212,7 @@ impl Ledger {
     }
 
     /// Enters a frame of the transport's own, which completes in turn without being told to anybody.
-    pub fn push_control(&mut self) {
+    pub(crate) fn push_control(&mut self) {
         self.controls.push_back(self.next_number());
         // It does not use up what is granted.
         self.granted_records += usize::from(self.granted_records > 0);
@@ -400,7 +400,8 @@ mod tests {
         assert!(ledger.fits(5_000));
         push(&mut ledger, 1, 5_000);
         assert!(ledger.fits(0) && !ledger.fits(1), "full of bytes");
-        assert!(ledger.refuse(7) && !ledger.refuse(3));
+        ledger.refuse(7);
+        ledger.refuse(3);
         assert_eq!(ledger.refused(), Some(7));
     }
 

@@ -27,7 +27,7 @@ pub use self::connection::{Connection, State};
 pub use self::copies::{Copies, Run};
 pub use self::core::{Engine, Listener};
 pub use self::driver::Upcalls;
-pub use self::ledger::Ledger;
+pub(crate) use self::ledger::Ledger;
 pub(crate) use self::local::LocalBackend;
 pub use self::local::create_local;
 pub use self::raw_send::RawPieces;

@@ -392,7 +392,7 @@ impl<T: Transport> Engine<T> {
     /// A cap once found reached holds until the end of the turn, whatever other threads drop meanwhile: who
     /// asks twice in a turn gets the same answer, so that nothing overtakes what was kept.
     #[inline]
-    pub fn is_receiving(&self, connection: &Rc<Connection<T::Link>>) -> bool {
+    pub(super) fn is_receiving(&self, connection: &Rc<Connection<T::Link>>) -> bool {
         if connection.is_over() || connection.paused.get() || connection.listed.capped.get() {
             return false;
         }

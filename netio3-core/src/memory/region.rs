@@ -231,7 +231,10 @@ mod tests {
         let bytes = region.bytes().unwrap();
         assert_eq!(bytes[9_999], 7);
         assert!(region.as_mut_slice().is_none());
-        assert_eq!(region.cut(100).unwrap_err().to_string(), "the memory region is in use as shared bytes; drop those, then call `as_mut_slice`, which ends that use");
+        assert_eq!(
+            region.cut(100).unwrap_err().to_string(),
+            "the memory region is in use as shared bytes; drop those, then call `as_mut_slice`, which ends that use"
+        );
         drop(bytes);
         region.as_mut_slice().unwrap()[0] = 1;
     }

@@ -1,22 +1,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use netio3_core::{Budget, EventLoop, Next};
 use proptest::prelude::*;
 
 use super::*;
 
 struct Nothing;
 
-impl Source for Nothing {
-    fn ready(&mut self, _: &dyn EventLoop, _: usize, _: Ready, _: &mut Budget) -> Next {
-        Next::Wait
-    }
-
-    fn before_sleep(&mut self, _: &dyn EventLoop, _: &mut Budget) -> Next {
-        Next::Wait
-    }
-}
+impl Source for Nothing {}
 
 #[derive(Clone, Copy, Debug)]
 enum Step {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use libfabric_sys as sys;
 use libfabric_sys::Roomy;
 
-use super::fabric::{Waitable, sealed};
 use super::library::string;
 use super::{Domain, Fabric, FabricError, close};
 
@@ -118,6 +117,16 @@ impl CompletionQueue {
         unsafe { BorrowedFd::borrow_raw(self.descriptor) }
     }
 
+    /// Asks whether the descriptor may be waited for. If not (`false`), read the queue again: there may be something in it
+    /// that no descriptor shows.
+    ///
+    /// # Errors
+    /// libfabric's.
+    pub fn trywait(&self) -> Result<bool, FabricError> {
+        // SAFETY: the queue is open, and of the fabric of its domain.
+        unsafe { self.domain.fabric.trywait(self.raw.as_ptr().cast()) }
+    }
+
     /// Reads completions into the front of `into`: how many. 0 if there are none. Drives transfers on.
     ///
     /// # Errors
@@ -217,19 +226,3 @@ impl AsFd for CompletionQueue {
         self.fd()
     }
 }
-
-impl sealed::Queue for CompletionQueue {
-    fn object(&self) -> *mut sys::fid {
-        self.raw.as_ptr().cast()
-    }
-
-    fn fabric(&self) -> &Arc<Fabric> {
-        &self.domain.fabric
-    }
-
-    fn holds_back(&self) -> bool {
-        false
-    }
-}
-
-impl Waitable for CompletionQueue {}

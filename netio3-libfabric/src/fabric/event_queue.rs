@@ -12,7 +12,6 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::completion_queue::wait_descriptor;
-use super::fabric::{Waitable, sealed};
 use super::info::InfoBox;
 use super::library::string;
 use super::passive_endpoint::{Listener, Request};
@@ -154,6 +153,16 @@ impl EventQueue {
     pub fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: it is the queue's, which lives as long as it is borrowed.
         unsafe { BorrowedFd::borrow_raw(self.descriptor) }
+    }
+
+    /// Asks whether the descriptor may be waited for. If not (`false`), read the queue again: there may be something in it
+    /// that no descriptor shows.
+    ///
+    /// # Errors
+    /// libfabric's.
+    pub fn trywait(&self) -> Result<bool, FabricError> {
+        let holds_back = self.fabric.opening.is_locked_exclusive() || !self.state.lock().stash.is_empty();
+        if holds_back { Ok(false) } else { self.trywait_raw() }
     }
 
     /// Reads the next event; none if there is none. Drives connecting and accepting on.
@@ -317,15 +326,19 @@ impl EventQueue {
 
     /// Whether the provider has more to do or to tell. The lock must be held.
     fn has_more(&self) -> bool {
-        let mut object = sealed::Queue::object(self);
-        // SAFETY: the queue is open, and of this fabric.
-        match -unsafe { sys::fi_trywait(self.fabric.raw.as_ptr(), &raw mut object, 1) } {
-            0 => {
+        match self.trywait_raw() {
+            Ok(true) => {
                 let mut descriptors = [PollFd::from_borrowed_fd(self.fd(), PollFlags::IN)];
                 poll(&mut descriptors, Some(&Timespec::default())) == Ok(1)
             }
-            code => code == sys::FI_EAGAIN,
+            Ok(false) => true,
+            Err(_) => false,
         }
+    }
+
+    fn trywait_raw(&self) -> Result<bool, FabricError> {
+        // SAFETY: the queue is open, and of this fabric.
+        unsafe { self.fabric.trywait(self.raw.as_ptr().cast()) }
     }
 
     /// Rejects the requests that a listener still has in the queue, and closes it.
@@ -379,22 +392,6 @@ impl AsFd for EventQueue {
     }
 }
 
-impl sealed::Queue for EventQueue {
-    fn object(&self) -> *mut sys::fid {
-        self.raw.as_ptr().cast()
-    }
-
-    fn fabric(&self) -> &Arc<Fabric> {
-        &self.fabric
-    }
-
-    fn holds_back(&self) -> bool {
-        self.fabric.opening.is_locked_exclusive() || !self.state.lock().stash.is_empty()
-    }
-}
-
-impl Waitable for EventQueue {}
-
 #[cfg(test)]
 mod tests {
     use super::super::{Hints, Library};
@@ -408,11 +405,11 @@ mod tests {
         let info = library.infos(&hints).unwrap().into_iter().next().expect("tcp is everywhere");
         let fabric = Fabric::open(&library, &info).unwrap();
         let events = EventQueue::open(&fabric).unwrap();
-        assert!(fabric.trywait(&[&*events]).unwrap());
+        assert!(events.trywait().unwrap());
         let opening = fabric.opening.write();
         assert!(events.read().unwrap().is_none());
-        assert!(!fabric.trywait(&[&*events]).unwrap(), "it is to be read again");
+        assert!(!events.trywait().unwrap(), "it is to be read again");
         drop(opening);
-        assert!(fabric.trywait(&[&*events]).unwrap());
+        assert!(events.trywait().unwrap());
     }
 }

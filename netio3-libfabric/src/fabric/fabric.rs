@@ -52,31 +52,20 @@ impl Fabric {
         &self.provider
     }
 
-    /// Asks whether the descriptors of these queues may be waited for. If not (`false`), read the queues
-    /// again: there may be something in them that no descriptor shows.
+    /// Asks whether the descriptor of a queue may be waited for. If not (`false`), the queue is to be read again: there may
+    /// be something in it that no descriptor shows.
     ///
-    /// # Errors
-    /// libfabric's; or a queue is of another fabric.
-    pub fn trywait(self: &Arc<Self>, queues: &[&dyn Waitable]) -> Result<bool, FabricError> {
-        const CALL: &str = "fi_trywait";
-        for queue in queues {
-            if !Arc::ptr_eq(queue.fabric(), self) {
-                return Err(FabricError::refused(CALL, sys::FI_EINVAL, "a queue is of another fabric"));
-            }
-            if queue.holds_back() {
-                return Ok(false);
-            }
-            // libfabric looks at one queue after the other too.
-            let mut object = queue.object();
-            // SAFETY: the queue is open as long as it is borrowed, and of this fabric.
-            let code = unsafe { sys::fi_trywait(self.raw.as_ptr(), &raw mut object, 1) };
-            match -code {
-                0 => {}
-                sys::FI_EAGAIN => return Ok(false),
-                _ => return Err(self.error(CALL, code)),
-            }
+    /// # Safety
+    /// The queue must be open, and of this fabric.
+    pub(super) unsafe fn trywait(&self, queue: *mut sys::fid) -> Result<bool, FabricError> {
+        let mut queue = queue;
+        // SAFETY: the caller vouches for the queue, and the list of one lives until after the call.
+        let code = unsafe { sys::fi_trywait(self.raw.as_ptr(), &raw mut queue, 1) };
+        match -code {
+            0 => Ok(true),
+            sys::FI_EAGAIN => Ok(false),
+            _ => Err(self.error("fi_trywait", code)),
         }
-        Ok(true)
     }
 
     pub(super) fn error(&self, call: &'static str, code: impl Into<i64>) -> FabricError {
@@ -88,22 +77,5 @@ impl Drop for Fabric {
     fn drop(&mut self) {
         // SAFETY: all that was opened in it holds an `Arc` of it, hence is closed.
         unsafe { close(self.raw.as_ptr().cast(), "fabric") };
-    }
-}
-
-/// A queue whose descriptor can be waited for: an event queue or a completion queue.
-pub trait Waitable: sealed::Queue {}
-
-pub(super) mod sealed {
-    use super::*;
-
-    /// What `trywait` needs of a queue.
-    pub trait Queue {
-        /// The object.
-        fn object(&self) -> *mut sys::fid;
-        /// The fabric it is of.
-        fn fabric(&self) -> &Arc<Fabric>;
-        /// Whether it holds something that was read of the object before, or cannot be read just now.
-        fn holds_back(&self) -> bool;
     }
 }

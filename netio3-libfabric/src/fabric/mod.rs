@@ -7,7 +7,7 @@
 //!
 //! What a program must do for itself:
 //!
-//! - Drive all queues together: before waiting on their descriptors, ask [`Fabric::trywait`]; after waking,
+//! - Drive all queues together: before waiting on their descriptors, ask `trywait` of each; after waking,
 //!   read the event queue and the completion queues. The `tcp` provider of 1.17 reports the end of a
 //!   connection only while its completion queue is driven.
 //! - Leave memory of posted operations alone until they completed or the endpoint was dropped. Posting is
@@ -42,7 +42,7 @@ pub use domain::Domain;
 pub use endpoint::{Direction, Endpoint, Posted};
 pub use error::FabricError;
 pub use event_queue::{CmEvent, EventQueue};
-pub use fabric::{Fabric, Waitable};
+pub use fabric::Fabric;
 pub use hints::Hints;
 pub use info::{Info, LinkState, Nic};
 pub use library::{Library, LoadError};

@@ -26,7 +26,7 @@ use crate::event_loop::Budget;
 use crate::status::{Completion, RefusedReason};
 
 /// What belongs to the loop's thread: the single-threaded backend, the callbacks, and what is under way from
-/// the mailboxes to it. No borrow is held while anything else is called.
+/// the mailboxes to it. No borrow but that of `user` is held while the backend or the user is called.
 pub(super) struct LoopSide<T: Transport> {
     pub(super) shared: Arc<Shared<T::Opener>>,
     /// The single-threaded backend.

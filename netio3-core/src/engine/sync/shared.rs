@@ -26,9 +26,9 @@ use crate::status::{CompletionKind, NetioStatus};
 
 /// The state of a synchronized backend.
 ///
-/// Locks are taken in this order: the directory, a mailbox, then the regions, the inbox or those that leave.
-/// None of them is held while a callback runs, user memory is dropped, the transport is called or the loop
-/// woken.
+/// Locks are taken in this order: the gate, `listening`, the directory, a mailbox, then the regions, the inbox or those that
+/// leave. But for the first two none of them is held while a callback runs, user memory is dropped, the transport is called
+/// or the loop woken.
 pub(super) struct Shared<O: Opener> {
     /// Names it in the table of the loop's thread.
     pub(super) id: u64,

@@ -2,7 +2,7 @@
 
 use super::FaultBackend;
 use crate::endpoint::Endpoint;
-use crate::event_loop::{Budget, EventLoop, Next, Ready, Source};
+use crate::event_loop::{Budget, EventLoop, Next, Source};
 
 /// The backend in front, as the loop sees it. Dropping it ends the backend.
 pub(super) struct FaultSource {
@@ -16,10 +16,6 @@ impl FaultSource {
 }
 
 impl Source for FaultSource {
-    fn ready(&mut self, _: &dyn EventLoop, _token: usize, _: Ready, _: &mut Budget) -> Next {
-        Next::Wait
-    }
-
     fn before_sleep(&mut self, _: &dyn EventLoop, _: &mut Budget) -> Next {
         let core = &self.view.core;
         core.take_work();
