@@ -1,4 +1,5 @@
-//! The conformance suite through the facade: the backend is picked by name at run time, as a program does.
+//! The conformance suite through the facade: the backend is picked by name at run time, as a program does. The other backends
+//! are picked by the tests in `facade.rs`; they pass the suite in their own crates.
 
 use netio3::{Callbacks, EndPointAddress, EpollEventLoop, EventLoop, NetworkBackend, NetworkConfig, NetworkType};
 use netio3_core::conformance::Harness;
@@ -39,20 +40,6 @@ impl Harness for Picked {
     fn listen_address(&self) -> EndPointAddress {
         EndPointAddress::localhost(0)
     }
-
-    fn skip(&self, case: &str) -> Option<&'static str> {
-        if self.name == "rdma" {
-            let required = std::env::var_os("NETIO3_REQUIRE_LIBFABRIC").is_some_and(|value| value == "1");
-            if case == "an_ipv6_listener_takes_ipv6_only" {
-                return Some("the tcp provider binds IPv6 wildcards for IPv4 too, so that the IPv4 port is not free beside one");
-            }
-            if !required && self.kind().availability().is_err() {
-                return Some("this machine has no libfabric");
-            }
-        }
-        let loopback = self.name == "loopback" && case == "a_foreign_local_address_cannot_be_used";
-        loopback.then_some("in the network within a process every address is this machine's")
-    }
 }
 
 mod tcp {
@@ -61,13 +48,4 @@ mod tcp {
 
 mod tcp_synchronized {
     netio3_core::conformance_suite!(super::Picked { name: "tcp", synchronized: true });
-}
-
-mod loopback {
-    netio3_core::conformance_suite!(super::Picked { name: "loopback", synchronized: false });
-}
-
-#[cfg(feature = "rdma")]
-mod rdma {
-    netio3_core::conformance_suite!(super::Picked { name: "rdma", synchronized: false });
 }
