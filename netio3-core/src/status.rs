@@ -120,7 +120,7 @@ impl fmt::Display for RefusedReason {
         f.write_str(match self {
             Self::Local => "closed by this side before it was established",
             Self::Timeout => "no answer within the connect deadline",
-            Self::NoListener => "nobody listens there",
+            Self::NoListener => "nobody listens there, or not with this backend",
             Self::Unreachable => "no route to the host",
             Self::Version => "no protocol version in common",
             Self::Protocol => "what answered does not speak netio3",

@@ -406,9 +406,16 @@ impl Rdma {
         match connection.state() {
             State::Opening => {
                 let told = Hello::decode(data).ok().and_then(|hello| hello.verdict.err());
-                // `tcp` 1.17 says so of a listener that hung up after it had accepted.
-                let hung_up = error.code == libc::ENOENT;
-                let reason = || if hung_up { RefusedReason::NoListener } else { RefusedReason::of_error(&io::Error::from(error.clone())) };
+                let reason = || match error.code {
+                    // `tcp` 1.17 says so of a listener that hung up after it had accepted.
+                    libc::ENOENT | libc::ENOSYS => RefusedReason::NoListener,
+                    libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::EADDRNOTAVAIL => RefusedReason::LocalResource,
+                    // And ENOPROTOOPT of what does not answer as a provider does.
+                    _ => match RefusedReason::of_error(&io::Error::from(error.clone())) {
+                        RefusedReason::LocalResource => RefusedReason::Protocol,
+                        reason => reason,
+                    },
+                };
                 self.not_connected(up, engine, connection, told.unwrap_or_else(reason));
             }
             _ => self.lose(engine, connection),
@@ -441,8 +448,8 @@ impl Rdma {
             let sent_all = link.body.borrow().as_ref().is_none_or(|body| body.sending.is_empty());
             match connection.state() {
                 State::Opening => self.not_connected(up, &engine, &connection, RefusedReason::NoListener),
-                // It did not wait for what was left of ours, which was nothing.
-                State::Closing(reason) if goodbye.heard.get() && goodbye.said.get() && sent_all => {
+                // It did not wait for what was left of ours, which was nothing, or for our goodbye.
+                State::Closing(reason) if goodbye.heard.get() && sent_all && (goodbye.said.get() || reason == ClosedReason::PeerClosed) => {
                     let left = link.body.borrow_mut().as_mut().map_or(0, |body| body.sending.all_left());
                     if left > 0 {
                         engine.left_messages(&connection, left);

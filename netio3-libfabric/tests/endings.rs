@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use netio3_core::{ClosedReason, EndPointAddress, EventLoop, Handlers, NetworkBackend, Phase};
+use netio3_core::{ClosedReason, ConnectionParameters, EndPointAddress, EventLoop, Handlers, NetworkBackend, Phase};
 use netio3_evloop::EpollEventLoop;
 
 use crate::util::{LIMIT, Told, config, is_here, node, until};
@@ -76,4 +76,26 @@ fn an_admitted_peer_that_is_not_established_is_not_told_of() {
         assert!(!node.told().iter().any(|told| matches!(told, Told::Refused(..))), "{:?}", node.told());
         assert_eq!(server.totals().refused.get(), 0);
     }
+}
+
+/// A peer whose goodbye was read late, and who did not wait, has closed: everything that it sent has arrived.
+#[test]
+fn a_goodbye_that_is_heard_late_is_one() {
+    if !is_here() {
+        return;
+    }
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    let [server, client] = [(); 2].map(|()| node(&ev));
+    let params = ConnectionParameters { close_deadline: Duration::from_millis(100), ..Default::default() };
+    let to = client.backend.connect(&server.listen(), &params).expect("a connection is started");
+    until(&ev, &[], "it is established", || client.established() == [to] && server.established().len() == 1);
+    let from = server.established()[0];
+    server.backend.pause(from).expect("it is there");
+    (0..10).for_each(|key| client.send(to, b"hello", key));
+    client.backend.close(to).expect("it is there");
+    until(&ev, &[], "the client has closed", || client.closed(to).is_some());
+    assert_eq!(client.closed(to), Some((Vec::new(), ClosedReason::Local)));
+    server.backend.resume(from).expect("it is there");
+    until(&ev, &[], "the server has heard", || server.closed(from).is_some());
+    assert_eq!((server.received(from).len(), server.closed(from)), (10, Some((Vec::new(), ClosedReason::PeerClosed))));
 }

@@ -1,5 +1,9 @@
 //! What the private data says.
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::thread;
+
 use super::*;
 
 #[test]
@@ -160,6 +164,34 @@ fn strange_answers_are_refusals_with_a_reason() {
     ];
     for (n, (data, reason)) in strange.into_iter().enumerate() {
         assert_eq!(refused_when_accepted_with(&Client::new(), data), reason, "case {n}");
+    }
+}
+
+/// What listens there is no provider of libfabric's, such as netio3's own TCP backend.
+#[test]
+fn what_answers_otherwise_is_told_from_a_shortage_here() {
+    let Some(_beside) = beside_others() else { return };
+    let answers: [(&[u8], RefusedReason); 2] = [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n and more than a provider's answer, whatever version of it", RefusedReason::Protocol),
+        (b"", RefusedReason::NoListener),
+    ];
+    for (answer, reason) in answers {
+        let client = Client::new();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is left");
+        let address = listener.local_addr().expect("it is bound").into();
+        let stranger = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("somebody connects");
+            let mut request = [0; 8];
+            stream.read_exact(&mut request).expect("a request comes");
+            stream.write_all(answer).expect("it is taken");
+            // So that the answer is not lost to a reset.
+            _ = stream.shutdown(Shutdown::Write);
+            _ = stream.read_to_end(&mut Vec::new());
+        });
+        let endpoint = client.node.backend.connect(&address, &ConnectionParameters::default()).expect("a connection is started");
+        assert_eq!(client.until_refused(endpoint), reason);
+        drop(client);
+        stranger.join().expect("it has said all");
     }
 }
 
