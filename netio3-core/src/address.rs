@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 use std::str::FromStr;
 
+use nix::net::if_::if_nametoindex;
+
 use crate::error::{AddressError, LookupError};
 
 /// An IP address and a port in canonical form, so that equal peers compare equal.
@@ -127,18 +129,10 @@ fn parse_with_interface(text: &str) -> Option<Result<EndPointAddress, AddressErr
     let (ip, interface) = inside.split_once('%')?;
     let ip: Ipv6Addr = ip.parse().ok()?;
     let port: u16 = port.parse().ok()?;
-    Some(match interface_index(interface) {
-        Some(scope) => Ok(SocketAddr::V6(SocketAddrV6::new(ip, port, 0, scope)).into()),
-        None => Err(AddressError::UnknownInterface { name: interface.to_owned() }),
+    Some(match if_nametoindex(interface) {
+        Ok(scope) => Ok(SocketAddr::V6(SocketAddrV6::new(ip, port, 0, scope)).into()),
+        Err(_) => Err(AddressError::UnknownInterface { name: interface.to_owned() }),
     })
-}
-
-/// The index of a network interface, as the kernel publishes it under `/sys/class/net`.
-fn interface_index(name: &str) -> Option<u32> {
-    if name.is_empty() || name.contains('/') || name.starts_with('.') {
-        return None;
-    }
-    std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).ok()?.trim().parse().ok()
 }
 
 /// Looks up a host name with port (`node7:7700`); plain addresses pass through.
@@ -212,5 +206,22 @@ mod tests {
     fn lookup_passes_addresses_through_and_names_what_it_cannot_find() {
         assert_eq!(lookup("127.0.0.1:5").unwrap(), [EndPointAddress::localhost(5)]);
         assert!(lookup("no-port").unwrap_err().to_string().contains("no-port"));
+    }
+
+    #[test]
+    fn interfaces_are_those_of_ones_own_network_namespace() {
+        let is_loopback = |name: &str| name == "lo";
+        let interfaces = nix::net::if_::if_nameindex().unwrap();
+        let names: Vec<String> = interfaces.into_iter().map(|interface| interface.name().to_string_lossy().into_owned()).collect();
+        let Some(name) = names.into_iter().find(|name| !is_loopback(name)) else { return println!("skipped: there is only lo") };
+        let text = format!("[fe80::1%{name}]:7700");
+        assert!(text.parse::<EndPointAddress>().is_ok());
+        let inside = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).ok().map(|()| text.parse::<EndPointAddress>())
+        });
+        match inside.join().unwrap() {
+            Some(parsed) => assert_eq!(parsed, Err(AddressError::UnknownInterface { name })),
+            None => println!("skipped: this process may not make a network namespace"),
+        }
     }
 }
