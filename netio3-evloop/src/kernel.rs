@@ -50,7 +50,15 @@ impl Kernel {
             Interest::Writable => mio::Interest::WRITABLE,
             Interest::Both => mio::Interest::READABLE | mio::Interest::WRITABLE,
         };
-        self.poll.registry().register(&mut SourceFd(&fd), Token(key.0 as usize), interest)
+        self.poll.registry().register(&mut SourceFd(&fd), Token(key.0 as usize), interest).map_err(|error| {
+            let why = match Errno::from_io_error(&error) {
+                Some(Errno::PERM) => "; files, directories and /dev/null are always ready, and cannot be watched",
+                Some(Errno::EXIST) => "; it is on this loop already, and can be watched again through a clone of it",
+                Some(Errno::NOSPC) => "; raise fs.epoll.max_user_watches",
+                _ => "",
+            };
+            io::Error::new(error.kind(), format!("cannot watch descriptor {fd}: {error}{why}"))
+        })
     }
 
     /// Ends a registration. A descriptor closed too early has ended its own.

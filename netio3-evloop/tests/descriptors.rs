@@ -221,7 +221,9 @@ fn what_cannot_be_watched_is_an_error_and_is_dropped() {
         let _guard = &guard;
         Next::Wait
     });
-    assert_eq!(result.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+    assert!(error.to_string().contains("always ready"), "{error}");
     assert_eq!(dropped.get(), 1);
     let (a, _b) = pair();
     let stranger = netio3_core::SourceId(u64::MAX);
