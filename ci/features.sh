@@ -8,7 +8,7 @@ done
 for feature in conformance fault serde; do
     cargo check -p netio3-core --features "$feature"
 done
-for features in "" serde rdma "rdma serde" tcp; do
+for features in "" serde fault rdma "rdma serde" tcp; do
     cargo check -p netio3 --no-default-features --features "$features"
 done
 for features in rdma tcp; do

@@ -60,6 +60,7 @@
 //! - `tcp` (default): the TCP backend.
 //! - `rdma`: the RDMA backend. libfabric is opened at run time; building needs nothing of it.
 //! - `serde`: `Serialize` for the snapshots of all statistics.
+//! - `fault`: seeded fault injection, for a program's own tests (`netio3::fault`).
 //!
 //! [`bytes`] is re-exported, so that a program needs no dependency but this one.
 //!
@@ -118,6 +119,8 @@ mod create;
 mod network_type;
 
 pub use bytes;
+#[cfg(feature = "fault")]
+pub use netio3_core::fault;
 pub use netio3_core::{
     AcceptFilter, AddressError, BackendCounters, BackendStats, Budget, BufferError, BufferFull, BufferPool, Buffers, Callbacks,
     CloseListenError, CloseSendError, ClosedReason, Completion, CompletionKind, ConnectionCounters, ConnectionInfo, ConnectionParameters,

@@ -1,7 +1,8 @@
 //! Faults on demand, the same ones for the same seed: short reads and writes, would-block, resets, stalls, delays.
 //!
-//! [`wrap`] puts them before a whole backend, which still keeps the contract, so that a program can be tried against
-//! what a bad network does. [`FaultStream`] stands before a byte stream, for instance one end of a [`pipe`]. Time is a
+//! [`wrap`] puts them before a whole backend for the loop's thread (`create_local`), which still keeps the contract, so that a
+//! program can be tried against what a bad network does. They are the same ones where the clock is advanced at the same
+//! places, for instance between two `run_once` of the loop. [`FaultStream`] stands before a byte stream, for instance one end of a [`pipe`]. Time is a
 //! [`Clock`] that only the test advances, so that nothing sleeps and thousands of schedules run in seconds:
 //!
 //! ```
