@@ -31,8 +31,13 @@ pub use send::send;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// The time without any progress after which the other side counts as gone.
 const STALL_DEADLINE: Duration = Duration::from_secs(30);
+/// The least that is taken for progress, in bytes per microsecond: of a long message nothing is told until it is complete.
+const LEAST_RATE: u64 = 1;
 /// Longer than any run.
 const FOR_EVER: Duration = Duration::from_secs(1 << 30);
+
+/// How often it is looked for progress before there is none. A process that was stopped meanwhile looks once.
+const LOOKS: u32 = 10;
 
 /// A backend's kind and the loop that it runs on.
 struct Ground {
@@ -80,6 +85,26 @@ impl Ground {
 
     fn run_until(&self, done: &Rc<Cell<bool>>, limit: Duration) -> Result<bool, Failure> {
         self.ev.run_until(&mut || done.get(), limit).map_err(|error| Failure::NotDelivered(chain(&error)))
+    }
+
+    /// Runs a side that talks to another one in messages of `size` bytes. `Some` says that it is not done, and nothing was
+    /// heard or got rid of for long: heartbeats keep a connection up, whatever became of a message.
+    fn run_while_busy(&self, done: &Rc<Cell<bool>>, backend: &dyn NetworkBackend, size: usize) -> Result<Option<String>, Failure> {
+        let limit = STALL_DEADLINE + Duration::from_micros(size as u64 / LEAST_RATE);
+        let progress = || {
+            let totals = backend.totals().snapshot();
+            (totals.messages_sent, totals.messages_received, totals.closed)
+        };
+        let (mut before, mut idle) = (progress(), 0);
+        while !self.run_until(done, limit / LOOKS)? {
+            let now = progress();
+            idle = if now == before { idle + 1 } else { 0 };
+            before = now;
+            if idle == LOOKS {
+                return Ok(Some(format!("no progress for {} s", limit.as_secs())));
+            }
+        }
+        Ok(None)
     }
 }
 

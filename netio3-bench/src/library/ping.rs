@@ -18,7 +18,7 @@ use crate::library::echo::Echo;
 use crate::library::outgoing::{Messages, Outgoing};
 use crate::library::recv::End;
 use crate::library::send::say;
-use crate::library::{CONNECT_DEADLINE, FOR_EVER, Ground, STALL_DEADLINE, chain, listen};
+use crate::library::{CONNECT_DEADLINE, Ground, STALL_DEADLINE, chain, listen};
 use crate::plan::{Plan, dial};
 use crate::report::{Report, RttHistogram};
 
@@ -61,16 +61,21 @@ pub fn ping(common: &Common, backend: Backend, args: &PingArgs) -> Result<Report
     let beside = beside.transpose()?;
     let bulk = || beside.as_ref().map_or(0, |(client, _)| client.borrow().answered * client.borrow().plan.layout.size as u64);
     let (before, began) = (bulk(), Instant::now());
-    let (client, _network) = start(0, plan, args)?;
-    let done = client.borrow().done.clone();
-    ground.run_until(&done, FOR_EVER)?;
+    let (client, network) = start(0, plan, args)?;
+    let finish = |client: &RefCell<Client>, network: &dyn NetworkBackend| -> Result<(), Failure> {
+        let (done, size) = (client.borrow().done.clone(), client.borrow().plan.layout.size);
+        if let Some(why) = ground.run_while_busy(&done, network, size)? {
+            client.borrow_mut().fail(why);
+        }
+        Ok(())
+    };
+    finish(&client, &*network)?;
     // A turn in which nothing but bulk is read ends with its budget.
     let turn = began.elapsed().as_secs_f64() * 1e6 * Budget::DEFAULT.bytes as f64 / (bulk() - before).max(1) as f64;
     let mut report = client.borrow().report(backend);
     if let Some((client, network)) = beside {
         client.borrow_mut().stop(&*network);
-        let done = client.borrow().done.clone();
-        ground.run_until(&done, STALL_DEADLINE)?;
+        finish(&client, &*network)?;
         report.turn_us = Some(turn);
         let beside = client.borrow().report(backend);
         report.error = report.error.or(beside.error);
@@ -81,8 +86,10 @@ pub fn ping(common: &Common, backend: Backend, args: &PingArgs) -> Result<Report
         report.reordered += beside.reordered;
         report.corrupted += beside.corrupted;
     }
-    if let Some((_, done)) = &own {
-        ground.run_until(done, STALL_DEADLINE)?;
+    if let Some((_, done)) = own.as_ref().filter(|_| report.error.is_none())
+        && !ground.run_until(done, STALL_DEADLINE)?
+    {
+        report.error = Some("the echo in this process does not end".into());
     }
     Ok(report)
 }
@@ -169,13 +176,18 @@ impl Client {
 
     fn give_up(&mut self, why: String) {
         if self.earlier.messages > 0 {
-            self.ended = Instant::now();
-            self.broken.get_or_insert(why);
+            self.fail(why);
         } else {
             self.no_connection.get_or_insert(why);
         }
         self.ready.set(true);
         self.done.set(true);
+    }
+
+    /// The connection has broken, or nothing happens any more.
+    fn fail(&mut self, why: String) {
+        self.ended = Instant::now();
+        self.broken.get_or_insert(why);
     }
 
     fn break_off(&mut self, backend: &dyn NetworkBackend, endpoint: Endpoint, why: String) {
@@ -249,8 +261,7 @@ impl Client {
             return self.give_up(format!("{address} hung up: {reason}; is it `netio3-bench echo`?"));
         }
         if self.tally.is_none() {
-            self.ended = Instant::now();
-            self.broken.get_or_insert(reason.to_string());
+            self.fail(reason.to_string());
         } else if self.reconnects {
             self.times.record(self.opened.elapsed());
             if self.stream + 1 < self.plan.connections as usize {

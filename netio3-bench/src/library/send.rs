@@ -17,7 +17,7 @@ use crate::library::outgoing::{Filled, Messages, Outgoing};
 use crate::library::recv::{End, Receiver};
 use crate::library::table::Table;
 use crate::library::threads;
-use crate::library::{CONNECT_DEADLINE, FOR_EVER, Ground, STALL_DEADLINE, calls, chain, listen};
+use crate::library::{CONNECT_DEADLINE, Ground, STALL_DEADLINE, calls, chain, listen};
 use crate::plan::{Plan, dial};
 use crate::report::Report;
 
@@ -52,9 +52,12 @@ pub fn send(common: &Common, backend: Backend, args: &SendArgs) -> Result<Report
         let text = format!("what listens on {} does not answer as `netio3-bench recv` does", addresses[0]);
         return Err(Failure::NoConnection(text));
     }
-    ground.run_until(&done, FOR_EVER)?;
-    if let Some((_, done)) = &own {
-        ground.run_until(done, STALL_DEADLINE)?;
+    if let Some(why) = ground.run_while_busy(&done, &*network, args.size)? {
+        sender.borrow_mut().break_off(why);
+    } else if let Some((_, done)) = &own
+        && !ground.run_until(done, STALL_DEADLINE)?
+    {
+        sender.borrow_mut().break_off("the receiver in this process does not end".into());
     }
     let sender = sender.borrow();
     match &sender.no_connection {
@@ -259,6 +262,14 @@ impl Sender {
         }
         self.closed += 1;
         self.done.set(self.closed == self.plan.connections);
+    }
+
+    /// Nothing happens any more.
+    fn break_off(&mut self, why: String) {
+        let silent = self.connections.iter_mut().filter(|(_, connection)| connection.phase != Phase::Acknowledged);
+        self.total.lost += silent.map(|(_, connection)| connection.outgoing.sent()).sum::<u64>();
+        self.ended = Instant::now();
+        self.broken.get_or_insert(why);
     }
 
     fn report(&self, backend: Backend) -> Report {

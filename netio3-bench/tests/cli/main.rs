@@ -2,6 +2,7 @@
 
 mod failures;
 mod limits;
+mod losses;
 mod tour;
 mod transfers;
 mod util;

@@ -1,0 +1,93 @@
+//! What goes wrong in the middle of a run: it ends, and says what is missing.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use netio3::{
+    Callbacks, ConnectionParametersRecv, EndPointAddress, Endpoint, EpollEventLoop, EventLoop, Message, NetioStatus, NetworkBackend,
+    NetworkConfig, NetworkType, create_local,
+};
+
+use crate::util::start;
+
+/// A listener that speaks the conversation by hand: welcomes whoever connects, and does with all further messages as it
+/// is told.
+struct Peer {
+    address: String,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Does something with a message; given how many came before it.
+type Deed = fn(u64, &dyn NetworkBackend, Endpoint, &[u8]);
+
+struct ByHand {
+    deed: Deed,
+    came: Option<u64>,
+}
+
+impl Callbacks for ByHand {
+    fn on_data(&mut self, backend: &dyn NetworkBackend, from: Endpoint, _: &EndPointAddress, message: Message<'_>) {
+        match &mut self.came {
+            None => {
+                self.came = Some(0);
+                say(backend, from, b"\"Welcome\"");
+            }
+            Some(came) => {
+                (self.deed)(*came, backend, from, &message);
+                *came += 1;
+            }
+        }
+    }
+}
+
+fn say(backend: &dyn NetworkBackend, to: Endpoint, message: &[u8]) {
+    let status = backend.send_copy(to, message, &[], 0);
+    assert_eq!(status.expect("the connection is up"), NetioStatus::Ok);
+}
+
+impl Peer {
+    fn new(deed: Deed) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let (tell, told) = mpsc::channel();
+        let until = over.clone();
+        let thread = std::thread::spawn(move || {
+            let ev = EpollEventLoop::new().expect("there is a loop");
+            let callbacks = Box::new(ByHand { deed, came: None });
+            let backend = create_local(NetworkType::Tcp, NetworkConfig::default(), callbacks, &ev).expect("there is TCP");
+            let any = EndPointAddress::localhost(0);
+            let bound = backend.open_listen_endpoint(&any, &ConnectionParametersRecv::default()).expect("it listens");
+            tell.send(bound.to_string()).expect("somebody waits for it");
+            while !until.load(Ordering::Relaxed) {
+                ev.run_for(Duration::from_millis(20)).expect("the loop runs");
+            }
+        });
+        Self { address: told.recv().expect("it tells where"), over, thread: Some(thread) }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Heartbeats keep the connections up meanwhile.
+#[test]
+fn a_message_that_is_lost_ends_the_run_that_waits_for_it() {
+    let echo_but_one = Peer::new(|came, backend, from, message| {
+        if came != 500 {
+            say(backend, from, message);
+        }
+    });
+    let no_answer = Peer::new(|_, _, _, _| {});
+    let ping = start(&format!("ping --connect {} --size 64 --count 1000 --json", echo_but_one.address));
+    let send = start(&format!("send --connect {} --size 64 --messages 1000 --json", no_answer.address));
+    let (ping, send) = (ping.end(), send.end());
+    ping.failed(1, "no progress for 30 s: ");
+    send.failed(1, "no progress for 30 s: 1000 messages were not acknowledged");
+    assert_eq!((&ping.json()["messages"], &send.json()["lost"]), (&500.into(), &1_000.into()));
+}
