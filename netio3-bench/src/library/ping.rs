@@ -285,7 +285,7 @@ impl Client {
 
     /// What went over all connections.
     fn total(&self) -> Tally {
-        let mut total = self.check.tally(Some(self.count));
+        let mut total = self.check.tally(Some(self.outgoing.sent()));
         if let Some(tally) = &self.tally {
             total.lost = total.lost.max(tally.lost);
             total.add_faults(tally);

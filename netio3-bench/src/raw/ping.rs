@@ -53,7 +53,7 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
         Ok(reply) => (Control::decode(&reply), None),
         Err(error) => (None, Some(error)),
     };
-    let mut total = run.check.tally(Some(args.count));
+    let mut total = run.check.tally(Some(run.next));
     if let Some(Control::Tally(tally)) = reply {
         total.add_faults(&tally);
     }

@@ -31,7 +31,8 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
         Err(error) => (None, Some(error)),
     };
     let seconds = began.elapsed();
-    let mut total = run.check.tally(Some(args.count));
+    let sent = client.links[0].outbox.as_ref().map_or(0, |outbox| outbox.sent());
+    let mut total = run.check.tally(Some(sent));
     if let Some(tally) = tally {
         total.add_faults(&tally);
     }

@@ -248,11 +248,14 @@ fn either_side_of_round_trips_dies() {
         for survivor in ["ping", "echo"] {
             let mut echo = start(&format!("echo --listen 127.0.0.1:0 --backend {backend}"));
             let address = echo.address();
-            let mut ping = start(&format!("ping --held --connect {address} --backend {backend} --size 64 --count 100000000"));
+            let mut ping = start(&format!("ping --held --connect {address} --backend {backend} --size 64 --count 100000000 --json"));
             ping.until_busy();
             if survivor == "ping" {
                 echo.kill();
-                ping.end().failed(1, "not answered");
+                let ended = ping.end();
+                ended.failed(1, "not answered");
+                // One message is under way at a time.
+                assert!(ended.json()["lost"].as_u64() <= Some(1), "{ended:?}");
             } else {
                 ping.kill();
                 echo.end().failed(1, "without a goodbye");
