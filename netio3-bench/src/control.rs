@@ -61,6 +61,16 @@ pub enum Purpose {
     RoundTrips,
 }
 
+impl Purpose {
+    /// The roles of the side that listens and of the one that connects.
+    pub fn roles(self) -> [&'static str; 2] {
+        match self {
+            Self::Stream => ["recv", "send"],
+            Self::RoundTrips => ["echo", "ping"],
+        }
+    }
+}
+
 /// The receiving side's count.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {

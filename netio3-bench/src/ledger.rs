@@ -87,8 +87,8 @@ impl Ledger {
     }
 
     /// The report of a `recv` or `echo`.
-    pub fn report(&self, role: &'static str, backend: Backend, error: Option<String>) -> Report {
-        let mut report = Report::new(role, backend, &self.total, self.time());
+    pub fn report(&self, backend: Backend, error: Option<String>) -> Report {
+        let mut report = Report::new(self.purpose.roles()[0], backend, &self.total, self.time());
         report.mode = self.mode;
         report.size = self.size;
         report.connections = self.connections;
@@ -103,9 +103,9 @@ impl Ledger {
     }
 
     /// Prints a report once all senders have gone, and starts afresh.
-    pub fn print_round(&mut self, role: &'static str, backend: Backend, json: bool) {
+    pub fn print_round(&mut self, backend: Backend, json: bool) {
         if self.ended > 0 && self.sessions.is_empty() {
-            let report = self.report(role, backend, None);
+            let report = self.report(backend, None);
             report.print(json);
             if let Err(failure) = report.verdict() {
                 complain(failure);
@@ -165,10 +165,7 @@ impl Incoming {
             return refuse(format!("this side has version {VERSION} of the conversation, the other {}", start.version));
         }
         if start.purpose != ledger.purpose {
-            let (here, there) = match ledger.purpose {
-                Purpose::Stream => ("recv", "send"),
-                Purpose::RoundTrips => ("echo", "ping"),
-            };
+            let [here, there] = ledger.purpose.roles();
             return refuse(format!("what listens there is `{here}`, made for `{there}`"));
         }
         if start.size > MAX_SIZE || start.connections == 0 {

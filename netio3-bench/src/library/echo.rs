@@ -32,7 +32,7 @@ pub fn echo(common: &Common, backend: Backend, args: &EchoArgs) -> Result<Report
     ground.note(SocketAddr::new(address.ip(), 0), true);
     announce(listen(&*network, &address)?);
     ground.run_until(&done, FOR_EVER)?;
-    let report = ledger.borrow().report("echo", backend, None);
+    let report = ledger.borrow().report(backend, None);
     Ok(report)
 }
 
@@ -96,14 +96,9 @@ impl Callbacks for Echo {
         _: &[Completion],
         reason: ClosedReason,
     ) {
-        let mut ledger = self.ledger.borrow_mut();
-        if let Some(client) = self.clients.remove(endpoint) {
-            client.incoming.close(&mut ledger, Some(format!("{address}: {reason}")));
-        }
-        match self.end {
-            End::After(clients) => self.done.set(ledger.ended >= clients),
-            End::Never { json } => ledger.print_round("echo", self.backend, json),
-        }
+        let incoming = self.clients.remove(endpoint).map(|client| client.incoming);
+        let is_over = self.end.close(&mut self.ledger.borrow_mut(), incoming, format!("{address}: {reason}"), self.backend);
+        self.done.set(is_over);
     }
 }
 

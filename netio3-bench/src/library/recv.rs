@@ -29,7 +29,7 @@ pub fn recv(common: &Common, backend: Backend, args: &RecvArgs) -> Result<Report
     ground.note(SocketAddr::new(address.ip(), 0), true);
     announce(listen(&*network, &address)?);
     ground.run_until(&done, FOR_EVER)?;
-    let report = ledger.borrow().report("recv", backend, None);
+    let report = ledger.borrow().report(backend, None);
     Ok(Report { calls: calls(&*network), ..report })
 }
 
@@ -46,6 +46,22 @@ pub enum End {
     After(u64),
     /// Never; reports are printed instead.
     Never { json: bool },
+}
+
+impl End {
+    /// Enters into the book that a connection has ended, if it had sent anything; tells whether it was the last.
+    pub fn close(&self, ledger: &mut Ledger, incoming: Option<Incoming>, why: String, backend: Backend) -> bool {
+        if let Some(incoming) = incoming {
+            incoming.close(ledger, Some(why));
+        }
+        match self {
+            Self::After(senders) => ledger.ended >= *senders,
+            Self::Never { json } => {
+                ledger.print_round(backend, *json);
+                false
+            }
+        }
+    }
 }
 
 /// The receiving side.
@@ -90,14 +106,9 @@ impl Callbacks for Receiver {
         _: &[Completion],
         reason: ClosedReason,
     ) {
-        let mut ledger = self.ledger.borrow_mut();
-        if let Some(incoming) = self.connections.remove(endpoint) {
-            incoming.close(&mut ledger, Some(format!("{address}: {reason}")));
-        }
-        match self.end {
-            End::After(senders) => self.done.set(ledger.ended >= senders),
-            End::Never { json } => ledger.print_round("recv", self.backend, json),
-        }
+        let incoming = self.connections.remove(endpoint);
+        let is_over = self.end.close(&mut self.ledger.borrow_mut(), incoming, format!("{address}: {reason}"), self.backend);
+        self.done.set(is_over);
     }
 }
 

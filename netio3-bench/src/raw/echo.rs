@@ -43,7 +43,7 @@ fn serve(common: &Common, socket: TcpStream, ledger: &mut Ledger, inbox: &mut In
     let error = converse(common, socket, ledger, &mut incoming, inbox).err();
     incoming.start()?;
     incoming.close(ledger, None);
-    Some(ledger.report("echo", Backend::Raw, error.as_ref().map(explain)))
+    Some(ledger.report(Backend::Raw, error.as_ref().map(explain)))
 }
 
 fn converse(common: &Common, socket: TcpStream, ledger: &mut Ledger, incoming: &mut Incoming, inbox: &mut Inbox) -> io::Result<()> {

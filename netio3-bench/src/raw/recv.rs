@@ -32,7 +32,7 @@ pub fn recv(common: &Common, args: &RecvArgs) -> Result<Report, Failure> {
         receive_many(common, args, &mut ledger, &listener, first).map_err(failed)?;
         None
     };
-    Ok(ledger.report("recv", Backend::Raw, error.as_ref().map(explain)))
+    Ok(ledger.report(Backend::Raw, error.as_ref().map(explain)))
 }
 
 struct Peer {
@@ -148,7 +148,7 @@ fn receive_many(common: &Common, args: &RecvArgs, ledger: &mut Ledger, listener:
                 Ok(Turn::Over) | Err(_) => {
                     members.remove(&name).into_iter().for_each(|member| member.incoming.close(ledger, None));
                     if args.forever {
-                        ledger.print_round("recv", Backend::Raw, common.json);
+                        ledger.print_round(Backend::Raw, common.json);
                     }
                 }
             }

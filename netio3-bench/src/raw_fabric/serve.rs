@@ -18,24 +18,23 @@ use crate::report::{Report, complain};
 
 /// Receives; with `--forever` prints a report whenever the last of the senders has gone.
 pub fn recv(common: &Common, args: &RecvArgs) -> Result<Report, Failure> {
-    serve(common, &args.listen, "recv", (!args.forever).then_some(args.senders))
+    serve(common, &args.listen, Purpose::Stream, (!args.forever).then_some(args.senders))
 }
 
 /// Sends everything back until the client said goodbye.
 pub fn echo(common: &Common, args: &EchoArgs) -> Result<Report, Failure> {
-    serve(common, &args.listen, "echo", (!args.forever).then_some(1))
+    serve(common, &args.listen, Purpose::RoundTrips, (!args.forever).then_some(1))
 }
 
-fn serve(common: &Common, listen: &str, role: &'static str, senders: Option<u64>) -> Result<Report, Failure> {
+fn serve(common: &Common, listen: &str, purpose: Purpose, senders: Option<u64>) -> Result<Report, Failure> {
     let address = parse_listen(listen)?.socket_addr();
     let (library, info) = find(common, address, true)?;
     let failed = |why: String| Failure::NoConnection(format!("cannot listen on {address}: {why}"));
     let net = Net::open(common, &library, &info).map_err(failed)?;
     let (listener, bound) = net.listen(&info).map_err(|error| failed(error.to_string()))?;
     announce(std::net::SocketAddr::new(address.ip(), bound.port()));
-    let purpose = if role == "echo" { Purpose::RoundTrips } else { Purpose::Stream };
     let ledger = Ledger::new(purpose, common.verify);
-    let mut server = Server { peers: Vec::new(), net, ledger, echo: role == "echo" };
+    let mut server = Server { peers: Vec::new(), net, ledger, echo: purpose == Purpose::RoundTrips };
     let mut touched: Vec<usize> = Vec::new();
     let mut batch = Batch::new();
     while senders.is_none_or(|senders| server.ledger.ended < senders) {
@@ -70,10 +69,10 @@ fn serve(common: &Common, listen: &str, role: &'static str, senders: Option<u64>
         }
         touched.iter().for_each(|index| server.pump(*index));
         if senders.is_none() {
-            server.ledger.print_round(role, Backend::RawFabric, common.json);
+            server.ledger.print_round(Backend::RawFabric, common.json);
         }
     }
-    let report = server.ledger.report(role, Backend::RawFabric, None);
+    let report = server.ledger.report(Backend::RawFabric, None);
     drop(server);
     drop(listener);
     Ok(report)
