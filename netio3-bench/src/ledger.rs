@@ -13,6 +13,8 @@ pub struct Ledger {
     purpose: Purpose,
     /// Whether every byte is checked even if the sender does not ask for it; messages always follow the pattern.
     verify: bool,
+    /// How many senders are awaited, if it is not any number.
+    senders: Option<u64>,
     sessions: HashMap<u64, Session>,
     /// Senders that ended.
     pub ended: u64,
@@ -60,11 +62,12 @@ pub enum Answer {
 }
 
 impl Ledger {
-    /// An empty book for connections of one purpose.
-    pub fn new(purpose: Purpose, verify: bool) -> Self {
+    /// An empty book for connections of one purpose, of so many senders if that is known.
+    pub fn new(purpose: Purpose, verify: bool, senders: Option<u64>) -> Self {
         Self {
             purpose,
             verify,
+            senders,
             sessions: HashMap::new(),
             ended: 0,
             failed: 0,
@@ -76,6 +79,11 @@ impl Ledger {
             first: None,
             last: None,
         }
+    }
+
+    /// Whether all senders that were awaited have ended.
+    pub fn is_over(&self) -> bool {
+        self.senders.is_some_and(|senders| self.ended >= senders)
     }
 
     /// From the first message to the last acknowledgement.
@@ -110,7 +118,7 @@ impl Ledger {
             if let Err(failure) = report.verdict() {
                 complain(failure);
             }
-            *self = Self::new(self.purpose, self.verify);
+            *self = Self::new(self.purpose, self.verify, self.senders);
         }
     }
 
@@ -170,6 +178,13 @@ impl Incoming {
         }
         if start.size > MAX_SIZE || start.connections == 0 {
             return refuse("the announcement makes no sense".into());
+        }
+        // Those that are here already are counted to their ends.
+        let is_known = ledger.sessions.contains_key(&start.session);
+        let taken = ledger.ended + ledger.sessions.len() as u64;
+        if let Some(senders) = ledger.senders.filter(|senders| !is_known && taken >= *senders) {
+            let [here, there] = ledger.purpose.roles();
+            return refuse(format!("what listens there is `{here}`, started for {} only", plural(senders, &format!("`{there}`"))));
         }
         let fresh = || Session { connections: start.connections, open: 0, ended: 0, failed: false };
         ledger.sessions.entry(start.session).or_insert_with(fresh).open += 1;
@@ -244,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_sender_ends_with_the_last_of_its_connections() {
-        let mut ledger = Ledger::new(Purpose::Stream, false);
+        let mut ledger = Ledger::new(Purpose::Stream, false, None);
         let mut both = [0, 1].map(|stream| connection(&mut ledger, start(stream, 2)));
         for (stream, incoming) in both.iter_mut().enumerate() {
             send_three(incoming, stream as u16);
@@ -261,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_sender_that_dies_has_failed_and_lost() {
-        let mut ledger = Ledger::new(Purpose::Stream, false);
+        let mut ledger = Ledger::new(Purpose::Stream, false, None);
         let mut incoming = connection(&mut ledger, start(0, 2));
         incoming.observe(&[0; 8]);
         incoming.close(&mut ledger, None);
@@ -269,8 +284,27 @@ mod tests {
     }
 
     #[test]
+    fn senders_beyond_the_number_are_refused() {
+        let mut ledger = Ledger::new(Purpose::Stream, false, Some(1));
+        let mut first = connection(&mut ledger, start(0, 2));
+        let other = Control::Start(Start { session: 8, ..start(0, 1) }).encode(8);
+        let refused = |ledger: &mut Ledger| matches!(Incoming::default().control(ledger, &other), Answer::Refuse(_));
+        assert!(refused(&mut ledger));
+        let mut second = connection(&mut ledger, start(1, 2));
+        for (stream, incoming) in [&mut first, &mut second].into_iter().enumerate() {
+            send_three(incoming, stream as u16);
+            incoming.control(&mut ledger, &Control::Done { sent: 3 }.encode(8));
+        }
+        first.close(&mut ledger, None);
+        assert!(!ledger.is_over() && refused(&mut ledger));
+        second.close(&mut ledger, None);
+        assert!(ledger.is_over() && refused(&mut ledger));
+        assert_eq!((ledger.ended, ledger.connections, ledger.total.messages), (1, 2, 6));
+    }
+
+    #[test]
     fn strangers_and_wrong_purposes_are_turned_away() {
-        let mut ledger = Ledger::new(Purpose::Stream, false);
+        let mut ledger = Ledger::new(Purpose::Stream, false, None);
         assert_eq!(Incoming::default().control(&mut ledger, b"GET / HTTP/1.1"), Answer::HangUp);
         let ping = Start { purpose: Purpose::RoundTrips, ..start(0, 1) };
         let answer = Incoming::default().control(&mut ledger, &Control::Start(ping).encode(8));

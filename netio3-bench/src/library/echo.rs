@@ -60,7 +60,7 @@ struct Client {
 impl Echo {
     /// An echo without clients.
     pub fn new(backend: Backend, end: End, verify: bool) -> Self {
-        let ledger = Rc::new(RefCell::new(Ledger::new(Purpose::RoundTrips, verify)));
+        let ledger = Rc::new(RefCell::new(Ledger::new(Purpose::RoundTrips, verify, end.senders())));
         Self { backend, end, clients: Table::new(), ledger, done: Rc::default() }
     }
 }

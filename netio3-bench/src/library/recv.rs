@@ -49,13 +49,21 @@ pub enum End {
 }
 
 impl End {
+    /// How many senders are awaited.
+    pub fn senders(&self) -> Option<u64> {
+        match self {
+            Self::After(senders) => Some(*senders),
+            Self::Never { .. } => None,
+        }
+    }
+
     /// Enters into the book that a connection has ended, if it had sent anything; tells whether it was the last.
     pub fn close(&self, ledger: &mut Ledger, incoming: Option<Incoming>, why: String, backend: Backend) -> bool {
         if let Some(incoming) = incoming {
             incoming.close(ledger, Some(why));
         }
         match self {
-            Self::After(senders) => ledger.ended >= *senders,
+            Self::After(_) => ledger.is_over(),
             Self::Never { json } => {
                 ledger.print_round(backend, *json);
                 false
@@ -78,7 +86,7 @@ pub struct Receiver {
 impl Receiver {
     /// A receiver that nobody has sent to yet.
     pub fn new(backend: Backend, end: End, verify: bool) -> Self {
-        let ledger = Rc::new(RefCell::new(Ledger::new(Purpose::Stream, verify)));
+        let ledger = Rc::new(RefCell::new(Ledger::new(Purpose::Stream, verify, end.senders())));
         Self { backend, end, connections: Table::new(), ledger, done: Rc::default() }
     }
 }

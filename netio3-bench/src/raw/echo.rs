@@ -17,7 +17,7 @@ pub fn echo(common: &Common, args: &EchoArgs) -> Result<Report, Failure> {
     let listener = listen(parse_listen(&args.listen)?.socket_addr())?;
     let failed = |cause: io::Error| Failure::NotDelivered(explain(&cause));
     announce(listener.local_addr().map_err(failed)?);
-    let book = || Ledger::new(Purpose::RoundTrips, common.verify);
+    let book = || Ledger::new(Purpose::RoundTrips, common.verify, (!args.forever).then_some(1));
     let (mut ledger, mut inbox) = (book(), Inbox::new());
     loop {
         let (socket, _) = listener.accept().map_err(failed)?;

@@ -21,7 +21,7 @@ pub fn recv(common: &Common, args: &RecvArgs) -> Result<Report, Failure> {
     let listener = listen(parse_listen(&args.listen)?.socket_addr())?;
     let failed = |cause: io::Error| Failure::NotDelivered(explain(&cause));
     announce(listener.local_addr().map_err(failed)?);
-    let mut ledger = Ledger::new(Purpose::Stream, common.verify);
+    let mut ledger = Ledger::new(Purpose::Stream, common.verify, (!args.forever).then_some(args.senders));
     let mut first = accept(&mut ledger, &listener).map_err(failed)?;
     let alone = first.incoming.start().is_some_and(|start| start.connections == 1) && args.senders == 1 && !args.forever;
     let error = if alone {
@@ -127,7 +127,7 @@ fn receive_many(common: &Common, args: &RecvArgs, ledger: &mut Ledger, listener:
 
     let mut shared = Inbox::new();
     let mut again: Vec<usize> = Vec::new();
-    while args.forever || ledger.ended < args.senders {
+    while !ledger.is_over() {
         poll_all(&mut poll, &mut events, (!again.is_empty()).then_some(Duration::ZERO))?;
         let mut ready = std::mem::take(&mut again);
         for event in &events {

@@ -33,11 +33,11 @@ fn serve(common: &Common, listen: &str, purpose: Purpose, senders: Option<u64>) 
     let net = Net::open(common, &library, &info).map_err(failed)?;
     let (listener, bound) = net.listen(&info).map_err(|error| failed(error.to_string()))?;
     announce(std::net::SocketAddr::new(address.ip(), bound.port()));
-    let ledger = Ledger::new(purpose, common.verify);
+    let ledger = Ledger::new(purpose, common.verify, senders);
     let mut server = Server { peers: Vec::new(), net, ledger, echo: purpose == Purpose::RoundTrips };
     let mut touched: Vec<usize> = Vec::new();
     let mut batch = Batch::new();
-    while senders.is_none_or(|senders| server.ledger.ended < senders) {
+    while !server.ledger.is_over() {
         let busy = touched.iter().any(|index| server.is_refused_room(*index));
         touched.retain(|index| server.is_refused_room(*index));
         let patience = Some(STALL_DEADLINE).filter(|_| senders.is_some() && server.is_used());

@@ -10,7 +10,7 @@ use netio3::{
     NetworkConfig, NetworkType, create_local,
 };
 
-use crate::util::start;
+use crate::util::{backends, run, start};
 
 /// A listener that speaks the conversation by hand: welcomes whoever connects, and does with all further messages as it
 /// is told.
@@ -90,4 +90,32 @@ fn a_message_that_is_lost_ends_the_run_that_waits_for_it() {
     ping.failed(1, "no progress for 30 s: ");
     send.failed(1, "no progress for 30 s: 1000 messages were not acknowledged");
     assert_eq!((&ping.json()["messages"], &send.json()["lost"]), (&500.into(), &1_000.into()));
+}
+
+#[test]
+fn a_sender_too_many_is_refused_and_ends_nobody() {
+    for backend in backends() {
+        let mut receiver = start(&format!("recv --listen 127.0.0.1:0 --backend {backend} --json"));
+        let address = receiver.address();
+        let send = format!("send --connect {address} --backend {backend} --size 64 --json --messages");
+        let first = start(&format!("{send} 1000 --connections 2 --held"));
+        first.until_held();
+        run(&format!("{send} 10")).failed(2, "refused: what listens there is `recv`, started for 1 `send` only");
+        first.go_on();
+        first.end().delivered();
+        assert_eq!(receiver.end().delivered()["messages"], 1_000, "{backend}");
+        // Bare sockets have their clients one after the other.
+        if backend == "raw" {
+            continue;
+        }
+        let mut echo = start(&format!("echo --listen 127.0.0.1:0 --backend {backend} --json"));
+        let address = echo.address();
+        let ping = format!("ping --connect {address} --backend {backend} --size 64 --json --count");
+        let first = start(&format!("{ping} 100 --held"));
+        first.until_held();
+        run(&format!("{ping} 10")).failed(2, "refused: what listens there is `echo`, started for 1 `ping` only");
+        first.go_on();
+        first.end().delivered();
+        assert_eq!(echo.end().delivered()["messages"], 100, "{backend}");
+    }
 }

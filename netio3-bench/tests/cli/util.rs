@@ -124,16 +124,33 @@ impl Running {
     /// Waits until it is in the middle of its measurement, before which it stops, since it was started with `--held`.
     #[track_caller]
     pub fn until_busy(&mut self) {
-        let pid = self.child.id();
+        self.until_held();
+        let before = self.ticks();
+        self.go_on();
+        until(&self.command, "it does nothing", || self.ticks() > before + 5);
+    }
+
+    /// Waits until everything is connected, where it stops, since it was started with `--held`.
+    #[track_caller]
+    pub fn until_held(&self) {
+        until(&self.command, "it is not connected", || self.stat(0) == "T");
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&self) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGCONT).expect("it can be told to go on");
+    }
+
+    /// The processor time that it used.
+    fn ticks(&self) -> u64 {
+        self.stat(11).parse::<u64>().expect("a number") + self.stat(12).parse::<u64>().expect("a number")
+    }
+
+    /// What the kernel says of it.
+    fn stat(&self, at: usize) -> String {
         // Name, state, and nine further fields before the processor time.
-        let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it has not ended");
-        let field =
-            |at: usize| stat().rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(at).map(str::to_owned)).expect("it is there");
-        let ticks = || field(11).parse::<u64>().expect("a number") + field(12).parse::<u64>().expect("a number");
-        until(&self.command, "it is not connected", || field(0) == "T");
-        let before = ticks();
-        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT).expect("it can be told to go on");
-        until(&self.command, "it does nothing", || ticks() > before + 5);
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it has not ended");
+        stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(at)).expect("it is there").to_owned()
     }
 
     /// Kills it.
