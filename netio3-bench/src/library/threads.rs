@@ -1,8 +1,9 @@
 //! `send --threads`: each connection is a thread's, which calls the backend from there; the main one runs the loop.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,28 +27,42 @@ pub fn send(ground: &Ground, backend: Backend, plan: &Plan, mode: Mode, address:
     let network = ground.synchronized(Notices(wires.clone()))?;
     let messages = Messages::of_threads(plan, mode);
     let threads = plan.connections as usize;
-    let (all, left, remote) = (Barrier::new(threads), AtomicUsize::new(threads), ground.ev.remote());
+    let (gate, left, remote) = (Gate::default(), AtomicUsize::new(threads), ground.ev.remote());
     let outcomes = thread::scope(|scope| {
-        let (network, messages, wires, all, left) = (&*network, &messages, &wires, &all, &left);
+        let (network, messages, wires, gate, left) = (&*network, &messages, &wires, &gate, &left);
         let run = |stream: usize| {
             let remote = remote.clone();
             move || {
-                let outcome =
-                    Line::open(network, messages, wires, address).and_then(|line| line.greet(plan, stream)).map_err(Failure::NoConnection);
-                // Whoever has failed does not keep the others waiting.
-                all.wait();
-                let outcome = outcome.map(|line| line.run(plan, messages, stream));
+                let outcome = match Line::open(network, messages, wires, address).and_then(|line| line.greet(plan, stream)) {
+                    Ok(line) => Ok(gate.pass(threads).then(|| line.run(plan, messages, stream))),
+                    Err(why) => {
+                        gate.shut();
+                        Err(Failure::NoConnection(why))
+                    }
+                };
                 left.fetch_sub(1, Ordering::AcqRel);
                 remote.wake();
                 outcome
             }
         };
-        let threads: Vec<_> = (0..threads).map(|stream| scope.spawn(run(stream))).collect();
+        let (mut started, mut outcomes) = (Vec::with_capacity(threads), Vec::with_capacity(threads));
+        for stream in 0..threads {
+            match thread::Builder::new().spawn_scoped(scope, run(stream)) {
+                Ok(thread) => started.push(thread),
+                Err(cause) => {
+                    gate.shut();
+                    left.fetch_sub(threads - stream, Ordering::AcqRel);
+                    outcomes.push(Err(no_thread(stream, threads, &cause)));
+                    break;
+                }
+            }
+        }
         let ran = ground.ev.run_until(&mut || left.load(Ordering::Acquire) == 0, FOR_EVER);
-        let outcomes: Vec<_> = threads.into_iter().map(|thread| thread.join().expect("a thread ends by itself")).collect();
+        outcomes.extend(started.into_iter().map(|thread| thread.join().expect("a thread ends by itself")));
         ran.map_err(|error| Failure::NotDelivered(chain(&error))).map(|_| outcomes)
     })?;
-    let done = outcomes.into_iter().collect::<Result<Vec<Sent>, Failure>>()?;
+    // What has failed is told before what did not run for that.
+    let done: Vec<Sent> = outcomes.into_iter().collect::<Result<Vec<_>, Failure>>()?.into_iter().flatten().collect();
     let (Some(began), Some(ended)) = (done.iter().map(|sent| sent.began).min(), done.iter().map(|sent| sent.ended).max()) else {
         unreachable!("there is one connection at least");
     };
@@ -61,6 +76,35 @@ pub fn send(ground: &Ground, backend: Backend, plan: &Plan, mode: Mode, address:
     report.refused_sends = done.iter().map(|sent| sent.refused).sum();
     report.broken_by(done.iter().find_map(|sent| sent.broken.as_ref()));
     Ok(report)
+}
+
+fn no_thread(started: usize, threads: usize, cause: &io::Error) -> Failure {
+    let many = format!("cannot start more than {started} of {threads} threads");
+    Failure::NoConnection(format!("{many}: {cause}; ask for fewer --connections, or raise the limit, `ulimit -u`"))
+}
+
+/// Where threads wait for each other: all of them go on, or none.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<(usize, bool)>,
+    change: Condvar,
+}
+
+impl Gate {
+    /// Waits until so many have come; tells whether they have.
+    fn pass(&self, all: usize) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 += 1;
+        self.change.notify_all();
+        let waited = self.change.wait_while(state, |(here, shut)| *here < all && !*shut);
+        !waited.unwrap_or_else(PoisonError::into_inner).1
+    }
+
+    /// One of them will not come.
+    fn shut(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        self.change.notify_all();
+    }
 }
 
 /// What the loop tells a connection's thread.

@@ -10,7 +10,7 @@ use netio3::{
     NetworkConfig, NetworkType, create_local,
 };
 
-use crate::util::{backends, run, start};
+use crate::util::{backends, run, start, start_within};
 
 /// A listener that speaks the conversation by hand: welcomes whoever connects, and does with all further messages as it
 /// is told.
@@ -118,4 +118,24 @@ fn a_sender_too_many_is_refused_and_ends_nobody() {
         first.end().delivered();
         assert_eq!(echo.end().delivered()["messages"], 100, "{backend}");
     }
+}
+
+/// Of all threads or of none: the receiver is not left with a part of them.
+#[test]
+fn threads_that_cannot_all_connect_do_not_send() {
+    let mut receiver = start("recv --listen 127.0.0.1:0 --json");
+    let send = format!("send --threads --connect {} --size 64 --connections 30 --duration 100", receiver.address());
+    start_within("-n 20", &send).end().failed(2, "raise the limit of open files");
+    let received = receiver.end();
+    received.failed(1, "ended without a goodbye");
+    assert_eq!(received.json()["messages"], 0, "{received:?}");
+}
+
+#[test]
+fn threads_that_cannot_all_start_do_not_send() {
+    let mut receiver = start("recv --listen 127.0.0.1:0 --json");
+    // There is room for three of them.
+    let limit = "-v 4000000 && export RUST_MIN_STACK=1073741824";
+    let send = format!("send --threads --connect {} --size 64 --connections 10 --duration 100", receiver.address());
+    start_within(limit, &send).end().failed(2, " of 10 threads: ");
 }
