@@ -22,6 +22,8 @@ pub struct Ledger {
     pub failed: u64,
     /// Which of them was the first, and why it ended.
     why: Option<String>,
+    /// Connections that were announced and never came.
+    missing: u64,
     /// Connections that took part.
     pub connections: u32,
     /// What came over connections that ended or said `Done`.
@@ -40,6 +42,8 @@ struct Session {
     open: u32,
     ended: u32,
     failed: bool,
+    /// It had no connection when last looked at.
+    is_absent: bool,
 }
 
 /// One connection of the receiving side.
@@ -72,6 +76,7 @@ impl Ledger {
             ended: 0,
             failed: 0,
             why: None,
+            missing: 0,
             connections: 0,
             total: Tally::default(),
             size: 0,
@@ -100,9 +105,10 @@ impl Ledger {
         report.mode = self.mode;
         report.size = self.size;
         report.connections = self.connections;
-        report.error = match (self.failed, error) {
-            (0, error) => error,
-            (failed, cause) => {
+        report.error = match (self.failed, self.missing, error) {
+            (0, 0, error) => error,
+            (0, missing, _) => Some(format!("{} that had been announced never came", plural(missing, "connection"))),
+            (failed, _, cause) => {
                 let causes: String = self.why.iter().chain(&cause).map(|cause| format!(": {cause}")).collect();
                 Some(format!("{} ended without a goodbye{causes}", plural(failed, "connection")))
             }
@@ -119,6 +125,25 @@ impl Ledger {
                 complain(failure);
             }
             *self = Self::new(self.purpose, self.verify, self.senders);
+        }
+    }
+
+    /// To be called at times: senders that have had no connection since the last time will not come back.
+    pub fn look_for_absent(&mut self) {
+        let gone: Vec<u64> = self.sessions.iter().filter(|(_, it)| it.is_absent).map(|(name, _)| *name).collect();
+        gone.into_iter().for_each(|session| self.end(session));
+        self.sessions.values_mut().for_each(|session| session.is_absent = session.open == 0);
+    }
+
+    /// Whether a sender has no connection now, and announced more.
+    pub fn has_absent(&self) -> bool {
+        self.sessions.values().any(|session| session.open == 0)
+    }
+
+    fn end(&mut self, session: u64) {
+        if let Some(session) = self.sessions.remove(&session) {
+            self.ended += 1;
+            self.missing += u64::from(session.connections.saturating_sub(session.ended));
         }
     }
 
@@ -186,8 +211,10 @@ impl Incoming {
             let [here, there] = ledger.purpose.roles();
             return refuse(format!("what listens there is `{here}`, started for {} only", plural(senders, &format!("`{there}`"))));
         }
-        let fresh = || Session { connections: start.connections, open: 0, ended: 0, failed: false };
-        ledger.sessions.entry(start.session).or_insert_with(fresh).open += 1;
+        let fresh = || Session { connections: start.connections, open: 0, ended: 0, failed: false, is_absent: false };
+        let session = ledger.sessions.entry(start.session).or_insert_with(fresh);
+        session.open += 1;
+        session.is_absent = false;
         ledger.connections += 1;
         ledger.size = start.size;
         ledger.mode = start.mode;
@@ -213,9 +240,10 @@ impl Incoming {
         session.open -= 1;
         session.ended += 1;
         session.failed |= !self.done;
-        if session.ended >= session.connections || session.failed && session.open == 0 {
-            ledger.sessions.remove(&start.session);
-            ledger.ended += 1;
+        // Nobody says goodbye before all that send have come, but who has a connection for each round trip.
+        let may_come_back = start.purpose == Purpose::RoundTrips && !session.failed;
+        if session.ended >= session.connections || session.open == 0 && !may_come_back {
+            ledger.end(start.session);
         }
     }
 }
@@ -281,6 +309,39 @@ mod tests {
         incoming.observe(&[0; 8]);
         incoming.close(&mut ledger, None);
         assert_eq!((ledger.ended, ledger.failed, ledger.total.lost, ledger.sessions.len()), (1, 1, 2, 0));
+    }
+
+    #[test]
+    fn a_sender_of_which_a_part_never_came_has_failed() {
+        let mut ledger = Ledger::new(Purpose::Stream, false, Some(1));
+        let mut incoming = connection(&mut ledger, start(0, 3));
+        send_three(&mut incoming, 0);
+        incoming.control(&mut ledger, &Control::Done { sent: 3 }.encode(8));
+        incoming.close(&mut ledger, None);
+        assert!(ledger.is_over() && ledger.sessions.is_empty());
+        let report = ledger.report(Backend::Raw, None);
+        assert_eq!(report.verdict().unwrap_err().to_string(), "2 connections that had been announced never came");
+    }
+
+    #[test]
+    fn who_comes_back_for_each_round_trip_does_so_soon() {
+        let mut ledger = Ledger::new(Purpose::RoundTrips, false, Some(1));
+        let round_trip = |ledger: &mut Ledger, stream| {
+            let mut incoming = connection(ledger, Start { purpose: Purpose::RoundTrips, ..start(stream, 3) });
+            ledger.look_for_absent();
+            incoming.control(ledger, &Control::Done { sent: 0 }.encode(8));
+            incoming.close(ledger, None);
+        };
+        round_trip(&mut ledger, 0);
+        ledger.look_for_absent();
+        round_trip(&mut ledger, 1);
+        assert!(!ledger.is_over() && ledger.has_absent());
+        ledger.look_for_absent();
+        assert!(!ledger.is_over());
+        ledger.look_for_absent();
+        assert!(ledger.is_over() && !ledger.has_absent());
+        let report = ledger.report(Backend::Raw, None);
+        assert_eq!(report.verdict().unwrap_err().to_string(), "1 connection that had been announced never came");
     }
 
     #[test]

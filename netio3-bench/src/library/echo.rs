@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::ledger::{Incoming, Ledger};
 use crate::library::recv::{End, alone, answer};
 use crate::library::table::Table;
-use crate::library::{FOR_EVER, Ground, listen};
+use crate::library::{CONNECT_DEADLINE, Ground, listen};
 use crate::plan::{announce, parse_listen};
 use crate::report::Report;
 
@@ -31,7 +31,12 @@ pub fn echo(common: &Common, backend: Backend, args: &EchoArgs) -> Result<Report
     let network = ground.backend(echo)?;
     ground.note(SocketAddr::new(address.ip(), 0), true);
     announce(listen(&*network, &address)?);
-    ground.run_until(&done, FOR_EVER)?;
+    // A client may go between two connections.
+    while !ground.run_until(&done, CONNECT_DEADLINE)? {
+        let mut ledger = ledger.borrow_mut();
+        ledger.look_for_absent();
+        done.set(end.is_reached(&mut ledger, backend));
+    }
     let report = ledger.borrow().report(backend, None);
     Ok(report)
 }

@@ -41,6 +41,7 @@ pub fn alone(role: &str, other: &str) -> Failure {
 }
 
 /// When to stop receiving.
+#[derive(Clone, Copy)]
 pub enum End {
     /// After the goodbyes of that many senders.
     After(u64),
@@ -62,6 +63,11 @@ impl End {
         if let Some(incoming) = incoming {
             incoming.close(ledger, Some(why));
         }
+        self.is_reached(ledger, backend)
+    }
+
+    /// Whether everything is over. Otherwise prints a report of all that has gone, if nothing is left.
+    pub fn is_reached(&self, ledger: &mut Ledger, backend: Backend) -> bool {
         match self {
             Self::After(_) => ledger.is_over(),
             Self::Never { json } => {

@@ -3,13 +3,15 @@
 use std::io::{self, Write};
 use std::net::TcpStream;
 
+use nix::poll::PollFlags;
+
 use crate::args::{Backend, Common, EchoArgs};
 use crate::control::Purpose;
 use crate::failure::Failure;
 use crate::ledger::{Answer, Incoming, Ledger};
 use crate::plan::{announce, parse_listen};
 use crate::raw::frame::{Inbox, frame};
-use crate::raw::socket::{START_DEADLINE, Waiting, explain, listen, prepare, receive_first};
+use crate::raw::socket::{ANSWER_DEADLINE, START_DEADLINE, Waiting, explain, listen, prepare, receive_first, wait_for};
 use crate::report::Report;
 
 /// Sends everything back until the client said goodbye; with `--forever`, each client on a thread of its own.
@@ -20,6 +22,14 @@ pub fn echo(common: &Common, args: &EchoArgs) -> Result<Report, Failure> {
     let book = || Ledger::new(Purpose::RoundTrips, common.verify, (!args.forever).then_some(1));
     let (mut ledger, mut inbox) = (book(), Inbox::new());
     loop {
+        // A client may go between two connections.
+        if ledger.has_absent() && wait_for(&listener, PollFlags::POLLIN, ANSWER_DEADLINE).is_err() {
+            ledger.look_for_absent();
+            if ledger.is_over() {
+                return Ok(ledger.report(Backend::Raw, None));
+            }
+            continue;
+        }
         let (socket, _) = listener.accept().map_err(failed)?;
         if args.forever {
             let (common, mut ledger) = (common.clone(), book());

@@ -213,7 +213,12 @@ impl Epoll {
 
 /// Sleeps until the socket is ready for one of the events.
 pub fn wait(socket: &TcpStream, events: PollFlags) -> io::Result<()> {
-    let timeout = PollTimeout::try_from(STALL_DEADLINE).expect("half a minute is within poll's range");
+    wait_for(socket, events, STALL_DEADLINE)
+}
+
+/// The same for so long.
+pub fn wait_for(socket: &impl AsFd, events: PollFlags, limit: Duration) -> io::Result<()> {
+    let timeout = PollTimeout::try_from(limit).expect("deadlines are within poll's range");
     match poll(&mut [PollFd::new(socket.as_fd(), events)], timeout) {
         Ok(0) => Err(io::ErrorKind::TimedOut.into()),
         Err(nix::errno::Errno::EINTR) | Ok(_) => Ok(()),

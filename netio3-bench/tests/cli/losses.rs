@@ -1,13 +1,15 @@
 //! What goes wrong in the middle of a run: it ends, and says what is missing.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use netio3::{
-    Callbacks, ConnectionParametersRecv, EndPointAddress, Endpoint, EpollEventLoop, EventLoop, Message, NetioStatus, NetworkBackend,
-    NetworkConfig, NetworkType, create_local,
+    Callbacks, ConnectionInfo, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, Endpoint, EpollEventLoop, EventLoop,
+    Message, NetioStatus, NetworkBackend, NetworkConfig, NetworkType, create_local,
 };
 
 use crate::util::{backends, run, start, start_within};
@@ -138,4 +140,57 @@ fn threads_that_cannot_all_start_do_not_send() {
     let limit = "-v 4000000 && export RUST_MIN_STACK=1073741824";
     let send = format!("send --threads --connect {} --size 64 --connections 10 --duration 100", receiver.address());
     start_within(limit, &send).end().failed(2, " of 10 threads: ");
+}
+
+/// Announces two connections for round trips, and says goodbye on the first, without any.
+const FIRST_OF_TWO: [&[u8]; 2] = [
+    br#"{"Start":{"version":1,"purpose":"RoundTrips","session":1,"connections":2,"stream":0,"size":64,"count":1,"mode":null,"verify":false}}"#,
+    br#"{"Done":{"sent":0}}"#,
+];
+
+/// Says the next of these with each answer, then closes the connection.
+struct Client(std::slice::Iter<'static, &'static [u8]>);
+
+impl Client {
+    fn go_on(&mut self, backend: &dyn NetworkBackend, to: Endpoint) {
+        match self.0.next() {
+            Some(message) => say(backend, to, message),
+            None => backend.close(to).expect("it is open"),
+        }
+    }
+}
+
+impl Callbacks for Client {
+    fn on_connection_established(&mut self, backend: &dyn NetworkBackend, connection: &ConnectionInfo) {
+        self.go_on(backend, connection.endpoint);
+    }
+
+    fn on_data(&mut self, backend: &dyn NetworkBackend, from: Endpoint, _: &EndPointAddress, _: Message<'_>) {
+        self.go_on(backend, from);
+    }
+}
+
+#[test]
+fn a_client_that_does_not_come_back_ends_the_echo() {
+    let listen = |backend: &str| start(&format!("echo --listen 127.0.0.1:0 --backend {backend}"));
+    let (mut raw, mut tcp) = (listen("raw"), listen("tcp"));
+    let mut socket = TcpStream::connect(raw.address()).expect("it listens");
+    for message in FIRST_OF_TWO {
+        socket.write_all(&[&(message.len() as u32).to_le_bytes(), &b"raw0"[..], message].concat()).expect("the connection is up");
+        let mut head = [0; 8];
+        socket.read_exact(&mut head).expect("it answers");
+        let len = u32::from_le_bytes(*head.first_chunk().expect("it is as long")) as usize;
+        socket.read_exact(&mut vec![0; len]).expect("it says all of it");
+    }
+    drop(socket);
+    let ev = EpollEventLoop::new().expect("there is a loop");
+    let backend =
+        create_local(NetworkType::Tcp, NetworkConfig::default(), Box::new(Client(FIRST_OF_TWO.iter())), &ev).expect("there is TCP");
+    let address = tcp.address().parse::<SocketAddr>().expect("it is an address").into();
+    let _: Endpoint = backend.connect(&address, &ConnectionParameters::default()).expect("it is on its way");
+    let is_over = ev.run_until(&mut || backend.totals().snapshot().closed == 1, Duration::from_secs(10));
+    assert!(is_over.expect("the loop runs"));
+    for echo in [raw, tcp] {
+        echo.end().failed(1, "1 connection that had been announced never came");
+    }
 }
