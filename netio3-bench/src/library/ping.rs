@@ -72,20 +72,13 @@ pub fn ping(common: &Common, backend: Backend, args: &PingArgs) -> Result<Report
     finish(&client, &*network)?;
     // A turn in which nothing but bulk is read ends with its budget.
     let turn = began.elapsed().as_secs_f64() * 1e6 * Budget::DEFAULT.bytes as f64 / (bulk() - before).max(1) as f64;
-    let mut report = client.borrow().report(backend);
-    if let Some((client, network)) = beside {
-        client.borrow_mut().stop(&*network);
-        finish(&client, &*network)?;
-        report.turn_us = Some(turn);
-        let beside = client.borrow().report(backend);
-        report.error = report.error.or(beside.error);
-        report.messages += beside.messages;
-        report.bytes += beside.bytes;
-        report.lost += beside.lost;
-        report.duplicated += beside.duplicated;
-        report.reordered += beside.reordered;
-        report.corrupted += beside.corrupted;
-    }
+    let mut report = if let Some((bulk, network)) = &beside {
+        bulk.borrow_mut().stop(&**network);
+        finish(bulk, &**network)?;
+        Report { turn_us: Some(turn), ..client.borrow().report(backend, Some(&bulk.borrow())) }
+    } else {
+        client.borrow().report(backend, None)
+    };
     if let Some((_, done)) = own.as_ref().filter(|_| report.error.is_none())
         && !ground.run_until(done, STALL_DEADLINE)?
     {
@@ -294,17 +287,28 @@ impl Client {
         total
     }
 
-    fn report(&self, backend: Backend) -> Report {
-        let total = self.total();
-        let mut report = Report::new("ping", backend, &total, self.ended.saturating_duration_since(self.began));
+    /// The report, with what went beside; counts and rates are those of both, the times of round trips are not.
+    fn report(&self, backend: Backend, beside: Option<&Self>) -> Report {
+        let (mut total, mut began, mut ended) = (self.total(), self.began, self.ended);
+        if let Some(beside) = beside {
+            total.add(&beside.total());
+            (began, ended) = (began.min(beside.began), ended.max(beside.ended));
+        }
+        let mut report = Report::new("ping", backend, &total, ended.saturating_duration_since(began));
         report.mode = Some(Mode::ZeroCopy);
         report.size = self.plan.layout.size;
-        report.connections = if self.reconnects { self.plan.connections } else { 1 };
-        report.refused_sends = self.outgoing.refused();
+        report.connections = if self.reconnects { self.plan.connections } else { 1 + u32::from(beside.is_some()) };
+        report.refused_sends = self.outgoing.refused() + beside.map_or(0, |beside| beside.outgoing.refused());
         report.rtt_us = self.times.summary();
-        let missing = if self.reconnects { u64::from(self.plan.connections) - total.messages } else { total.lost };
-        report.error = self.broken.as_ref().map(|why| format!("{why}: {missing} messages were not answered"));
+        report.error = self.error().or_else(|| beside?.error());
         report
+    }
+
+    /// Why the connection broke, and what that has lost.
+    fn error(&self) -> Option<String> {
+        let total = self.total();
+        let missing = if self.reconnects { u64::from(self.plan.connections) - total.messages } else { total.lost };
+        self.broken.as_ref().map(|why| format!("{why}: {missing} messages were not answered"))
     }
 }
 

@@ -109,6 +109,12 @@ fn round_trips_are_measured_beside_a_busy_connection() {
         assert_eq!(echoed["messages"], pinged["messages"], "{backend}: {pinged}");
         assert!(pinged["messages"].as_u64() > Some(300), "{backend}: nothing went beside: {pinged}");
         assert!(pinged["turn_us"].as_f64() > Some(0.0), "{backend}: {pinged}");
+        // Rates are of what is counted.
+        let of = |name: &str| pinged[name].as_f64().expect("it is told");
+        for (rate, count) in [(of("msgs_per_s"), of("messages")), (of("gbytes_per_s") * 1e9, of("bytes"))] {
+            assert!((rate * of("seconds") / count - 1.0).abs() < 1e-6, "{backend}: {pinged}");
+        }
+        assert_eq!(pinged["connections"], 2, "{backend}: {pinged}");
     }
 }
 
