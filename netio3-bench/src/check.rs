@@ -1,7 +1,6 @@
 //! Whether the messages of a connection came once each, in order and unharmed.
 
 use std::ops::Range;
-use std::time::Instant;
 
 use crate::control::Tally;
 use crate::pattern::{Pattern, SEQUENCE_BITS, TAG_LEN, read_tag, tag};
@@ -15,7 +14,7 @@ pub struct StreamCheck {
     stream_bits: u64,
     /// The bits of a tag that messages of this size carry.
     mask: u64,
-    /// Whether a message in its place needs no further look: after the first one, without `pattern`.
+    /// Whether a message in its place needs no further look: without `pattern`.
     fast: bool,
     received: u64,
     duplicated: u64,
@@ -24,7 +23,6 @@ pub struct StreamCheck {
     /// Sequence numbers that were skipped.
     missing: Vec<Range<u64>>,
     pattern: Option<Pattern>,
-    first: Option<Instant>,
 }
 
 /// Gaps that are remembered; a late message from an older one counts as a duplicate.
@@ -41,14 +39,13 @@ impl StreamCheck {
             next: 0,
             stream_bits: tag(stream, 0),
             mask: 1u64.checked_shl(tag_bits).map_or(u64::MAX, |limit| limit - 1),
-            fast: false,
+            fast: !verify,
             received: 0,
             duplicated: 0,
             reordered: 0,
             corrupted: 0,
             missing: Vec::new(),
             pattern: verify.then(|| Pattern::new(size).of_stream(stream)),
-            first: None,
         }
     }
 
@@ -56,11 +53,6 @@ impl StreamCheck {
     #[inline]
     pub fn size(&self) -> usize {
         self.size
-    }
-
-    /// When the first message came.
-    pub fn first(&self) -> Option<Instant> {
-        self.first
     }
 
     /// Counts a message, which has the right size.
@@ -88,13 +80,9 @@ impl StreamCheck {
         }
     }
 
-    /// The first message, messages out of place, and all whose every byte is checked.
+    /// Messages out of place, and all whose every byte is checked.
     #[inline(never)]
     fn observe_slowly(&mut self, tag: u64, message: &[u8]) {
-        if self.first.is_none() {
-            self.first = Some(Instant::now());
-            self.fast = self.pattern.is_none();
-        }
         let intact = self.place(tag).is_some_and(|sequence| match &self.pattern {
             Some(pattern) => message.get(TAG_LEN..).unwrap_or_default() == pattern.body(sequence),
             None => true,

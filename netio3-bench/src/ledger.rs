@@ -32,6 +32,7 @@ pub struct Ledger {
     pub size: usize,
     /// How they are sent, as announced last.
     pub mode: Option<Mode>,
+    /// Between these lies the time of the report.
     first: Option<Instant>,
     last: Option<Instant>,
 }
@@ -39,6 +40,8 @@ pub struct Ledger {
 /// A process that sends.
 struct Session {
     connections: u32,
+    /// When the latest of its connections was welcome, upon which it begins.
+    began: Instant,
     open: u32,
     ended: u32,
     failed: bool,
@@ -91,7 +94,7 @@ impl Ledger {
         self.senders.is_some_and(|senders| self.ended >= senders)
     }
 
-    /// From the first message to the last acknowledgement.
+    /// From when all connections of the first sender were welcome to the last acknowledgement.
     pub fn time(&self) -> Duration {
         match (self.first, self.last) {
             (Some(first), Some(last)) => last.saturating_duration_since(first),
@@ -147,10 +150,10 @@ impl Ledger {
         }
     }
 
-    fn account(&mut self, check: &StreamCheck, sent: Option<u64>) -> Tally {
+    fn account(&mut self, check: &StreamCheck, start: &Start, sent: Option<u64>) -> Tally {
         let tally = check.tally(sent);
         self.total.add(&tally);
-        self.first = self.first.into_iter().chain(check.first()).min();
+        self.first = self.first.into_iter().chain(self.sessions.get(&start.session).map(|session| session.began)).min();
         self.last = Some(Instant::now());
         tally
     }
@@ -181,12 +184,11 @@ impl Incoming {
 
     /// Understands a message that is not a measured one.
     pub fn control(&mut self, ledger: &mut Ledger, message: &[u8]) -> Answer {
-        match (Control::decode(message), &mut self.check) {
-            (Some(Control::Start(start)), None) => self.begin(ledger, start),
-            (Some(Control::Done { sent }), Some(check)) if !self.done => {
+        match (Control::decode(message), &self.check, &self.start) {
+            (Some(Control::Start(start)), None, _) => self.begin(ledger, start),
+            (Some(Control::Done { sent }), Some(check), Some(start)) if !self.done => {
                 self.done = true;
-                let size = check.size();
-                Answer::Send(Control::Tally(ledger.account(check, Some(sent))).encode(size))
+                Answer::Send(Control::Tally(ledger.account(check, start, Some(sent))).encode(start.size))
             }
             _ => Answer::HangUp,
         }
@@ -211,8 +213,10 @@ impl Incoming {
             let [here, there] = ledger.purpose.roles();
             return refuse(format!("what listens there is `{here}`, started for {} only", plural(senders, &format!("`{there}`"))));
         }
-        let fresh = || Session { connections: start.connections, open: 0, ended: 0, failed: false, is_absent: false };
+        let began = Instant::now();
+        let fresh = || Session { connections: start.connections, began, open: 0, ended: 0, failed: false, is_absent: false };
         let session = ledger.sessions.entry(start.session).or_insert_with(fresh);
+        session.began = began;
         session.open += 1;
         session.is_absent = false;
         ledger.connections += 1;
@@ -232,7 +236,7 @@ impl Incoming {
         if !self.done {
             ledger.failed += 1;
             ledger.why = ledger.why.take().or(why);
-            ledger.account(&check, start.count);
+            ledger.account(&check, &start, start.count);
         }
         let Some(session) = ledger.sessions.get_mut(&start.session) else {
             return;

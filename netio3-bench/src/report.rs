@@ -41,7 +41,7 @@ pub struct Report {
     pub messages: u64,
     /// Their bytes, framing excluded.
     pub bytes: u64,
-    /// From the first message to the receiver's acknowledgement of the last.
+    /// From when everything is connected to the receiver's acknowledgement of the last message.
     pub seconds: f64,
     pub msgs_per_s: f64,
     /// In 10^9 bytes.

@@ -27,6 +27,8 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
     if args.reconnect {
         return reconnect(common, args, &plan);
     }
+    // Before anybody waits for it.
+    let mut run = Run::new(common, args, &plan);
     let (socket, address) = connect_any(&dial(args.connect.as_deref())?)?;
     let mut inbox = Inbox::new();
     let silent = |_| no_echo(address);
@@ -37,7 +39,6 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
         _ => return Err(silent(io::ErrorKind::InvalidData.into())),
     }
 
-    let mut run = Run::new(common, args, &plan);
     let began = begin();
     let result = if run.sent_at.len() == 1 {
         run.one_at_a_time(common, &socket, &mut inbox)

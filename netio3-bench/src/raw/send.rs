@@ -24,6 +24,8 @@ pub fn send(common: &Common, args: &SendArgs) -> Result<Report, Failure> {
     let mode = args.mode.unwrap_or(if args.size <= COPY_UP_TO { Mode::Copy } else { Mode::ZeroCopy });
     let plan = Plan::new(common, args, mode)?;
 
+    // Before anybody waits for it.
+    let content = Content::new(&plan.layout);
     let (first, address) = connect_any(&addresses)?;
     let more = (1..plan.connections).map(|_| connect(address));
     let sockets = std::iter::once(Ok(first)).chain(more).collect::<Result<Vec<_>, _>>()?;
@@ -41,7 +43,6 @@ pub fn send(common: &Common, args: &SendArgs) -> Result<Report, Failure> {
         }
     }
 
-    let content = Content::new(&plan.layout);
     let outbox = |stream: usize| {
         let limit = plan.count(stream).unwrap_or(u64::MAX);
         Outbox::new(content.of_stream(stream as u16), limit, mode == Mode::ZeroCopy)

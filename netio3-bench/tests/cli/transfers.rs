@@ -138,6 +138,18 @@ fn every_round_trip_may_have_a_connection_of_its_own() {
 }
 
 #[test]
+fn the_time_of_one_long_message_is_that_of_its_way() {
+    for backend in backends() {
+        for (passive, active) in [("recv", "send --messages"), ("echo", "ping --count")] {
+            let passive = format!("{passive} --listen 127.0.0.1:0 --backend {backend} --json");
+            let (told, _) = pair(&passive, &format!("{active} 1 --size 16MiB --backend {backend} --json"));
+            // Nothing carries 80 GB/s over the loopback interface.
+            assert!(told.delivered()["seconds"].as_f64() > Some(0.0002), "{told:?}");
+        }
+    }
+}
+
+#[test]
 fn the_slowest_connection_is_told() {
     let (_, sent) = pair("recv --listen 127.0.0.1:0", "send --size 100 --duration 0.2 --connections 3 --json");
     let slowest = sent.delivered()["slowest"].as_f64().expect("there are several");
