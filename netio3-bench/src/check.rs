@@ -67,6 +67,14 @@ impl StreamCheck {
         }
     }
 
+    /// Counts one that came with another length, and says so.
+    #[cold]
+    pub fn count_mutilated(&mut self, len: usize) -> String {
+        self.received += 1;
+        self.corrupted += 1;
+        format!("a message of {len} bytes came where {} were announced", self.size)
+    }
+
     /// What came, given how many messages were sent (`None`: the sender did not say).
     pub fn tally(&self, sent: Option<u64>) -> Tally {
         let distinct = self.received - self.duplicated;

@@ -55,6 +55,8 @@ pub struct Incoming {
     check: Option<StreamCheck>,
     start: Option<Start>,
     done: bool,
+    /// What is wrong with what came.
+    why: Option<String>,
 }
 
 /// What to do after a message that was not a measured one.
@@ -184,11 +186,15 @@ impl Incoming {
 
     /// Understands a message that is not a measured one.
     pub fn control(&mut self, ledger: &mut Ledger, message: &[u8]) -> Answer {
-        match (Control::decode(message), &self.check, &self.start) {
+        match (Control::decode(message), &mut self.check, &self.start) {
             (Some(Control::Start(start)), None, _) => self.begin(ledger, start),
             (Some(Control::Done { sent }), Some(check), Some(start)) if !self.done => {
                 self.done = true;
                 Answer::Send(Control::Tally(ledger.account(check, start, Some(sent))).encode(start.size))
+            }
+            (None, Some(check), _) if !self.done => {
+                self.why = Some(check.count_mutilated(message.len()));
+                Answer::HangUp
             }
             _ => Answer::HangUp,
         }
@@ -235,7 +241,7 @@ impl Incoming {
         };
         if !self.done {
             ledger.failed += 1;
-            ledger.why = ledger.why.take().or(why);
+            ledger.why = ledger.why.take().or(self.why).or(why);
             ledger.account(&check, &start, start.count);
         }
         let Some(session) = ledger.sessions.get_mut(&start.session) else {
@@ -325,6 +331,22 @@ mod tests {
         assert!(ledger.is_over() && ledger.sessions.is_empty());
         let report = ledger.report(Backend::Raw, None);
         assert_eq!(report.verdict().unwrap_err().to_string(), "2 connections that had been announced never came");
+    }
+
+    #[test]
+    fn a_message_of_another_length_is_corrupt_and_named() {
+        for len in [0, 7, 9, 100] {
+            let mut ledger = Ledger::new(Purpose::Stream, false, None);
+            let mut incoming = connection(&mut ledger, start(0, 1));
+            incoming.observe(&[0; 8]);
+            let message = vec![0; len];
+            assert!(!incoming.observe(&message));
+            assert_eq!(incoming.control(&mut ledger, &message), Answer::HangUp);
+            incoming.close(&mut ledger, Some("closed by this side".into()));
+            let report = ledger.report(Backend::Raw, None);
+            let expected = format!("1 connection ended without a goodbye: a message of {len} bytes came where 8 were announced");
+            assert_eq!((report.error, report.corrupted, report.lost), (Some(expected), 1, 1));
+        }
     }
 
     #[test]

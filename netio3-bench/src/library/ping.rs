@@ -198,7 +198,13 @@ impl Client {
 
     fn on_data(&mut self, backend: &dyn NetworkBackend, from: Endpoint, address: &EndPointAddress, message: &[u8]) {
         if message.len() != self.check.size() {
-            return self.on_control(backend, from, address, Control::decode(message));
+            return match Control::decode(message) {
+                None if self.ready.get() => {
+                    let why = self.check.count_mutilated(message.len());
+                    self.break_off(backend, from, why);
+                }
+                control => self.on_control(backend, from, address, control),
+            };
         }
         if self.answered == self.outgoing.sent() {
             return self.break_off(backend, from, "an answer came that nobody asked for".into());

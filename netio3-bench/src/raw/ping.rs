@@ -173,7 +173,10 @@ impl Run {
     /// Counts the answers that have come.
     fn collect(&mut self, inbox: &mut Inbox) -> io::Result<()> {
         while let Some(message) = inbox.next()? {
-            if message.len() != self.size || self.answered == self.next {
+            if message.len() != self.size {
+                return Err(io::Error::other(self.check.count_mutilated(message.len())));
+            }
+            if self.answered == self.next {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             self.check.observe(message);

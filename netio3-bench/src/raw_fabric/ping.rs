@@ -45,6 +45,8 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
     Ok(report)
 }
 
+const UNASKED: &str = "an answer came that nobody asked for";
+
 struct Run {
     check: StreamCheck,
     times: RttHistogram,
@@ -63,18 +65,22 @@ impl Run {
         while self.answered < self.count {
             self.ask(client)?;
             let sent = client.links[0].outbox.as_ref().map_or(0, |outbox| outbox.sent());
-            let mut strange = false;
+            let mut strange = None;
             client.turn(STALL_DEADLINE, |message| {
-                if message.len() != self.size || self.answered == sent {
-                    strange = true;
+                if message.len() != self.size {
+                    strange = Some(self.check.count_mutilated(message.len()));
+                    return;
+                }
+                if self.answered == sent {
+                    strange = Some(UNASKED.into());
                     return;
                 }
                 self.check.observe(message);
                 self.times.record(self.sent_at[(self.answered % window) as usize].elapsed());
                 self.answered += 1;
             })?;
-            if strange || !client.controls.is_empty() {
-                return Err("an answer came that nobody asked for".into());
+            if let Some(why) = strange.or_else(|| (!client.controls.is_empty()).then(|| UNASKED.into())) {
+                return Err(why);
             }
         }
         client.links[0].say(Control::Done { sent: self.count }.encode(self.size));

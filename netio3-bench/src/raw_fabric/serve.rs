@@ -163,8 +163,7 @@ impl Peer {
         let mut answer = None;
         let packet = link.take(len, echo, |came| match came {
             Came::Message(message) if incoming.observe(message) => {}
-            Came::Message(_) => answer = Some(Answer::HangUp),
-            Came::Control(message) => answer = Some(incoming.control(ledger, message)),
+            Came::Message(message) | Came::Control(message) => answer = Some(incoming.control(ledger, message)),
         })?;
         if echo {
             self.back.packets.push_back(packet);

@@ -142,19 +142,19 @@ fn threads_that_cannot_all_start_do_not_send() {
     start_within(limit, &send).end().failed(2, " of 10 threads: ");
 }
 
-/// Announces two connections for round trips, and says goodbye on the first, without any.
-const FIRST_OF_TWO: [&[u8]; 2] = [
-    br#"{"Start":{"version":1,"purpose":"RoundTrips","session":1,"connections":2,"stream":0,"size":64,"count":1,"mode":null,"verify":false}}"#,
-    br#"{"Done":{"sent":0}}"#,
-];
+/// Announces messages of 64 bytes.
+fn announcement(purpose: &str, connections: u32) -> Vec<u8> {
+    let about = format!(r#""purpose":"{purpose}","session":1,"connections":{connections},"stream":0"#);
+    format!(r#"{{"Start":{{"version":1,{about},"size":64,"count":1,"mode":null,"verify":false}}}}"#).into()
+}
 
 /// Says the next of these with each answer, then closes the connection.
-struct Client(std::slice::Iter<'static, &'static [u8]>);
+struct Client(std::vec::IntoIter<Vec<u8>>);
 
 impl Client {
     fn go_on(&mut self, backend: &dyn NetworkBackend, to: Endpoint) {
         match self.0.next() {
-            Some(message) => say(backend, to, message),
+            Some(message) => say(backend, to, &message),
             None => backend.close(to).expect("it is open"),
         }
     }
@@ -170,27 +170,57 @@ impl Callbacks for Client {
     }
 }
 
-#[test]
-fn a_client_that_does_not_come_back_ends_the_echo() {
-    let listen = |backend: &str| start(&format!("echo --listen 127.0.0.1:0 --backend {backend}"));
-    let (mut raw, mut tcp) = (listen("raw"), listen("tcp"));
-    let mut socket = TcpStream::connect(raw.address()).expect("it listens");
-    for message in FIRST_OF_TWO {
-        socket.write_all(&[&(message.len() as u32).to_le_bytes(), &b"raw0"[..], message].concat()).expect("the connection is up");
-        let mut head = [0; 8];
-        socket.read_exact(&mut head).expect("it answers");
-        let len = u32::from_le_bytes(*head.first_chunk().expect("it is as long")) as usize;
-        socket.read_exact(&mut vec![0; len]).expect("it says all of it");
+/// Says these to what listens there, one with each answer, until it has said all or the other side hung up.
+fn converse(backend: &str, address: &str, messages: &[&[u8]]) {
+    if backend == "raw" {
+        let mut socket = TcpStream::connect(address).expect("it listens");
+        socket.set_read_timeout(Some(Duration::from_secs(10))).expect("it is a time");
+        for message in messages {
+            socket.write_all(&[&(message.len() as u32).to_le_bytes(), &b"raw0"[..], message].concat()).expect("the connection is up");
+            let mut head = [0; 8];
+            let Ok(()) = socket.read_exact(&mut head) else { return };
+            let len = u32::from_le_bytes(*head.first_chunk().expect("it is as long")) as usize;
+            socket.read_exact(&mut vec![0; len]).expect("it says all of it");
+        }
+        return;
     }
-    drop(socket);
     let ev = EpollEventLoop::new().expect("there is a loop");
-    let backend =
-        create_local(NetworkType::Tcp, NetworkConfig::default(), Box::new(Client(FIRST_OF_TWO.iter())), &ev).expect("there is TCP");
-    let address = tcp.address().parse::<SocketAddr>().expect("it is an address").into();
+    let messages: Vec<_> = messages.iter().map(|message| message.to_vec()).collect();
+    let client = Box::new(Client(messages.into_iter()));
+    let backend = create_local(NetworkType::Tcp, NetworkConfig::default(), client, &ev).expect("there is TCP");
+    let address = address.parse::<SocketAddr>().expect("it is an address").into();
     let _: Endpoint = backend.connect(&address, &ConnectionParameters::default()).expect("it is on its way");
     let is_over = ev.run_until(&mut || backend.totals().snapshot().closed == 1, Duration::from_secs(10));
     assert!(is_over.expect("the loop runs"));
-    for echo in [raw, tcp] {
+}
+
+#[test]
+fn a_client_that_does_not_come_back_ends_the_echo() {
+    let echoes = ["raw", "tcp"].map(|backend| {
+        let mut echo = start(&format!("echo --listen 127.0.0.1:0 --backend {backend}"));
+        converse(backend, &echo.address(), &[&announcement("RoundTrips", 2), br#"{"Done":{"sent":0}}"#]);
+        echo
+    });
+    for echo in echoes {
         echo.end().failed(1, "1 connection that had been announced never came");
     }
+}
+
+#[test]
+fn a_message_of_another_length_is_named() {
+    for backend in ["raw", "tcp"] {
+        for (role, purpose) in [("recv", "Stream"), ("echo", "RoundTrips")] {
+            for connections in [1, 2] {
+                let mut listener = start(&format!("{role} --listen 127.0.0.1:0 --backend {backend} --json"));
+                converse(backend, &listener.address(), &[&announcement(purpose, connections), &[0; 63]]);
+                let ended = listener.end();
+                ended.failed(1, "without a goodbye: a message of 63 bytes came where 64 were announced");
+                assert_eq!((&ended.json()["corrupted"], &ended.json()["lost"]), (&1.into(), &0.into()), "{ended:?}");
+            }
+        }
+    }
+    let cuts_off = Peer::new(|_, backend, from, message| say(backend, from, &message[..message.len() - 1]));
+    let ping = run(&format!("ping --connect {} --size 64 --count 5 --json", cuts_off.address));
+    ping.failed(1, "a message of 63 bytes came where 64 were announced");
+    assert_eq!(ping.json()["corrupted"], 1, "{ping:?}");
 }
