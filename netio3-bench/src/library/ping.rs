@@ -314,7 +314,10 @@ impl Client {
     fn error(&self) -> Option<String> {
         let total = self.total();
         let missing = if self.reconnects { u64::from(self.plan.connections) - total.messages } else { total.lost };
-        self.broken.as_ref().map(|why| format!("{why}: {missing} messages were not answered"))
+        self.broken.as_ref().map(|why| match missing {
+            0 => format!("{why}: the other side's count never came"),
+            _ => format!("{why}: {missing} messages were not answered"),
+        })
     }
 }
 

@@ -27,21 +27,16 @@ type Deed = fn(u64, &dyn NetworkBackend, Endpoint, &[u8]);
 
 struct ByHand {
     deed: Deed,
-    came: Option<u64>,
+    came: u64,
 }
 
 impl Callbacks for ByHand {
     fn on_data(&mut self, backend: &dyn NetworkBackend, from: Endpoint, _: &EndPointAddress, message: Message<'_>) {
-        match &mut self.came {
-            None => {
-                self.came = Some(0);
-                say(backend, from, b"\"Welcome\"");
-            }
-            Some(came) => {
-                (self.deed)(*came, backend, from, &message);
-                *came += 1;
-            }
+        if message.starts_with(b"{\"Start") {
+            return say(backend, from, b"\"Welcome\"");
         }
+        (self.deed)(self.came, backend, from, &message);
+        self.came += 1;
     }
 }
 
@@ -57,7 +52,7 @@ impl Peer {
         let until = over.clone();
         let thread = std::thread::spawn(move || {
             let ev = EpollEventLoop::new().expect("there is a loop");
-            let callbacks = Box::new(ByHand { deed, came: None });
+            let callbacks = Box::new(ByHand { deed, came: 0 });
             let backend = create_local(NetworkType::Tcp, NetworkConfig::default(), callbacks, &ev).expect("there is TCP");
             let any = EndPointAddress::localhost(0);
             let bound = backend.open_listen_endpoint(&any, &ConnectionParametersRecv::default()).expect("it listens");
@@ -86,9 +81,19 @@ fn a_message_that_is_lost_ends_the_run_that_waits_for_it() {
         }
     });
     let no_answer = Peer::new(|_, _, _, _| {});
+    // It has no count for what goes beside.
+    let echo_and_count = Peer::new(|_, backend, from, message| match message {
+        br#"{"Done":{"sent":100}}"# => {
+            say(backend, from, br#"{"Tally":{"messages":100,"bytes":6400,"lost":0,"duplicated":0,"reordered":0,"corrupted":0}}"#)
+        }
+        message if message.starts_with(b"{\"Done") => {}
+        message => say(backend, from, message),
+    });
+    let beside = start(&format!("ping --connect {} --size 64 --count 100 --beside 200 --json", echo_and_count.address));
     let ping = start(&format!("ping --connect {} --size 64 --count 1000 --json", echo_but_one.address));
     let send = start(&format!("send --connect {} --size 64 --messages 1000 --json", no_answer.address));
-    let (ping, send) = (ping.end(), send.end());
+    let (beside, ping, send) = (beside.end(), ping.end(), send.end());
+    beside.failed(1, "no progress for 30 s: the other side's count never came");
     ping.failed(1, "no progress for 30 s: ");
     send.failed(1, "no progress for 30 s: 1000 messages were not acknowledged");
     assert_eq!((&ping.json()["messages"], &send.json()["lost"]), (&500.into(), &1_000.into()));
