@@ -70,6 +70,9 @@ pub struct Common {
     /// Stop when everything is connected, until SIGCONT comes; `limits` says so
     #[arg(long, global = true, hide = true)]
     pub held: bool,
+    /// End with the process of this number, which started this one; the tour and `limits` say so
+    #[arg(long, global = true, hide = true, value_name = "PID")]
+    pub parent: Option<i32>,
 }
 
 impl Common {

@@ -63,6 +63,8 @@ fn one_line(message: &str) -> String {
 
 fn run(cli: &Cli) -> Result<(), Failure> {
     let common = &cli.common;
+    // Before anything takes its time: whoever started this process may be gone by then.
+    common.parent.map_or(Ok(()), begin::end_with)?;
     // A full or closed standard error is none of the measurement's concerns.
     tracing_subscriber::fmt().with_max_level(common.log).with_writer(io::stderr).log_internal_errors(false).init();
     let is_transfer = matches!(cli.command, Some(Command::Recv(_) | Command::Send(_) | Command::Echo(_) | Command::Ping(_)));
@@ -77,7 +79,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Limits(args) => return limits::limits(common, args),
         Command::StayAwake => {
             pin(common)?;
-            limits::stay_awake();
+            limits::stay_awake(common.parent);
             return Ok(());
         }
         Command::Recv(_) | Command::Send(_) | Command::Echo(_) | Command::Ping(_) => {}

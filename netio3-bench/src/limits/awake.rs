@@ -3,6 +3,8 @@
 
 use std::process::{Child, Command, Stdio};
 
+use nix::unistd::{Pid, getppid};
+
 /// A process for each processor that runs when nothing else does. They end when this is dropped.
 pub struct Awake {
     processes: Vec<Child>,
@@ -17,6 +19,7 @@ impl Awake {
             // The scheduler's class for what must never delay anything else.
             let mut command = Command::new("chrt");
             command.args(["--idle", "0"]).arg(std::env::current_exe().ok()?).args(["stay-awake", "--cpu", &cpu.to_string()]);
+            command.args(["--parent", &std::process::id().to_string()]);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
         };
         Self { processes: cpus.iter().filter_map(start).collect(), wanted: cpus.len().max(1) }
@@ -37,10 +40,10 @@ impl Drop for Awake {
     }
 }
 
-/// Uses the processor until whoever started this process is gone.
-pub fn stay_awake() {
-    let parent = nix::unistd::getppid();
-    while nix::unistd::getppid() == parent {
+/// Uses the processor until whoever started this process is gone: `parent` if it said which one it is.
+pub fn stay_awake(parent: Option<i32>) {
+    let parent = parent.map_or_else(getppid, Pid::from_raw);
+    while getppid() == parent {
         (0..1_000_000).for_each(|_| std::hint::spin_loop());
     }
 }

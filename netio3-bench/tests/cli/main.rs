@@ -3,6 +3,7 @@
 mod failures;
 mod limits;
 mod losses;
+mod outputs;
 mod tour;
 mod transfers;
 mod util;

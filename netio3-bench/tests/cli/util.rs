@@ -96,7 +96,7 @@ pub fn pair(passive: &str, active: &str) -> (Ended, Ended) {
 
 /// Waits for what a program is to come to.
 #[track_caller]
-fn until(command: &str, otherwise: &str, mut condition: impl FnMut() -> bool) {
+pub fn until(command: &str, otherwise: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
         assert!(began.elapsed() < LIMIT, "{command}: {otherwise}");
@@ -151,6 +151,11 @@ impl Running {
         // Name, state, and nine further fields before the processor time.
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it has not ended");
         stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(at)).expect("it is there").to_owned()
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Kills it.
