@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
@@ -180,7 +181,13 @@ impl Process {
     fn until_stopped(&mut self) -> Result<(), String> {
         let began = Instant::now();
         let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
-        while waitid(Id::Pid(self.pid()), flags).map_err(|error| error.to_string())? == WaitStatus::StillAlive {
+        loop {
+            match waitid(Id::Pid(self.pid()), flags) {
+                // One that has ended can only be waited for as such.
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(error.to_string()),
+            }
             if self.child.try_wait().map_err(|error| error.to_string())?.is_some() {
                 return Err(self.complaint());
             }
@@ -189,7 +196,6 @@ impl Process {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        Ok(())
     }
 
     /// Waits for the end; the report is the last line.

@@ -29,7 +29,7 @@ use crate::report::progress;
 const SLICE: Duration = Duration::from_millis(10);
 const SLICE_OF_ROUND_TRIPS: Duration = Duration::from_millis(40);
 
-/// Measures, and prints the table. Fails when something could not be measured, not when it is short.
+/// Measures, and prints the table of what could be. Fails when something could not, not when it is short.
 pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
     let began = Instant::now();
     let (backends, left_out) = backends(common)?;
@@ -54,26 +54,29 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
     let bar = progress(args.rounds as usize * pairs.len());
     let mut ratios: Vec<Ratios> = rows.iter().map(|_| Ratios::default()).collect();
     let mut measured_without_sleep = true;
+    // What could not be measured is not tried again: it may take its time to fail.
+    let mut failures: Vec<Option<String>> = vec![None; pairs.len()];
     for _ in 0..args.rounds {
-        let mut outcomes: Vec<(Option<Outcome>, Outcome)> = Vec::new();
-        for (base, own) in &pairs {
+        let mut outcomes: Vec<Option<(Option<Outcome>, Outcome)>> = Vec::new();
+        for ((base, own), failure) in pairs.iter().zip(&mut failures) {
             bar.set_message(own.to_string());
-            let awake = own.awake.then(|| Awake::on(cpus));
-            measured_without_sleep &= awake.as_ref().is_none_or(Awake::is_complete);
-            outcomes.push(match base {
-                Some(base) => {
-                    let slice = if own.pairing.is_of_round_trips() { SLICE_OF_ROUND_TRIPS } else { SLICE };
-                    let [base, own] = in_turns([base, own], common, slice)?;
-                    (Some(base), own)
+            outcomes.push(None);
+            if failure.is_none() {
+                let awake = own.awake.then(|| Awake::on(cpus));
+                measured_without_sleep &= awake.as_ref().is_none_or(Awake::is_complete);
+                match measure(common, base.as_ref(), own) {
+                    Ok(outcome) => *outcomes.last_mut().expect("it was pushed just now") = Some(outcome),
+                    Err(why) => *failure = Some(why.to_string()),
                 }
-                None => (None, own.pairing.run(&Common { spin: own.spin, epoll: own.epoll, ..common.clone() })?),
-            });
+            }
             bar.inc(1);
         }
         for (row, ratios) in rows.iter().zip(&mut ratios) {
-            let index = pairs.iter().position(|(base, own)| (base, own) == (&row.base, &row.own));
-            let (base, own) = &outcomes[index.expect("every row has its pair")];
-            ratios.add(row.figure.of(own), base.as_ref().map_or(Some(1.0), |base| row.figure.of(base)));
+            let index = pairs.iter().position(|(base, own)| (base, own) == (&row.base, &row.own)).expect("every row has its pair");
+            ratios.error.clone_from(&failures[index]);
+            if let Some((base, own)) = &outcomes[index] {
+                ratios.add(row.figure.of(own), base.as_ref().map_or(Some(1.0), |base| row.figure.of(base)));
+            }
         }
     }
     bar.finish_and_clear();
@@ -84,8 +87,17 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
     if !measured_without_sleep {
         notes.push("processors could sleep during round trips, which adds to both sides: install util-linux (`chrt`)".into());
     }
-    Findings { rows, ratios, notes, seconds: began.elapsed().as_secs_f64() }.print(common.json);
-    Ok(())
+    Findings { rows, ratios, notes, seconds: began.elapsed().as_secs_f64() }.print(common.json)
+}
+
+/// Measures what sets the limit, if there is such a thing, and what is to reach it.
+fn measure(common: &Common, base: Option<&Setup>, own: &Setup) -> Result<(Option<Outcome>, Outcome), Failure> {
+    let Some(base) = base else {
+        return Ok((None, own.pairing.run(&Common { spin: own.spin, epoll: own.epoll, ..common.clone() })?));
+    };
+    let slice = if own.pairing.is_of_round_trips() { SLICE_OF_ROUND_TRIPS } else { SLICE };
+    let [base, own] = in_turns([base, own], common, slice)?;
+    Ok((Some(base), own))
 }
 
 /// The backends to measure, and why the others are left out.

@@ -1,6 +1,6 @@
 //! `limits`: the table of what is reached of what the machine can do.
 
-use crate::util::run;
+use crate::util::{run, start_within};
 
 #[test]
 fn limits_compare_with_bare_sockets_and_say_what_is_asked() {
@@ -51,5 +51,23 @@ fn baselines_and_loopback_have_no_limits() {
         let ended = run(&format!("limits --backend {backend}"));
         assert_eq!(ended.status, 2, "{ended:?}");
         assert!(ended.stderr.contains("tcp and rdma have"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_told_with_its_reason_beside_what_could_be() {
+    // Too few descriptors for the row with many connections.
+    let ended = start_within("-n 1000", "limits --rounds 1 --time 0.05 --json --backend tcp '64 connections'").end();
+    ended.failed(1, "1 row could not be measured: send over tcp");
+    let rows = ended.json()["rows"].as_array().unwrap().clone();
+    let (measured, failed): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row["error"].is_null());
+    assert_eq!((measured.len(), failed.len()), (2, 1), "{rows:?}");
+    assert!(measured.iter().all(|row| row["ratio"].is_number() && row["rounds"] == 1), "{rows:?}");
+    let [row] = &failed[..] else { unreachable!() };
+    assert!(row["name"].as_str().unwrap().contains("idle ones") && row["ratio"].is_null() && row["pass"].is_null(), "{row}");
+    let why = row["error"].as_str().unwrap();
+    assert!(why.contains("open files") && !why.contains("ECHILD"), "{why}");
+    for text in [&format!("not measured: {why}"), ", 1 not measured"] {
+        assert!(ended.stdout.contains(text), "{text}: {}", ended.stdout);
     }
 }
