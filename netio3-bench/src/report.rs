@@ -284,11 +284,12 @@ pub fn metric(rate: f64) -> String {
     }
 }
 
-/// The middle one; of an even number, the lower of the two.
+/// The middle one; of an even number, the mean of the two.
 pub fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut sorted: Vec<f64> = values.filter(|value| value.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len().checked_sub(1)? / 2).copied()
+    let last = sorted.len().checked_sub(1)?;
+    Some(f64::midpoint(sorted[last / 2], sorted[last.div_ceil(2)]))
 }
 
 #[cfg(test)]
@@ -296,7 +297,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_middle_one() {
+    fn the_middle_one_or_the_mean_of_the_two() {
+        assert_eq!(median([4.0, 1.0, 2.0, 8.0].into_iter()), Some(3.0));
+        assert_eq!(median([4.0, 1.0].into_iter()), Some(2.5));
         assert_eq!(median([3.0, f64::NAN, 1.0, 2.0].into_iter()), Some(2.0));
         assert_eq!(median([].into_iter()), None);
     }
