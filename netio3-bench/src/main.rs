@@ -1,7 +1,6 @@
 //! `netio3-bench`: measures netio3 on a testbed, beside bare sockets, and checks that every message arrived.
 //!
-//! Exit status: 0 when everything was delivered and verified, 1 when not, 2 for bad arguments or no
-//! connection.
+//! Exit status: 0 when everything was delivered and told, 1 when not, 2 for bad arguments or no connection.
 #![cfg_attr(not(feature = "rdma"), forbid(unsafe_code))]
 #![deny(unsafe_code)]
 
@@ -38,15 +37,20 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            let _ = error.print();
-            return ExitCode::SUCCESS;
+            report::written(error.print());
+            return status();
         }
         Err(error) => return fail(&Failure::NoConnection(one_line(&error.to_string()))),
     };
     match run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => status(),
         Err(failure) => fail(&failure),
     }
+}
+
+/// The exit status when nothing has failed but, possibly, telling so.
+fn status() -> ExitCode {
+    if report::is_unwritten() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn fail(failure: &Failure) -> ExitCode {

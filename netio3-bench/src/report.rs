@@ -3,6 +3,7 @@
 use std::fmt::{Display, Write as _};
 use std::io::{self, Write as _};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -249,10 +250,29 @@ pub fn progress(steps: usize) -> ProgressBar {
     bar
 }
 
-/// Writes to standard output. Whoever reads it may have gone; the run is not worse for it.
+/// Whether something could not be written to standard output.
+static UNWRITTEN: AtomicBool = AtomicBool::new(false);
+
+/// Writes to standard output.
 pub fn show(text: &str) {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+/// Complains, once, about what could not be written to standard output. Whoever reads it may have gone; the run is not worse
+/// for that.
+pub fn written(outcome: io::Result<()>) {
+    match outcome {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe && !UNWRITTEN.swap(true, Ordering::Relaxed) => {
+            complain(format_args!("cannot write to standard output: {error}"));
+        }
+        _ => {}
+    }
+}
+
+/// Whether something was lost that way.
+pub fn is_unwritten() -> bool {
+    UNWRITTEN.load(Ordering::Relaxed)
 }
 
 /// Says on standard error what went wrong. If that cannot be written to, the exit status tells.

@@ -1,7 +1,12 @@
 //! What the program leaves beside what it delivered: words, its exit status, and no process.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
 
 use crate::util::{fabric, run, start, until};
 
@@ -57,5 +62,62 @@ fn a_process_whose_parent_has_gone_already_does_not_begin() {
     for command in ["recv --listen 127.0.0.1:0", "echo --listen 127.0.0.1:0 --backend raw", "stay-awake"] {
         // This test is no child of the first process.
         run(&format!("{command} --parent 1")).failed(1, "which started this one, has gone");
+    }
+}
+
+/// Starts the program with this as its standard output. It ends with the test.
+fn start_into(output: impl Into<Stdio>, args: &str) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netio3-bench"));
+    command.args(["--parent", &std::process::id().to_string()]).args(args.split_whitespace());
+    command.stdin(Stdio::null()).stdout(output).stderr(Stdio::piped());
+    command.spawn().expect("the program starts")
+}
+
+/// The exit status, and what it said on standard error.
+fn end(mut child: Child, args: &str) -> (Option<i32>, String) {
+    until(args, "it does not end", || child.try_wait().expect("it can be waited for").is_some());
+    let status = child.wait().expect("it has ended").code();
+    let mut said = String::new();
+    child.stderr.expect("it is piped").read_to_string(&mut said).expect("it is text");
+    (status, said)
+}
+
+/// A file without any room.
+fn full() -> File {
+    File::options().write(true).open("/dev/full").expect("it is there")
+}
+
+/// A pipe that nobody reads.
+fn closed() -> OwnedFd {
+    let (own, other) = UnixStream::pair().expect("there are sockets");
+    drop(other);
+    own.into()
+}
+
+#[test]
+fn results_that_cannot_be_written_are_complained_about() {
+    for args in ["--help", "info", "info --json", "limits --rounds 1 --time 0.05 --backend tcp pieces"] {
+        let (status, said) = end(start_into(full(), args), args);
+        assert_eq!((status, said.lines().count()), (Some(1), 1), "{args}: {said}");
+        assert!(said.contains("cannot write to standard output: No space left"), "{args}: {said}");
+        assert_eq!(end(start_into(closed(), args), args), (Some(0), String::new()), "{args}");
+    }
+    for args in ["--size 64 --messages 10", "--size 64 --messages 10 --json"] {
+        for (is_full, expected) in [(true, Some(1)), (false, Some(0))] {
+            // A port that nothing else takes, since nothing else uses this address.
+            let address = TcpListener::bind("127.77.77.77:0").unwrap().local_addr().unwrap();
+            let [receiver, sender] = [format!("recv --listen {address} --json"), format!("send --connect {address} {args}")];
+            let output = || if is_full { Stdio::from(full()) } else { Stdio::from(closed()) };
+            let mut receiving = start_into(output(), &receiver);
+            until(&receiver, "it does not listen", || {
+                assert!(receiving.try_wait().unwrap().is_none(), "it ended");
+                // A stranger, who is ignored.
+                TcpStream::connect(address).is_ok()
+            });
+            for (child, args) in [(start_into(output(), &sender), &sender), (receiving, &receiver)] {
+                let (status, said) = end(child, args);
+                assert_eq!((status, said.lines().count()), (expected, usize::from(is_full)), "{args}: {said}");
+            }
+        }
     }
 }
