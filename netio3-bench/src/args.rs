@@ -46,7 +46,7 @@ pub struct Common {
     /// Through what to send; `raw` and `raw-fabric` are baselines without any library [default: tcp]
     #[arg(long, value_enum, global = true, value_name = "NAME")]
     pub backend: Option<Backend>,
-    /// The libfabric provider
+    /// The libfabric provider; with `--backend rdma` or `raw-fabric`
     #[arg(long, global = true, value_name = "NAME")]
     pub provider: Option<String>,
     /// Poll for this long before sleeping
@@ -55,7 +55,7 @@ pub struct Common {
     /// Bare sockets wait in epoll for what they read, as an event loop has to, not in the read itself
     #[arg(long, global = true)]
     pub epoll: bool,
-    /// Pin to this processor (the tour leaves it to the system)
+    /// Pin this process to a processor; not of the tour, `limits` and `info`
     #[arg(long, global = true, value_name = "N")]
     pub cpu: Option<usize>,
     /// Check every byte, not just order and count
@@ -224,6 +224,11 @@ impl Backend {
             Self::Raw => "raw",
             Self::RawFabric => "raw-fabric",
         }
+    }
+
+    /// Whether libfabric is at work.
+    pub fn is_of_libfabric(self) -> bool {
+        matches!(self, Self::Rdma | Self::RawFabric)
     }
 }
 

@@ -71,10 +71,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     common.parent.map_or(Ok(()), begin::end_with)?;
     // A full or closed standard error is none of the measurement's concerns.
     tracing_subscriber::fmt().with_max_level(common.log).with_writer(io::stderr).log_internal_errors(false).init();
-    let is_transfer = matches!(cli.command, Some(Command::Recv(_) | Command::Send(_) | Command::Echo(_) | Command::Ping(_)));
-    if common.epoll && (!is_transfer || common.backend() != Backend::Raw || common.spin > 0) {
-        return Err(Failure::NoConnection("--epoll is for bare sockets that do not spin: --backend raw, and no --spin".into()));
-    }
+    refuse_what_is_ignored(cli)?;
     let Some(command) = &cli.command else {
         return tour::tour(common);
     };
@@ -116,6 +113,29 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     };
     report.print(common.json);
     report.verdict()
+}
+
+/// Refuses options that what is to be done would take no notice of, and measure something else than was meant.
+fn refuse_what_is_ignored(cli: &Cli) -> Result<(), Failure> {
+    let common = &cli.common;
+    let is_transfer = matches!(cli.command, Some(Command::Recv(_) | Command::Send(_) | Command::Echo(_) | Command::Ping(_)));
+    let has_provider = match (&cli.command, common.backend) {
+        (Some(Command::Info | Command::StayAwake), _) => false,
+        (_, Some(backend)) => backend.is_of_libfabric(),
+        // The tour and the limits measure all that there is.
+        (_, None) => !is_transfer,
+    };
+    let why = match () {
+        () if common.epoll && (!is_transfer || common.backend() != Backend::Raw || common.spin > 0) => {
+            "--epoll is for bare sockets that do not spin: --backend raw, and no --spin"
+        }
+        () if common.provider.is_some() && !has_provider => "--provider is of libfabric: it needs --backend rdma or raw-fabric",
+        () if common.cpu.is_some() && !is_transfer && !matches!(cli.command, Some(Command::StayAwake)) => {
+            "--cpu pins one process: it is for recv, send, echo and ping"
+        }
+        () => return Ok(()),
+    };
+    Err(Failure::NoConnection(why.into()))
 }
 
 /// Pins this thread, and those it will start, to a processor.

@@ -154,7 +154,7 @@ impl Process {
         for (flag, is_set) in [("--verify", common.verify), ("--held", common.held), ("--epoll", common.epoll)] {
             command.args(is_set.then_some(flag));
         }
-        if let Some(provider) = &common.provider {
+        if let Some(provider) = common.provider.as_ref().filter(|_| backend.is_of_libfabric()) {
             command.args(["--provider", provider]);
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -84,7 +84,8 @@ impl Findings {
              which is what bare sockets reach (for rdma: bare libfabric calls), measured in turns\n\n",
         );
         for over_libfabric in [false, true] {
-            let columns: Vec<Backend> = self.backends.iter().copied().filter(|backend| is_fabric(*backend) == over_libfabric).collect();
+            let columns: Vec<Backend> =
+                self.backends.iter().copied().filter(|backend| backend.is_of_libfabric() == over_libfabric).collect();
             if columns.is_empty() {
                 continue;
             }
@@ -129,10 +130,6 @@ fn block(title: &str, backends: &[Backend], summaries: &[Summary], cell: impl Fn
     }
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     lines.join("\n") + "\n\n"
-}
-
-fn is_fabric(backend: Backend) -> bool {
-    matches!(backend, Backend::Rdma | Backend::RawFabric)
 }
 
 fn column(backend: Backend) -> String {

@@ -121,3 +121,25 @@ fn results_that_cannot_be_written_are_complained_about() {
         }
     }
 }
+
+#[test]
+fn options_that_nothing_would_take_notice_of_are_refused() {
+    for command in
+        ["", "recv", "send --connect 127.0.0.1:1 --size 1 --messages 1", "ping --connect 127.0.0.1:1 --size 1 --count 1", "limits"]
+    {
+        for backend in ["tcp", "raw", "loopback"] {
+            run(&format!("{command} --provider verbs --backend {backend}")).failed(2, "--provider is of libfabric");
+        }
+    }
+    for command in ["recv", "echo", "info", "info --backend rdma"] {
+        run(&format!("{command} --provider verbs")).failed(2, "--provider is of libfabric");
+    }
+    for command in ["", "info", "limits"] {
+        run(&format!("{command} --cpu 0")).failed(2, "--cpu pins one process");
+    }
+    // This is a choice among those that are measured where there is libfabric.
+    if !fabric().is_empty() {
+        let ended = run("limits --rounds 1 --time 0.05 --provider tcp pieces");
+        assert_eq!((ended.status, &ended.stderr[..]), (0, ""), "{ended:?}");
+    }
+}
