@@ -45,23 +45,31 @@ pub struct Pairing {
     pub args: Vec<String>,
     /// The processors that the two are pinned to, in this order.
     pub cpus: Option<[usize; 2]>,
+    /// How long it is to take at least, which is nothing where the number of messages is given.
+    time: Duration,
 }
 
 impl Pairing {
     /// A transfer for some time.
     pub fn transfer(backend: Backend, size: usize, time: Duration) -> Self {
         let args = vec!["--duration".to_owned(), time.as_secs_f64().to_string()];
-        Self { backend, size, roles: ["recv", "send"], args, cpus: None }
+        Self { backend, size, roles: ["recv", "send"], args, cpus: None, time }
     }
 
     /// A number of round trips.
     pub fn round_trips(backend: Backend, size: usize, count: u64) -> Self {
-        Self { backend, size, roles: ["echo", "ping"], args: vec!["--count".to_owned(), count.to_string()], cpus: None }
+        let args = vec!["--count".to_owned(), count.to_string()];
+        Self { backend, size, roles: ["echo", "ping"], args, cpus: None, time: Duration::ZERO }
     }
 
     /// Whether round trips are measured.
     pub fn is_of_round_trips(&self) -> bool {
         self.roles[1] == "ping"
+    }
+
+    /// The time after which it counts as stuck, of which this much is patience.
+    pub fn limit(&self, patience: Duration) -> Duration {
+        self.time + patience
     }
 
     /// Runs both to their ends.
@@ -106,8 +114,9 @@ impl Running<'_> {
     /// Waits for the ends of both. Fails when a message was not delivered.
     pub fn finish(self) -> Result<Outcome, Failure> {
         let Pairing { roles: [passive, active], .. } = self.pairing;
-        let measured = self.active.report().map_err(|why| self.pairing.failed(active, &why))?;
-        let counted = self.passive.map(Process::report).transpose().map_err(|why| self.pairing.failed(passive, &why))?;
+        let limit = self.pairing.limit(PATIENCE);
+        let measured = self.active.report(limit).map_err(|why| self.pairing.failed(active, &why))?;
+        let counted = self.passive.map(|peer| peer.report(limit)).transpose().map_err(|why| self.pairing.failed(passive, &why))?;
         match counted {
             Some(counted) if counted.messages != measured.messages => {
                 let why = format!("{} messages were sent and {} received", measured.messages, counted.messages);
@@ -136,8 +145,8 @@ impl Running<'_> {
     }
 }
 
-/// The time after which a process counts as stuck.
-const LIMIT: Duration = Duration::from_secs(30);
+/// The time beyond that of its measurement after which a process counts as stuck.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A process of this program; ended when dropped.
 struct Process {
@@ -191,16 +200,16 @@ impl Process {
             if self.child.try_wait().map_err(|error| error.to_string())?.is_some() {
                 return Err(self.complaint());
             }
-            if began.elapsed() > LIMIT {
-                return Err(format!("it was not ready within {} s", LIMIT.as_secs()));
+            if began.elapsed() > PATIENCE {
+                return Err(format!("it was not ready within {} s", PATIENCE.as_secs()));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
     /// Waits for the end; the report is the last line.
-    fn report(mut self) -> Result<Measured, String> {
-        let status = self.wait()?;
+    fn report(mut self, limit: Duration) -> Result<Measured, String> {
+        let status = self.wait(limit)?;
         if !status.success() {
             return Err(self.complaint());
         }
@@ -209,12 +218,12 @@ impl Process {
         serde_json::from_str(text.lines().last().unwrap_or_default()).map_err(|error| format!("no report: {error}"))
     }
 
-    fn wait(&mut self) -> Result<ExitStatus, String> {
+    fn wait(&mut self, limit: Duration) -> Result<ExitStatus, String> {
         let began = Instant::now();
         loop {
             match self.child.try_wait().map_err(|error| error.to_string())? {
                 Some(status) => return Ok(status),
-                None if began.elapsed() > LIMIT => return Err(format!("it did not end within {} s", LIMIT.as_secs())),
+                None if began.elapsed() > limit => return Err(format!("it did not end within {} s", limit.as_secs())),
                 None => std::thread::sleep(Duration::from_millis(2)),
             }
         }

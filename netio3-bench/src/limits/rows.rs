@@ -251,6 +251,21 @@ mod tests {
     }
 
     #[test]
+    fn no_row_counts_as_stuck_while_it_takes_its_time() {
+        let rows = rows(Duration::from_secs(120));
+        let setups = || rows.iter().flat_map(|row| row.base.iter().chain([&row.own]));
+        let duration = |setup: &Setup| {
+            let at = setup.pairing.args.iter().position(|arg| arg == "--duration")?;
+            Some(Duration::from_secs_f64(setup.pairing.args[at + 1].parse().unwrap()))
+        };
+        assert!(setups().filter_map(duration).max() >= Some(Duration::from_secs(600)));
+        for setup in setups() {
+            let patience = Duration::from_secs(30);
+            assert_eq!(setup.pairing.limit(patience), duration(setup).unwrap_or_default() + patience, "{setup}");
+        }
+    }
+
+    #[test]
     fn rates_are_asked_to_be_high_and_times_to_be_low() {
         let rows = rows(Duration::from_secs(1));
         let with = |figure| rows.iter().find(|row| row.figure == figure).unwrap();

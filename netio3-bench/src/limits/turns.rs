@@ -14,8 +14,8 @@ use crate::failure::Failure;
 use crate::limits::rows::Setup;
 use crate::peers::{Outcome, Running};
 
-/// The time after which a measurement counts as stuck.
-const LIMIT: Duration = Duration::from_secs(120);
+/// The time beyond its own after which a measurement counts as stuck.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Side<'a> {
     running: Running<'a>,
@@ -59,11 +59,12 @@ impl<'a> Side<'a> {
 pub fn in_turns(setups: [&Setup; 2], common: &Common, slice: Duration) -> Result<[Outcome; 2], Failure> {
     let [first, second] = setups.map(|setup| Side::start(setup, common));
     let mut sides = [first?, second?];
+    let limit = setups.map(|setup| setup.pairing.limit(PATIENCE)).into_iter().max().unwrap_or(PATIENCE);
     let began = Instant::now();
     while sides.iter().any(|side| side.lived.is_none()) {
-        if began.elapsed() > LIMIT {
+        if began.elapsed() > limit {
             let [one, other] = setups;
-            return Err(Failure::NotDelivered(format!("{one} beside {other}: they did not end within {} s", LIMIT.as_secs())));
+            return Err(Failure::NotDelivered(format!("{one} beside {other}: they did not end within {} s", limit.as_secs())));
         }
         for side in &mut sides {
             // With this one over, the other one is stopped as often as before.
