@@ -86,6 +86,7 @@ impl StreamCheck {
             duplicated: self.duplicated + sent.map_or(0, |sent| distinct.saturating_sub(sent)),
             reordered: self.reordered,
             corrupted: self.corrupted,
+            verified: if self.pattern.is_some() { self.received } else { 0 },
         }
     }
 
@@ -180,7 +181,9 @@ mod tests {
             assert_eq!(check(&sent[..97], 64, 0, verify, 100).lost, 3);
             let mut gap = sent.clone();
             gap.drain(40..50);
-            assert_eq!(check(&gap, 64, 0, verify, 100), Tally { messages: 90, bytes: 5_760, lost: 10, ..Default::default() });
+            let verified = if verify { 90 } else { 0 };
+            let expected = Tally { messages: 90, bytes: 5_760, lost: 10, verified, ..Default::default() };
+            assert_eq!(check(&gap, 64, 0, verify, 100), expected);
         }
     }
 
@@ -189,7 +192,7 @@ mod tests {
         let sent = messages(&PLAIN, 0, 100);
         let mut twice = sent.clone();
         twice.insert(50, sent[20].clone());
-        let expected = Tally { messages: 101, bytes: 6_464, duplicated: 1, ..Default::default() };
+        let expected = Tally { messages: 101, bytes: 6_464, duplicated: 1, verified: 101, ..Default::default() };
         assert_eq!(check(&twice, 64, 0, true, 100), expected);
         let mut late = sent.clone();
         let moved = late.remove(20);
@@ -209,7 +212,7 @@ mod tests {
     #[test]
     fn messages_without_a_byte_are_counted() {
         let nothing = messages(&Layout { size: 0, ..PLAIN }, 0, 10);
-        assert_eq!(check(&nothing, 0, 0, true, 10), Tally { messages: 10, ..Default::default() });
+        assert_eq!(check(&nothing, 0, 0, true, 10), Tally { messages: 10, verified: 10, ..Default::default() });
         assert_eq!(check(&nothing, 0, 0, true, 12).lost, 2);
         assert_eq!(check(&nothing, 0, 0, true, 9).duplicated, 1);
     }

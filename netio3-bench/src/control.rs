@@ -86,6 +86,9 @@ pub struct Tally {
     pub reordered: u64,
     /// Messages with wrong bytes.
     pub corrupted: u64,
+    /// Messages whose every byte was checked; a side of an earlier version does not tell.
+    #[serde(default)]
+    pub verified: u64,
 }
 
 /// The version of the conversation.
@@ -116,6 +119,7 @@ impl Tally {
         self.duplicated += other.duplicated;
         self.reordered += other.reordered;
         self.corrupted += other.corrupted;
+        self.verified += other.verified;
     }
 
     /// Adds what went wrong with messages that the other side received.

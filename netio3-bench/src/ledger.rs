@@ -302,7 +302,7 @@ mod tests {
         for (stream, incoming) in both.iter_mut().enumerate() {
             send_three(incoming, stream as u16);
             let Answer::Send(reply) = incoming.control(&mut ledger, &Control::Done { sent: 3 }.encode(8)) else { panic!() };
-            let tally = Tally { messages: 3, bytes: 24, ..Default::default() };
+            let tally = Tally { messages: 3, bytes: 24, verified: 3, ..Default::default() };
             assert_eq!(Control::decode(&reply), Some(Control::Tally(tally)));
         }
         let [one, two] = both;

@@ -25,6 +25,7 @@ pub struct Measured {
     pub turn_us: Option<f64>,
     pub cpu_s: CpuTime,
     pub slowest: Option<f64>,
+    pub verified: bool,
 }
 
 /// What is read of the round-trip times.

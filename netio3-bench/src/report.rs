@@ -58,6 +58,9 @@ pub struct Report {
     pub duplicated: u64,
     pub reordered: u64,
     pub corrupted: u64,
+    /// Whether every byte of every message was checked, which either side's `--verify` asks for; of answers, only that of
+    /// `ping`. Otherwise only what marks each as the one that it is.
+    pub verified: bool,
     /// Sends that were refused for want of room, and repeated.
     pub refused_sends: u64,
     /// What the backend's statistics say of system calls or posts; `null` where no library is at work.
@@ -127,6 +130,7 @@ impl Report {
             duplicated: tally.duplicated,
             reordered: tally.reordered,
             corrupted: tally.corrupted,
+            verified: tally.verified == tally.messages,
             refused_sends: 0,
             calls: None,
             slowest: None,
@@ -187,6 +191,7 @@ impl Report {
         let CpuTime { user, sys } = self.cpu_s;
         let _ = writeln!(text, "  processor {user:.2} s user, {sys:.2} s system; memory {} at most", bytes(self.max_rss_kib * 1024));
         let Self { lost, duplicated, reordered, corrupted, .. } = self;
+        let corrupted = if self.verified || *corrupted > 0 { corrupted.to_string() } else { "not checked".into() };
         let _ = writeln!(text, "  lost {lost}, duplicated {duplicated}, reordered {reordered}, corrupted {corrupted}");
         text
     }
@@ -352,6 +357,7 @@ mod tests {
             "duplicated",
             "reordered",
             "corrupted",
+            "verified",
             "refused_sends",
         ] {
             assert!(object.get(name).is_some(), "{name}");

@@ -53,6 +53,8 @@ struct Object<'a> {
     throughput: Vec<Summary>,
     round_trips: Vec<Summary>,
     messages: u64,
+    /// Whether every byte of them was checked.
+    verified: bool,
     seconds: f64,
     left_out: &'a [String],
     error: Option<&'a str>,
@@ -66,8 +68,13 @@ impl Findings {
         Self { rows: quantities.iter().map(row).collect(), seconds: 0.0, error: None, left_out: Vec::new(), backends: all }
     }
 
+    /// Every measurement.
+    fn all(&self) -> impl Iterator<Item = &Measured> {
+        self.rows.iter().flat_map(|row| &row.cells).flat_map(|(_, measured)| measured)
+    }
+
     fn messages(&self) -> u64 {
-        self.rows.iter().flat_map(|row| &row.cells).flat_map(|(_, measured)| measured).map(|measured| measured.messages).sum()
+        self.all().map(|measured| measured.messages).sum()
     }
 
     /// Prints the table, and the object as the last line if asked for.
@@ -78,7 +85,7 @@ impl Findings {
         };
         let throughput = of(|quantity| matches!(quantity, Quantity::Throughput(_)));
         let round_trips = of(|quantity| matches!(quantity, Quantity::RoundTrips(_)));
-        let messages = self.messages();
+        let (messages, verified) = (self.messages(), self.all().all(|measured| measured.verified));
         let mut text = String::from(
             "between two processes on this machine (loopback: within one); % is the share of the machine's limit,\n\
              which is what bare sockets reach (for rdma: bare libfabric calls), measured in turns\n\n",
@@ -100,11 +107,13 @@ impl Findings {
         }
         self.left_out.iter().for_each(|line| text += &format!("{line}\n"));
         if self.error.is_none() {
-            text += &format!("{messages} messages in {:.1} s, all delivered once and in order\n", self.seconds);
+            let checked = if verified { "every byte checked" } else { "their bytes not checked (--verify does)" };
+            text += &format!("{messages} messages in {:.1} s, all delivered once and in order, {checked}\n", self.seconds);
         }
         if json {
             let error = self.error.as_deref();
-            let object = Object { role: "tour", throughput, round_trips, messages, seconds: self.seconds, left_out: &self.left_out, error };
+            let Self { seconds, left_out, .. } = self;
+            let object = Object { role: "tour", throughput, round_trips, messages, verified, seconds: *seconds, left_out, error };
             text += &(serde_json::to_string(&object).expect("the findings have a JSON form") + "\n");
         }
         show(&text);
@@ -212,6 +221,7 @@ mod tests {
                 turn_us: None,
                 cpu_s: CpuTime::default(),
                 slowest: None,
+                verified: true,
             };
             findings.rows[0].add(Backend::Raw, measured(100.0 * factor));
             findings.rows[0].add(Backend::Tcp, measured(80.0 * factor));

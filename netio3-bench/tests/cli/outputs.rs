@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 
-use crate::util::{fabric, run, start, until};
+use crate::util::{backends, fabric, pair, run, start, until};
 
 /// A process: its number, and when it started, by which it is told from a later one of the same number.
 type Process = (u32, String);
@@ -141,5 +141,33 @@ fn options_that_nothing_would_take_notice_of_are_refused() {
     if !fabric().is_empty() {
         let ended = run("limits --rounds 1 --time 0.05 --provider tcp pieces");
         assert_eq!((ended.status, &ended.stderr[..]), (0, ""), "{ended:?}");
+    }
+}
+
+#[test]
+fn reports_tell_whether_every_byte_was_checked() {
+    for backend in backends() {
+        for (passive, active) in [("recv", "send --messages 50"), ("echo", "ping --count 50")] {
+            for (here, there, checked) in [("", "", false), ("", "--verify", true), ("--verify", "", true)] {
+                // An answer is checked by those who asked, unless they did not want that.
+                let expected = [checked, checked && (passive == "recv" || there == "--verify")];
+                for json in ["--json", ""] {
+                    let (received, sent) = pair(
+                        &format!("{passive} --listen 127.0.0.1:0 --backend {backend} {here} {json}"),
+                        &format!("{active} --size 100 --backend {backend} {there} {json}"),
+                    );
+                    for (ended, verified) in [received, sent].into_iter().zip(expected) {
+                        assert_eq!(ended.status, 0, "{ended:?}");
+                        match json {
+                            "" => {
+                                let words = if verified { "corrupted 0\n" } else { "corrupted not checked\n" };
+                                assert!(ended.stdout.contains(words), "{words}: {ended:?}");
+                            }
+                            _ => assert_eq!(ended.json()["verified"], verified, "{ended:?}"),
+                        }
+                    }
+                }
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 use crate::util::{backends, fabric, pair, run, start};
 use serde_json::Value;
 
-const FIELDS: [&str; 21] = [
+const FIELDS: [&str; 22] = [
     "role",
     "backend",
     "provider",
@@ -22,6 +22,7 @@ const FIELDS: [&str; 21] = [
     "duplicated",
     "reordered",
     "corrupted",
+    "verified",
     "refused_sends",
     "calls",
     "slowest",
@@ -270,7 +271,7 @@ fn messages_as_long_as_the_conversation_itself() {
     for size in (2..40).chain(150..250) {
         transfer("raw", "", size, 5, 1);
     }
-    for size in [9, 10, 11, 12, 13, 17, 18, 90, 91, 92, 93, 94, 190, 191, 192, 193, 194, 195, 196, 197, 198] {
+    for size in [9, 10, 11, 12, 13, 17, 18, 100, 101, 102, 103, 104, 190, 191, 192, 193, 194, 195, 196, 197, 198] {
         transfer("tcp", "", size, 5, 1);
     }
 }
