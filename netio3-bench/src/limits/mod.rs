@@ -53,7 +53,7 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
     }
     let bar = progress(args.rounds as usize * pairs.len());
     let mut ratios: Vec<Ratios> = rows.iter().map(|_| Ratios::default()).collect();
-    let mut measured_without_sleep = true;
+    let mut sleep_because = None;
     // What could not be measured is not tried again: it may take its time to fail.
     let mut failures: Vec<Option<String>> = vec![None; pairs.len()];
     for _ in 0..args.rounds {
@@ -62,12 +62,12 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
             bar.set_message(own.to_string());
             outcomes.push(None);
             if failure.is_none() {
-                let awake = own.awake.then(|| Awake::on(cpus));
-                measured_without_sleep &= awake.as_ref().is_none_or(Awake::is_complete);
+                let mut awake = own.awake.then(|| Awake::on(cpus));
                 match measure(common, base.as_ref(), own) {
                     Ok(outcome) => *outcomes.last_mut().expect("it was pushed just now") = Some(outcome),
                     Err(why) => *failure = Some(why.to_string()),
                 }
+                sleep_because = sleep_because.or_else(|| awake.as_mut()?.lacks());
             }
             bar.inc(1);
         }
@@ -82,10 +82,10 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
     bar.finish_and_clear();
     let mut notes = left_out;
     if cpus.is_none() {
-        notes.push("there is one processor only, which both sides shared".into());
+        notes.push("only one processor may be used, which both sides shared".into());
     }
-    if !measured_without_sleep {
-        notes.push("processors could sleep during round trips, which adds to both sides: install util-linux (`chrt`)".into());
+    if let Some(why) = sleep_because {
+        notes.push(format!("processors could sleep during round trips, which adds to both sides: {why}"));
     }
     Findings { rows, ratios, notes, seconds: began.elapsed().as_secs_f64() }.print(common.json)
 }

@@ -1,5 +1,8 @@
 //! `limits`: the table of what is reached of what the machine can do.
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
 use crate::util::{run, start_within};
 
 #[test]
@@ -70,4 +73,30 @@ fn what_cannot_be_measured_is_told_with_its_reason_beside_what_could_be() {
     for text in [&format!("not measured: {why}"), ", 1 not measured"] {
         assert!(ended.stdout.contains(text), "{text}: {}", ended.stdout);
     }
+}
+
+/// Lets what this test starts use one processor only.
+fn use_one_processor() {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this).unwrap();
+    let mut one = CpuSet::new();
+    one.set((0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap()).unwrap()).unwrap();
+    sched_setaffinity(this, &one).unwrap();
+}
+
+#[test]
+fn what_is_missing_on_one_processor_is_a_second_one() {
+    use_one_processor();
+    let ended = run("limits --rounds 1 --time 0.05 --json --backend tcp sleeping,");
+    assert_eq!((ended.status, &ended.stderr[..]), (0, ""), "{ended:?}");
+    assert_eq!(ended.json()["notes"], serde_json::json!(["only one processor may be used, which both sides shared"]), "{ended:?}");
+}
+
+#[test]
+fn what_is_missing_to_keep_processors_awake_is_told() {
+    let ended = start_within("-n 1000; PATH=/nowhere", "limits --rounds 1 --time 0.05 --json --backend tcp sleeping,").end();
+    assert_eq!((ended.status, &ended.stderr[..]), (0, ""), "{ended:?}");
+    let told = ended.json()["notes"][0].as_str().unwrap().to_owned();
+    // A machine with one processor shares it.
+    assert!(told.contains("install util-linux (`chrt`)") || told.contains("only one processor"), "{told}");
 }
