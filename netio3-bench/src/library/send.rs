@@ -280,7 +280,7 @@ impl Sender {
         report.refused_sends = self.refused_sends;
         let mean = self.total.messages as f64 / f64::from(self.plan.busy());
         let told = self.plan.busy() > 1 && self.plan.duration.is_some() && self.acknowledged == self.plan.busy();
-        report.slowest = told.then(|| self.least as f64 / mean);
+        report.slowest = (told && mean > 0.0).then(|| self.least as f64 / mean);
         report.broken_by(self.broken.as_ref());
         report
     }

@@ -171,3 +171,13 @@ fn reports_tell_whether_every_byte_was_checked() {
         }
     }
 }
+
+#[test]
+fn nothing_is_told_of_the_slowest_connection_when_nothing_was_sent() {
+    for json in ["--json", ""] {
+        let (_, sent) = pair("recv --listen 127.0.0.1:0", &format!("send --size 64 --duration 1e-9 --connections 4 {json}"));
+        assert_eq!((sent.status, &sent.stderr[..]), (0, ""), "{sent:?}");
+        assert!(!sent.stdout.contains("NaN") && !sent.stdout.contains("of the mean"), "{sent:?}");
+        assert!(json.is_empty() || sent.json()["slowest"].is_null(), "{sent:?}");
+    }
+}
