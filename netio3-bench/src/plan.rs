@@ -84,6 +84,12 @@ impl Plan {
         })
     }
 
+    /// The same with messages sent in another mode.
+    #[cfg(feature = "rdma")]
+    pub fn in_mode(&self, mode: Mode) -> Self {
+        Self { mode, ..self.clone() }
+    }
+
     /// How many connections send.
     pub fn busy(&self) -> u32 {
         self.connections - self.idle

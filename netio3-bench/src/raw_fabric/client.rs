@@ -20,6 +20,8 @@ pub struct Client {
     // Before the net, so that they go first.
     pub links: Vec<Link>,
     pub net: Net,
+    /// How messages are sent: copied where they have more pieces than the provider takes.
+    pub mode: Mode,
     batch: Batch,
     /// Connections where something happened.
     touched: Vec<usize>,
@@ -28,8 +30,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the first of several addresses that answers, and announces the messages. `mode`: how they are sent.
-    /// `role`: what should listen there.
+    /// Connects to the first of several addresses that answers, and announces the messages. `mode`: how they are
+    /// to be sent. `role`: what should listen there.
     pub fn new(common: &Common, addresses: &[SocketAddr], plan: &Plan, mode: Mode, role: &str) -> Result<Self, Failure> {
         let mut outcome = Err(Failure::NoConnection("no address to connect to".into()));
         for address in addresses {
@@ -39,7 +41,7 @@ impl Client {
             }
         }
         let (mut client, address) = outcome?;
-        client.begin(plan, address, role)?;
+        client.begin(&plan.in_mode(client.mode), address, role)?;
         Ok(client)
     }
 
@@ -48,11 +50,11 @@ impl Client {
         let failed = |why: String| Failure::NoConnection(format!("cannot connect to {address}: {why}"));
         let net = Net::open(common, &library, &info).map_err(failed)?;
         let (links, touched, controls) = Default::default();
-        let mut client = Self { links, net, batch: Batch::new(), touched, controls };
-        let content = Content::new(&plan.layout);
-        let bodies = client.net.register(&info, &content).map_err(failed)?;
         let gathers = plan.layout.pieces < info.iov_limit().min(Outbox::MAX_PIECES);
         let mode = if mode == Mode::ZeroCopy && !gathers { Mode::Copy } else { mode };
+        let mut client = Self { links, net, mode, batch: Batch::new(), touched, controls };
+        let content = Content::new(&plan.layout);
+        let bodies = client.net.register(&info, &content).map_err(failed)?;
         for index in 0..plan.connections as usize {
             let mut link = client.net.link(&info, index, |allowed| Outbox::depth(mode, allowed)).map_err(failed)?;
             let limit = plan.count(index).unwrap_or(u64::MAX);
@@ -122,7 +124,7 @@ impl Client {
     /// Waits until something happens, and takes what came.
     #[inline]
     pub fn turn(&mut self, patience: Duration, mut on_message: impl FnMut(&[u8])) -> Result<(), String> {
-        let Self { links, net, batch, touched, controls } = self;
+        let Self { links, net, batch, touched, controls, .. } = self;
         let busy = touched.iter().any(|index| links[*index].sends.again);
         if !net.next(batch, busy, Some(patience))? {
             return Err(format!("no progress for {} s", patience.as_secs()));

@@ -37,7 +37,7 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
         total.add_faults(&tally);
     }
     let mut report = Report::new("ping", Backend::RawFabric, &total, seconds);
-    report.mode = Some(Mode::ZeroCopy);
+    report.mode = Some(client.mode);
     report.size = args.size;
     report.rtt_us = run.times.summary();
     report.error = error.map(|cause| format!("{cause}: {} messages were not answered", total.lost));

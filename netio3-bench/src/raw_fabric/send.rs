@@ -32,7 +32,7 @@ pub fn send(common: &Common, args: &SendArgs) -> Result<Report, Failure> {
         }
     }
     let mut report = Report::new("send", Backend::RawFabric, &total, seconds);
-    report.mode = Some(mode);
+    report.mode = Some(client.mode);
     report.size = args.size;
     report.connections = plan.connections;
     report.broken_by(error);

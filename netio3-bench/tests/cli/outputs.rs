@@ -181,3 +181,18 @@ fn nothing_is_told_of_the_slowest_connection_when_nothing_was_sent() {
         assert!(json.is_empty() || sent.json()["slowest"].is_null(), "{sent:?}");
     }
 }
+
+#[test]
+fn bare_libfabric_tells_that_it_copies_what_the_provider_does_not_gather() {
+    for backend in fabric().iter().filter(|backend| **backend == "raw-fabric") {
+        for (pieces, mode) in [(1, "zero-copy"), (100, "copy")] {
+            let (received, sent) = pair(
+                &format!("recv --listen 127.0.0.1:0 --backend {backend} --json"),
+                &format!("send --backend {backend} --size 1000 --messages 20 --mode zero-copy --iov {pieces} --verify --json"),
+            );
+            for object in [received.delivered(), sent.delivered()] {
+                assert_eq!(object["mode"], mode, "{pieces} pieces: {object}");
+            }
+        }
+    }
+}
