@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Read;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -194,5 +194,32 @@ fn bare_libfabric_tells_that_it_copies_what_the_provider_does_not_gather() {
                 assert_eq!(object["mode"], mode, "{pieces} pieces: {object}");
             }
         }
+    }
+}
+
+/// A link-local address of this machine with its interface, if there is one that can be bound.
+fn link_local() -> Option<String> {
+    let table = fs::read_to_string("/proc/net/if_inet6").ok()?;
+    let of_line = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let address = Ipv6Addr::from(u128::from_str_radix(fields.first()?, 16).ok()?);
+        let scope = u32::from_str_radix(fields.get(1)?, 16).ok()?;
+        let is_usable = address.is_unicast_link_local() && TcpListener::bind(SocketAddrV6::new(address, 0, 0, scope)).is_ok();
+        is_usable.then(|| format!("{address}%{}", fields[5]))
+    };
+    table.lines().find_map(of_line)
+}
+
+#[test]
+fn a_link_local_address_is_told_with_its_scope() {
+    let Some(address) = link_local() else { return eprintln!("there is no link-local address") };
+    for backend in backends() {
+        let (received, sent) = pair(
+            &format!("recv --listen [{address}]:0 --backend {backend} --json"),
+            &format!("send --backend {backend} --size 64 --messages 10 --json"),
+        );
+        received.delivered();
+        assert!(sent.command.contains('%'), "{}", sent.command);
+        sent.delivered();
     }
 }
