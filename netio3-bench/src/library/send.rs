@@ -41,7 +41,7 @@ pub fn send(common: &Common, backend: Backend, args: &SendArgs) -> Result<Report
 
     ground.note(addresses[0], false);
     if args.threads {
-        return threads::send(&ground, backend, &plan, mode, addresses[0].into());
+        return threads::send(&ground, backend, &plan, mode, &addresses);
     }
     let sender = Sender::new(plan, mode, addresses.clone());
     let (ready, done) = (sender.ready.clone(), sender.done.clone());

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -21,8 +22,8 @@ use crate::library::{CONNECT_DEADLINE, FOR_EVER, Ground, STALL_DEADLINE, calls, 
 use crate::plan::Plan;
 use crate::report::Report;
 
-/// Sends from threads.
-pub fn send(ground: &Ground, backend: Backend, plan: &Plan, mode: Mode, address: EndPointAddress) -> Result<Report, Failure> {
+/// Sends from threads, each of which connects to the first of the addresses that answers.
+pub fn send(ground: &Ground, backend: Backend, plan: &Plan, mode: Mode, addresses: &[SocketAddr]) -> Result<Report, Failure> {
     let wires = Wires::default();
     let network = ground.synchronized(Notices(wires.clone()))?;
     let messages = Messages::of_threads(plan, mode);
@@ -33,7 +34,8 @@ pub fn send(ground: &Ground, backend: Backend, plan: &Plan, mode: Mode, address:
         let run = |stream: usize| {
             let remote = remote.clone();
             move || {
-                let outcome = match Line::open(network, messages, wires, address).and_then(|line| line.greet(plan, stream)) {
+                let opened = Line::open_first(network, messages, wires, addresses);
+                let outcome = match opened.and_then(|line| line.greet(plan, stream)) {
                     Ok(line) => Ok(gate.pass(threads).then(|| line.run(plan, messages, stream))),
                     Err(why) => {
                         gate.shut();
@@ -200,6 +202,23 @@ struct Sent {
 }
 
 impl<'a> Line<'a> {
+    /// Connects to one address after the other until one answers.
+    fn open_first(
+        network: &'a (dyn NetworkBackend + Send + Sync),
+        messages: &Messages,
+        wires: &Wires,
+        addresses: &[SocketAddr],
+    ) -> Result<Self, String> {
+        let mut outcome = Err("no address to connect to".to_owned());
+        for address in addresses {
+            outcome = Self::open(network, messages, wires, (*address).into());
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
+    }
+
     fn open(
         network: &'a (dyn NetworkBackend + Send + Sync),
         messages: &Messages,
@@ -211,18 +230,24 @@ impl<'a> Line<'a> {
         let mut wires = wires.lock().unwrap_or_else(PoisonError::into_inner);
         let endpoint = network.connect(&address, &messages.parameters()).map_err(|error| chain(&error))?;
         wires.insert(endpoint, wire.clone());
-        Ok(Self { network, address, endpoint, wire })
+        drop(wires);
+        let line = Self { network, address, endpoint, wire };
+        let why = match line.next(CONNECT_DEADLINE) {
+            Ok(Notice::Established) => return Ok(line),
+            Ok(other) => line.complaint(&other),
+            Err(why) => why,
+        };
+        // It may still be on its way.
+        let _ = network.abort(endpoint);
+        Err(why)
     }
 
     /// Says what is going to be sent, and waits until that is welcome.
     fn greet(self, plan: &Plan, stream: usize) -> Result<Self, String> {
-        let size = plan.layout.size;
-        loop {
-            match self.next(CONNECT_DEADLINE)? {
-                Notice::Established => self.say(&Control::Start(plan.start(stream)), size)?,
-                Notice::Control(Some(Control::Welcome)) => return Ok(self),
-                other => return Err(self.complaint(&other)),
-            }
+        self.say(&Control::Start(plan.start(stream)), plan.layout.size)?;
+        match self.next(CONNECT_DEADLINE)? {
+            Notice::Control(Some(Control::Welcome)) => Ok(self),
+            other => Err(self.complaint(&other)),
         }
     }
 
@@ -305,5 +330,34 @@ impl<'a> Line<'a> {
             Notice::Control(Some(Control::Refused { why })) => format!("{address} refused: {why}"),
             Notice::Established | Notice::Writable | Notice::Control(_) => format!("{address} answered out of turn"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+    use crate::library::listen;
+    use crate::library::recv::{End, Receiver};
+
+    #[test]
+    fn threads_try_one_address_after_the_other() {
+        let line = "netio3-bench send --backend loopback --size 64 --messages 100 --threads --connections 3";
+        let cli = Cli::parse_from(line.split(' '));
+        let Some(Command::Send(args)) = &cli.command else { panic!("{cli:?}") };
+        let ground = Ground::new(&cli.common, Backend::Loopback).unwrap();
+        let receiver = ground.backend(Receiver::new(Backend::Loopback, End::After(1), false)).unwrap();
+        let alive = listen(&*receiver, &EndPointAddress::localhost(0)).unwrap();
+        // Nobody listens there.
+        let dead = SocketAddr::new(Ipv4Addr::new(127, 0, 0, 9).into(), alive.port());
+        let plan = Plan::new(&cli.common, args, Mode::Copy).unwrap();
+        let report = send(&ground, Backend::Loopback, &plan, Mode::Copy, &[dead, alive]).unwrap();
+        assert_eq!((report.messages, report.verdict().is_ok()), (100, true), "{report:?}");
+        let failure = send(&ground, Backend::Loopback, &plan, Mode::Copy, &[dead]).unwrap_err();
+        assert!(failure.to_string().contains(&format!("cannot connect to {dead}")), "{failure}");
     }
 }
