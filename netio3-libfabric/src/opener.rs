@@ -62,8 +62,8 @@ impl Opener for FabricOpener {
         let events = EventQueue::open(&net.fabric)?;
         passive.bind(&events)?;
         passive.listen()?;
-        let bound = EndPointAddress::from(passive.local_address()?);
-        let bound = EndPointAddress::new(address.ip(), bound.port());
+        // The provider leaves out the scope of a link-local address.
+        let bound = address.with_port(passive.local_address()?.port());
         Ok((Listening { id, passive: Arc::new(passive), events, net, vain: Cell::default(), waits: Cell::default() }, bound))
     }
 

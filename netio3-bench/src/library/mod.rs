@@ -20,7 +20,6 @@ use netio3::{
 
 use crate::args::{Backend, Common, MAX_SIZE};
 use crate::failure::Failure;
-use crate::plan::with_port_of;
 use crate::report::Calls;
 
 pub use echo::echo;
@@ -114,7 +113,7 @@ fn listen(backend: &dyn NetworkBackend, address: &EndPointAddress) -> Result<Soc
     let mut params = ConnectionParametersRecv::default();
     params.connection.stall_timeout = Some(STALL_DEADLINE);
     let bound = backend.open_listen_endpoint(address, &params);
-    bound.map(|bound| with_port_of(address, bound.into())).map_err(|error| Failure::NoConnection(chain(&error)))
+    bound.map(Into::into).map_err(|error| Failure::NoConnection(chain(&error)))
 }
 
 /// What a backend did for a run.
