@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use netio3_core::fault::{FaultBackend, FaultConfig};
-use netio3_core::{ClosedReason, Completion, CompletionKind, Endpoint, Handlers, MemoryRegion, NetioStatus, NetworkBackend};
+use netio3_core::{
+    ClosedReason, Completion, CompletionKind, DeregisterError, Endpoint, Handlers, MemoryRegion, NetioStatus, NetworkBackend, NetworkConfig,
+};
 
 use crate::pair::{Pair, WAIT, params, with_faults};
 
@@ -156,6 +158,38 @@ fn user_memory_is_free_when_its_key_comes_back_and_busy_before() {
     pair.until(|| pair.client.is_over());
     assert_eq!(Arc::strong_count(&memory), 1);
     backend.deregister(id).unwrap();
+}
+
+#[test]
+fn a_buffer_of_a_region_that_is_held_back_is_that_regions_use() {
+    let network = NetworkConfig { strict_regions: true, ..Default::default() };
+    let pair = Pair::established_with(FaultConfig { delay: 1.0, ..FaultConfig::none() }, network, &params());
+    let backend = &pair.client.backend;
+    let region = MemoryRegion::new(3_000).unwrap();
+    let mut pool = region.cut(1_000).unwrap();
+    let mut fill = || {
+        let mut buffer = pool.take().unwrap();
+        buffer.extend_from_slice(&[1; 700]).unwrap();
+        buffer
+    };
+    // Twice: whether regions are strict shows with the first one.
+    for _ in 0..2 {
+        let unsent = backend.send_taken(pair.endpoint, fill()).unwrap_err();
+        assert_eq!(unsent.outcome, Ok(NetioStatus::NotRegistered));
+    }
+    let id = backend.register(&region).unwrap();
+    let buffer = fill();
+    pair.client.only(|life| life.accepted.push_back(Completion { key: buffer.id(), kind: CompletionKind::Buffer, len: 700 }));
+    backend.send_taken(pair.endpoint, buffer).unwrap();
+    assert_eq!(backend.deregister(id), Err(DeregisterError::Busy(id)));
+    pair.turns();
+    assert_eq!(backend.deregister(id), Err(DeregisterError::Busy(id)), "it is held back still");
+    pair.clock.advance(10 * MS);
+    pair.turns();
+    assert_eq!(pair.client.only(|life| (life.returned, life.closed)), (1, None));
+    assert_eq!(pair.server.only(|life| life.received.len()), 1);
+    backend.deregister(id).unwrap();
+    assert_eq!(backend.send_taken(pair.endpoint, fill()).unwrap_err().outcome, Ok(NetioStatus::NotRegistered));
 }
 
 #[test]

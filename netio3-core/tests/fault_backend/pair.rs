@@ -24,22 +24,34 @@ pub struct Pair {
 
 impl Pair {
     pub fn new(config: FaultConfig, seed: u64, echoes: bool) -> Self {
+        Self::of(config, seed, echoes, NetworkConfig::default(), &params())
+    }
+
+    fn of(config: FaultConfig, seed: u64, echoes: bool, network: NetworkConfig, dial: &ConnectionParameters) -> Self {
         let clock = Clock::new();
         let ev = EpollEventLoop::new().unwrap();
-        let server = Node::new(config, seed + 1_000, &clock, &ev, echoes);
-        let client = Node::new(config, seed, &clock, &ev, false);
+        let server = Node::new(config, seed + 1_000, &clock, &ev, echoes, NetworkConfig::default());
+        let client = Node::new(config, seed, &clock, &ev, false, network);
         let recv = ConnectionParametersRecv { connection: params(), ..Default::default() };
         let address = server.backend.open_listen_endpoint(&EndPointAddress::localhost(0), &recv).unwrap();
-        let endpoint = client.backend.connect(&address, &params()).unwrap();
+        let endpoint = client.backend.connect(&address, dial).unwrap();
         client.lives.borrow_mut().insert(endpoint, Life::default());
         Self { client, server, endpoint, clock, ev }
     }
 
     /// Established on both sides, with the clock at rest.
     pub fn established(config: FaultConfig, seed: u64) -> Self {
-        let pair = Self::new(config, seed, false);
-        pair.until(|| pair.client.only(|life| life.established) && pair.server.lives.borrow().len() == 1);
-        pair
+        Self::new(config, seed, false).when_established()
+    }
+
+    /// The same with a client of this configuration, and parameters of its own for the connection.
+    pub fn established_with(config: FaultConfig, network: NetworkConfig, dial: &ConnectionParameters) -> Self {
+        Self::of(config, 1, false, network, dial).when_established()
+    }
+
+    fn when_established(self) -> Self {
+        self.until(|| self.client.only(|life| life.established) && self.server.lives.borrow().len() == 1);
+        self
     }
 
     pub fn until(&self, mut condition: impl FnMut() -> bool) {
@@ -87,9 +99,10 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(config: FaultConfig, seed: u64, clock: &Clock, ev: &EpollEventLoop, echoes: bool) -> Self {
+    fn new(config: FaultConfig, seed: u64, clock: &Clock, ev: &EpollEventLoop, echoes: bool, network: NetworkConfig) -> Self {
         let lives = Lives::default();
-        let backend = with_faults(config, seed, clock, ev, Box::new(program(&lives, echoes)));
+        let callbacks = Box::new(program(&lives, echoes));
+        let backend = wrap(config, seed, clock, ev, callbacks, |callbacks| loopback::create_local(network, callbacks, ev)).unwrap();
         Self { backend, lives }
     }
 

@@ -84,7 +84,7 @@ impl FaultBackend {
 
     fn offer(&self, to: Endpoint, offered: &Offered<'_>) -> Result<NetioStatus, SendError> {
         let len = offered.len();
-        let admission = match self.core.is_registered(offered) {
+        let admission = match self.core.is_registered(offered.ranges()) {
             Some(false) => Admission::SendOn,
             registered => self.admit(to, offered.header_len(), len, registered.is_some()),
         };
@@ -94,9 +94,7 @@ impl FaultBackend {
                     Some(inner) => offered.send(&*inner, to),
                     None => Err(unknown(to)),
                 };
-                if let Ok(status @ (NetioStatus::Ok | NetioStatus::NotRegistered)) = outcome {
-                    self.core.note_registered(offered, status == NetioStatus::Ok);
-                }
+                self.note_registered(offered.ranges(), &outcome);
                 self.note_outcome(to, len, &outcome);
                 outcome
             }
@@ -119,6 +117,12 @@ impl FaultBackend {
     fn refuse(&self, to: Endpoint, len: usize) {
         self.core.with(to, |connection| connection.refuse(len));
         self.core.schedule();
+    }
+
+    fn note_registered(&self, ranges: impl IntoIterator<Item = (usize, usize)>, outcome: &Result<NetioStatus, SendError>) {
+        if let Ok(status @ (NetioStatus::Ok | NetioStatus::NotRegistered)) = outcome {
+            self.core.note_registered(ranges, *status == NetioStatus::Ok);
+        }
     }
 
     fn note_outcome(&self, to: Endpoint, len: usize, outcome: &Result<NetioStatus, SendError>) {
@@ -238,14 +242,22 @@ impl NetworkBackend for FaultBackend {
 
     fn send_taken(&self, to: Endpoint, buffer: NetworkBuffer) -> Result<(), Unsent> {
         let len = buffer.len();
-        let is_at_home = buffer.pool().owner().is_none_or(|owner| owner == to);
-        match if is_at_home { self.admit(to, 0, len, true) } else { Admission::SendOn } {
+        let owner = buffer.pool().owner();
+        // A connection's own buffers can be sent from anyway; others lie in a region of the user's.
+        let range = owner.is_none().then(|| buffer.range());
+        let admission = match self.core.is_registered(range) {
+            Some(false) => Admission::SendOn,
+            _ if owner.is_some_and(|owner| owner != to) => Admission::SendOn,
+            registered => self.admit(to, 0, len, registered.is_some()),
+        };
+        match admission {
             Admission::SendOn => {
                 let outcome = match self.core.inner() {
                     Some(inner) => inner.send_taken(to, buffer),
                     None => Err(Unsent { buffer, outcome: Err(unknown(to)) }),
                 };
                 let status = outcome.as_ref().map_or_else(|unsent| unsent.outcome, |()| Ok(NetioStatus::Ok));
+                self.note_registered(range, &status);
                 self.note_outcome(to, len, &status);
                 outcome
             }

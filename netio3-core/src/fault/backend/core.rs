@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
-use super::message::Offered;
 use crate::backend::NetworkBackend;
 use crate::callbacks::Callbacks;
 use crate::endpoint::Endpoint;
@@ -154,22 +153,23 @@ impl Core {
         range.is_some_and(|range| self.connections.borrow().values().any(|connection| connection.holds(range)))
     }
 
-    /// Whether the backend behind accepts messages that lie where this one does; `None` when it has not shown yet.
-    pub(super) fn is_registered(&self, offered: &Offered<'_>) -> Option<bool> {
-        if self.lies_outside(offered) { self.strict_regions.get().map(|strict| !strict) } else { Some(true) }
+    /// Whether the backend behind accepts messages that lie at these addresses, of these lengths; `None` when it has not
+    /// shown yet.
+    pub(super) fn is_registered(&self, ranges: impl IntoIterator<Item = (usize, usize)>) -> Option<bool> {
+        if self.lie_outside(ranges) { self.strict_regions.get().map(|strict| !strict) } else { Some(true) }
     }
 
     /// Learns from an outcome.
-    pub(super) fn note_registered(&self, offered: &Offered<'_>, accepted: bool) {
-        if self.strict_regions.get().is_none() && self.lies_outside(offered) {
+    pub(super) fn note_registered(&self, ranges: impl IntoIterator<Item = (usize, usize)>, accepted: bool) {
+        if self.strict_regions.get().is_none() && self.lie_outside(ranges) {
             self.strict_regions.set(Some(!accepted));
         }
     }
 
-    fn lies_outside(&self, offered: &Offered<'_>) -> bool {
+    fn lie_outside(&self, ranges: impl IntoIterator<Item = (usize, usize)>) -> bool {
         let regions = self.regions.borrow();
         let is_inside = |(at, len)| len == 0 || regions.values().any(|&(start, room)| at >= start && at + len <= start + room);
-        !offered.ranges().all(is_inside)
+        !ranges.into_iter().all(is_inside)
     }
 
     // ----- faults and turns -----

@@ -136,7 +136,8 @@ impl Held {
         match &self.body {
             Body::Shared(pieces) => Offered::shared(pieces, &[], 0).ranges().any(inside),
             Body::Raw(pieces) => pieces.iter().any(|piece| inside((piece.address(), piece.len()))),
-            Body::Copied(_) | Body::Buffer(_) => false,
+            Body::Buffer(buffer) => inside(buffer.range()),
+            Body::Copied(_) => false,
         }
     }
 
