@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use netio3_core::fault::{FaultBackend, FaultConfig};
 use netio3_core::{
-    ClosedReason, Completion, CompletionKind, DeregisterError, Endpoint, Handlers, MemoryRegion, NetioStatus, NetworkBackend, NetworkConfig,
+    ClosedReason, Completion, CompletionKind, ConnectionParameters, DeregisterError, Endpoint, Handlers, MemoryRegion, NetioStatus,
+    NetworkBackend, NetworkConfig,
 };
 
 use crate::pair::{Pair, WAIT, params, with_faults};
@@ -31,6 +32,45 @@ fn a_refusal_is_followed_by_one_writable() {
     pair.turns();
     assert_eq!(pair.received(), [0, 4]);
     assert_eq!(pair.client.only(|life| life.writables), 1);
+}
+
+#[test]
+fn writable_waits_for_delayed_messages_beside_which_the_refused_one_does_not_fit() {
+    let dial = ConnectionParameters { queue_bytes: 100, ..params() };
+    let pair = Pair::established_with(FaultConfig::none(), NetworkConfig::default(), &dial);
+    let backend = &pair.client.backend;
+    let send = |len: usize, key| {
+        let status = backend.send_copy(pair.endpoint, &[0; 100][..len], b"", key).unwrap();
+        pair.client.only(|life| match status {
+            NetioStatus::Ok => life.accepted.push_back(Completion { key, kind: CompletionKind::Copy, len: len as u32 }),
+            _ => life.refused = true,
+        });
+        status
+    };
+    assert_eq!((send(55, 0), send(60, 1)), (NetioStatus::Ok, NetioStatus::NoResources));
+    backend.set_config(FaultConfig { delay: 1.0, ..FaultConfig::none() });
+    assert_eq!(send(45, 2), NetioStatus::Ok);
+    pair.turns();
+    assert_eq!(pair.client.only(|life| (life.returned, life.writables)), (1, 0), "60 bytes do not fit beside the 45 held back");
+    pair.clock.advance(10 * MS);
+    pair.turns();
+    assert_eq!(pair.client.only(|life| (life.returned, life.writables)), (2, 1));
+    assert_eq!(send(60, 3), NetioStatus::Ok);
+}
+
+#[test]
+fn writable_after_a_refusal_does_not_wait_for_buffers_that_the_user_holds() {
+    let pair = Pair::established(FaultConfig { would_block: 1.0, ..FaultConfig::none() }, 1);
+    let backend = &pair.client.backend;
+    let mine: Vec<_> = (0..4).map(|_| backend.take_buffer(pair.endpoint).unwrap().unwrap()).collect();
+    assert!(backend.take_buffer(pair.endpoint).unwrap().is_none());
+    pair.send(0);
+    assert_eq!(pair.try_send(1).unwrap(), NetioStatus::NoResources);
+    pair.turns();
+    assert_eq!(pair.client.only(|life| (life.returned, life.writables)), (1, 1));
+    drop(mine);
+    pair.turns();
+    assert_eq!(pair.client.only(|life| life.writables), 1, "once for both");
 }
 
 #[test]

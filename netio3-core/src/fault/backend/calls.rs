@@ -128,7 +128,7 @@ impl FaultBackend {
     fn note_outcome(&self, to: Endpoint, len: usize, outcome: &Result<NetioStatus, SendError>) {
         match outcome {
             Ok(NetioStatus::Ok) => self.core.with(to, |connection| connection.push_sent_on(len)),
-            Ok(NetioStatus::NoResources) => self.core.with(to, |connection| connection.refused_by_inner()),
+            Ok(NetioStatus::NoResources) => self.core.with(to, |connection| connection.refused_by_inner(len)),
             _ => {}
         }
     }
@@ -227,7 +227,7 @@ impl NetworkBackend for FaultBackend {
         let inner = self.core.inner().ok_or_else(|| unknown(to))?;
         let taken = inner.take_buffer(to)?;
         if taken.is_none() {
-            self.core.with(to, |connection| connection.refused_by_inner());
+            self.core.with(to, |connection| connection.no_buffer());
             return Ok(None);
         }
         if self.core.with(to, |connection| connection.is_open() && !connection.is_idle())

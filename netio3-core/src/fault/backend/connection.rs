@@ -40,11 +40,13 @@ struct Established {
 /// Who is to be told *writable*.
 #[derive(Default)]
 struct Debt {
-    /// The user had a refusal.
-    to_user: bool,
-    /// The longest message that was refused here, without the backend behind knowing.
-    refused_here: Option<usize>,
-    /// The backend behind refused something, so it will say when there is room.
+    /// The longest message that the user was refused, here or by the backend behind.
+    refused: Option<usize>,
+    /// The user was told that no buffer is free.
+    no_buffer: bool,
+    /// One is by now.
+    buffer_free: bool,
+    /// The backend behind refused a message, so it will say when there is room.
     by_inner: bool,
 }
 
@@ -166,35 +168,45 @@ impl Connection {
 
     // ----- refusals and writable -----
 
-    /// The user was refused here.
+    /// The user was refused a message of this length here.
     pub(super) fn refuse(&mut self, len: usize) {
-        self.debt.to_user = true;
-        self.debt.refused_here = Some(self.debt.refused_here.unwrap_or(0).max(len));
+        self.debt.refused = self.debt.refused.max(Some(len));
     }
 
-    /// The user was refused by the backend behind.
-    pub(super) fn refused_by_inner(&mut self) {
-        self.debt.to_user = true;
+    /// The user was refused one by the backend behind.
+    pub(super) fn refused_by_inner(&mut self, len: usize) {
+        self.refuse(len);
         self.debt.by_inner = true;
+    }
+
+    /// The backend behind has no buffer for the user.
+    pub(super) fn no_buffer(&mut self) {
+        (self.debt.no_buffer, self.debt.buffer_free) = (true, false);
     }
 
     /// The backend behind says *writable*.
     pub(super) fn writable_by_inner(&mut self) {
         self.debt.by_inner = false;
+        self.debt.buffer_free = self.debt.no_buffer;
     }
 
     /// Whether the user is to be told *writable* now, and at what address; he will not be told again.
     pub(super) fn take_writable(&mut self) -> Option<EndPointAddress> {
-        let due = self.debt.to_user && !self.debt.by_inner && self.is_open() && self.debt.refused_here.is_none_or(|len| self.fits(len));
-        if !due {
+        let due = match self.debt.refused {
+            // Whatever buffers are free: he may hold them himself.
+            Some(len) => !self.debt.by_inner && self.fits(len),
+            None => self.debt.buffer_free,
+        };
+        if !due || !self.is_open() {
             return None;
         }
-        self.debt = Debt::default();
+        // What is held may wait for the backend behind, too.
+        self.debt = Debt { by_inner: self.debt.by_inner, ..Debt::default() };
         self.established.as_ref().map(|established| established.address)
     }
 
     pub(super) fn is_writable_owed(&self) -> bool {
-        self.debt.to_user
+        self.debt.refused.is_some() || self.debt.no_buffer
     }
 
     // ----- what it is like -----
@@ -277,15 +289,46 @@ mod tests {
         connection.push_sent_on(60);
         connection.push_sent_on(20);
         connection.refuse(70);
-        connection.refused_by_inner();
+        connection.refused_by_inner(30);
         connection.writable_by_inner();
         assert_eq!(connection.take_writable(), None, "70 bytes do not fit");
-        connection.refused_by_inner();
+        connection.refused_by_inner(30);
         connection.complete(1);
         assert_eq!(connection.take_writable(), None, "not yet told by the one behind");
         connection.writable_by_inner();
         assert!(connection.take_writable().is_some());
         assert_eq!(connection.take_writable(), None);
+    }
+
+    #[test]
+    fn writable_waits_until_what_the_one_behind_refused_fits_beside_what_is_held() {
+        let mut connection = established();
+        connection.push_sent_on(60);
+        connection.refused_by_inner(90);
+        connection.writable_by_inner();
+        assert_eq!(connection.take_writable(), None, "the one behind may know less of the queue");
+        connection.complete(1);
+        assert!(connection.take_writable().is_some());
+    }
+
+    #[test]
+    fn writable_after_no_buffer_waits_for_one_unless_a_message_was_refused() {
+        let mut connection = established();
+        connection.push_sent_on(100);
+        connection.no_buffer();
+        assert_eq!(connection.take_writable(), None, "no buffer is free");
+        connection.writable_by_inner();
+        connection.no_buffer();
+        assert_eq!(connection.take_writable(), None, "none is again");
+        connection.writable_by_inner();
+        assert!(connection.take_writable().is_some(), "a full queue does not matter");
+        connection.no_buffer();
+        connection.refuse(50);
+        assert_eq!(connection.take_writable(), None, "50 bytes do not fit");
+        connection.complete(1);
+        assert!(connection.take_writable().is_some(), "a buffer does not matter");
+        connection.writable_by_inner();
+        assert_eq!(connection.take_writable(), None, "told already");
     }
 
     #[test]
