@@ -179,6 +179,23 @@ fn a_reset_closes_once_as_if_the_peer_was_lost() {
 }
 
 #[test]
+fn a_reset_is_told_as_such_whatever_the_user_does_afterwards() {
+    for shuts_down in [false, true] {
+        let pair = Pair::established(FaultConfig { reset: 1.0, ..FaultConfig::none() }, 1);
+        pair.send(0);
+        pair.until(|| pair.client.backend.counts().resets == 1);
+        assert!(!pair.client.is_over(), "it is told in the next turn");
+        if shuts_down {
+            pair.client.backend.shutdown(WAIT);
+        } else {
+            let _ = pair.client.backend.close(pair.endpoint);
+        }
+        pair.until(|| pair.client.is_over() && pair.server.is_over());
+        assert_eq!(pair.client.only(|life| (life.returned, life.closed)), (1, Some(ClosedReason::PeerLost)));
+    }
+}
+
+#[test]
 fn user_memory_is_free_when_its_key_comes_back_and_busy_before() {
     let pair = Pair::established(FaultConfig { delay: 1.0, ..FaultConfig::none() }, 1);
     let backend = &pair.client.backend;

@@ -229,9 +229,9 @@ impl Connection {
         self.stalled_until.is_some()
     }
 
-    /// Whether a reset ended it, and not the user.
+    /// Whether a reset ended it, whatever the user did afterwards.
     pub(super) fn was_reset(&self) -> bool {
-        self.doom == Doom::Reset && !self.closing
+        self.doom == Doom::Reset
     }
 
     pub(super) fn is_accepted_by(&self, listener: &EndPointAddress) -> bool {
