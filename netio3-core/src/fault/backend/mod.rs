@@ -25,11 +25,13 @@ use crate::fault::{Clock, FaultConfig, FaultCounts};
 ///   the backend behind makes of an abort.
 /// - Stall: nothing is sent or read on the connection for a while of virtual time.
 /// - Delay: an accepted message is held back for a while of virtual time; those after it wait too. It counts
-///   against the queue's limits, an orderly close sends it on, and a pending list includes it.
+///   against the queue's limits, an orderly close sends it on as far as the backend behind has room, and a pending
+///   list includes it.
 ///
 /// Faults befall established connections. The clock must move on for stalls and delays to end; it wakes the loop.
 /// The counters, and the limits on all queues together, are those of the backend behind, which knows a message only
-/// once it was sent on. A backend with faults belongs to its loop's thread, and so must the one behind.
+/// once it was sent on. So when an orderly close or a shutdown meets those limits with messages still held back, what
+/// exceeds them comes back as pending. A backend with faults belongs to its loop's thread, and so must the one behind.
 pub struct FaultBackend {
     core: Rc<Core>,
     /// The user's handle ends the backend when dropped; the one that callbacks see does not.
