@@ -168,6 +168,21 @@ fn reopening_in_vain_does_not_keep_the_loop() {
 }
 
 #[test]
+fn as_many_connections_as_there_are_ports_come_from_one_address() {
+    const PORTS: usize = 65_536 - 1_024;
+    let ev = EpollEventLoop::new().unwrap();
+    let config = NetworkConfig { max_connections: 2 * PORTS, ..NetworkConfig::default() };
+    let address = "10.9.0.1:1".parse().unwrap();
+    for _ in 0..2 {
+        // All are given back by those that end.
+        let backend = loopback::create_local(config.clone(), Box::new(Log::default()), &*ev).unwrap();
+        let connect = || backend.connect(&address, &ConnectionParameters::default());
+        assert_eq!((0..2 * PORTS).take_while(|_| connect().is_ok()).count(), PORTS);
+        assert!(connect().unwrap_err().to_string().contains("10.9.0.1:1"));
+    }
+}
+
+#[test]
 fn closing_delivers_what_was_accepted() {
     for near_closes in [true, false] {
         let pair = pair(Log::default(), &ConnectionParameters::default());

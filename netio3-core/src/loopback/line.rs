@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use crate::event_loop::Remote;
+use crate::loopback::network::Caller;
 use crate::loopback::pipe::{Frame, Load, Pipe, Spent, Taken};
 use crate::loopback::spares::Spares;
 
@@ -20,6 +21,8 @@ struct Line {
     /// Each is written by the side of the same number.
     pipes: [Pipe; 2],
     wakers: [OnceLock<Waker>; 2],
+    /// The calling side's address.
+    caller: OnceLock<Caller>,
 }
 
 impl End {
@@ -33,6 +36,12 @@ impl End {
     pub(super) fn attach(&self, waker: Waker) {
         // An end is attached once, by whoever makes a link of it.
         let _ = self.line.wakers[self.side].set(waker);
+    }
+
+    /// Keeps the calling side's address until both ends are gone.
+    pub(super) fn keep(&self, caller: Caller) {
+        // A connection has one, whose end it is.
+        let _ = self.line.caller.set(caller);
     }
 
     /// How full the way to the other end is at most, `None` when that is gone.

@@ -1,6 +1,6 @@
 //! The network of this process: who listens where.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -10,17 +10,24 @@ use parking_lot::Mutex;
 use crate::address::EndPointAddress;
 use crate::loopback::line::{End, Waker};
 
-/// Everybody who listens. The lock is held for moments, and no other one is taken meanwhile.
-static NETWORK: Mutex<Network> = Mutex::new(Network { listeners: BTreeMap::new(), last_port: FIRST_PORT });
+/// Everybody who listens or calls. The lock is held for moments, and no other one is taken meanwhile.
+static NETWORK: Mutex<Network> =
+    Mutex::new(Network { listeners: BTreeMap::new(), callers: BTreeSet::new(), last_port: FIRST_PORT, last_caller: FIRST_PORT });
 
 struct Network {
     /// Several under one address only if all of them want to share it.
     listeners: BTreeMap<EndPointAddress, Vec<Arc<Porch>>>,
+    /// Addresses from which connections are made.
+    callers: BTreeSet<EndPointAddress>,
     last_port: u16,
+    last_caller: u16,
 }
 
 /// A bound listener; dropping it gives its address back and turns away who waits there.
 pub(super) struct Bound(Arc<Porch>);
+
+/// The address from which a connection is made, which no other one is made from; dropping it gives it back.
+pub(super) struct Caller(EndPointAddress);
 
 /// An attempt to connect.
 pub(super) struct Call {
@@ -72,9 +79,27 @@ pub(super) fn call(call: Call) {
     }
 }
 
-/// An address from which a connection is made.
-pub(super) fn caller_address(ip: IpAddr) -> EndPointAddress {
-    EndPointAddress::new(ip, NETWORK.lock().next_port())
+/// An address from which to connect.
+///
+/// # Errors
+/// `AddrNotAvailable`: all ports of this IP address are in use.
+pub(super) fn caller(ip: IpAddr) -> io::Result<Caller> {
+    let mut network = NETWORK.lock();
+    let address = network.free_caller(ip).ok_or(io::ErrorKind::AddrNotAvailable)?;
+    network.callers.insert(address);
+    Ok(Caller(address))
+}
+
+impl Caller {
+    pub(super) fn address(&self) -> EndPointAddress {
+        self.0
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        NETWORK.lock().callers.remove(&self.0);
+    }
 }
 
 impl Bound {
@@ -164,18 +189,26 @@ impl Network {
 
     fn free_port(&mut self, address: EndPointAddress) -> Option<EndPointAddress> {
         for _ in FIRST_PORT..=u16::MAX {
-            let candidate = address.with_port(self.next_port());
-            if !self.is_taken(&candidate, false) {
+            // Goes round, so that a port is not used again soon. The callers do so likewise.
+            self.last_port = self.last_port.checked_add(1).unwrap_or(FIRST_PORT);
+            let candidate = address.with_port(self.last_port);
+            if !self.is_taken(&candidate, false) && !self.callers.contains(&candidate) {
                 return Some(candidate);
             }
         }
         None
     }
 
-    /// Goes round, so that a port is not used again soon.
-    fn next_port(&mut self) -> u16 {
-        self.last_port = self.last_port.checked_add(1).unwrap_or(FIRST_PORT);
-        self.last_port
+    fn free_caller(&mut self, ip: IpAddr) -> Option<EndPointAddress> {
+        for _ in FIRST_CALLER..=u16::MAX {
+            self.last_caller = self.last_caller.checked_add(1).unwrap_or(FIRST_CALLER);
+            let candidate = EndPointAddress::new(ip, self.last_caller);
+            let listened_on = [candidate, wildcard(candidate)].iter().any(|address| self.listeners.contains_key(address));
+            if !listened_on && !self.callers.contains(&candidate) {
+                return Some(candidate);
+            }
+        }
+        None
     }
 }
 
@@ -189,6 +222,8 @@ fn wildcard(address: EndPointAddress) -> EndPointAddress {
 
 /// Where picked ports begin.
 const FIRST_PORT: u16 = 49_152;
+/// Where those of callers do, of whom there may be more.
+const FIRST_CALLER: u16 = 1_024;
 
 #[cfg(test)]
 mod tests {
@@ -201,7 +236,7 @@ mod tests {
     /// Calls an address; the caller's end tells whether somebody got the call.
     fn dial(to: &str) -> End {
         let (near, far) = End::pair();
-        call(Call { end: far, from: caller_address([127, 0, 0, 1].into()), to: address(to) });
+        call(Call { end: far, from: caller([127, 0, 0, 1].into()).unwrap().address(), to: address(to) });
         near
     }
 
@@ -261,6 +296,32 @@ mod tests {
             assert_eq!(std::iter::from_fn(|| listener.next_call()).count(), 2);
         }
         drop(near);
+    }
+
+    #[test]
+    fn callers_have_ports_of_their_own() {
+        let bound = [bind(address("10.7.0.1:50000"), false).unwrap(), bind(address("0.0.0.0:50001"), false).unwrap()];
+        let mut callers: Vec<_> = (0..70_000).map_while(|_| caller([10, 7, 0, 1].into()).ok()).collect();
+        let mut addresses: BTreeSet<_> = callers.iter().map(Caller::address).collect();
+        assert_eq!(addresses.len(), callers.len(), "none twice");
+        assert_eq!(callers.len(), usize::from(u16::MAX - FIRST_CALLER) + 1 - bound.len(), "all but those that are listened on");
+        assert!(!addresses.contains(&bound[0].address()) && !addresses.contains(&address("10.7.0.1:50001")));
+        assert_eq!(bind(address("10.7.0.1:0"), false).err().map(|error| error.kind()), Some(io::ErrorKind::AddrInUse));
+        addresses.remove(&callers.pop().unwrap().address());
+        assert!(!addresses.contains(&caller([10, 7, 0, 1].into()).unwrap().address()), "what was given back");
+    }
+
+    #[test]
+    fn a_callers_port_is_in_use_until_both_ends_are_gone() {
+        let caller = caller([10, 8, 0, 1].into()).unwrap();
+        let address = caller.address();
+        let is_in_use = || NETWORK.lock().callers.contains(&address);
+        let (near, far) = End::pair();
+        near.keep(caller);
+        drop(near);
+        assert!(is_in_use());
+        drop(far);
+        assert!(!is_in_use());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::engine::{Brought, Connection, Engine, Freed, Listener, Opener, Outgoi
 use crate::event_loop::{Budget, EventLoop, Next, Ready};
 use crate::loopback::line::{End, Mailbox, Waker};
 use crate::loopback::link::{Link, Stage, Whole};
-use crate::loopback::network::{self, Bound, Call};
+use crate::loopback::network::{self, Bound, Call, Caller};
 use crate::loopback::pipe::{Frame, Hello, Load, Taken};
 use crate::loopback::spares::SMALL;
 use crate::message::Message;
@@ -141,8 +141,10 @@ impl Transport for Loopback {
     type Listener = Bound;
 
     fn adopt(&self, engine: &Engine<Self>, token: usize, dialing: Dialing) -> io::Result<Link> {
-        let Dialing { from, to } = dialing;
+        let Dialing { from: caller, to } = dialing;
+        let from = caller.address();
         let (near, far) = End::pair();
+        near.keep(caller);
         near.attach(self.waker(token));
         near.tell(Frame::Hello(own_hello(engine)));
         network::call(Call { end: far, from, to });
@@ -336,7 +338,7 @@ pub(super) struct LoopbackOpener;
 
 /// A connection to be made when its loop adopts it.
 pub(super) struct Dialing {
-    from: EndPointAddress,
+    from: Caller,
     to: EndPointAddress,
 }
 
@@ -350,7 +352,7 @@ impl Opener for LoopbackOpener {
             let what = format!("the local address {ip} is not of the family of {address}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
-        Ok(Dialing { from: network::caller_address(ip), to: *address })
+        Ok(Dialing { from: network::caller(ip)?, to: *address })
     }
 
     fn listen(&self, address: &EndPointAddress, params: &ConnectionParametersRecv) -> io::Result<(Bound, EndPointAddress)> {
