@@ -187,6 +187,33 @@ pub(super) fn a_flood_starves_nobody(world: &World) {
     pair.deliver(world);
 }
 
+/// Neither does one that receives what its own callback sends and flushes, however quickly that arrives.
+pub(super) fn a_connection_that_feeds_itself_starves_nobody(world: &World) {
+    /// Many turns' worth.
+    const MOST: usize = 5_000;
+    let pair = Pair::new(world);
+    let node = &pair.listener;
+    let (feeding, fed) = connected(world, node, node, || node.connect(pair.address, &ConnectionParameters::default()));
+    let seen = Rc::new(Cell::new(0));
+    let count = seen.clone();
+    node.on(Kind::Data, move |call| {
+        if call.endpoint == fed && count.replace(count.get() + 1) < MOST {
+            assert_eq!(call.send(feeding, Plan::copy(10_000)), NetioStatus::Ok);
+            call.backend.flush(feeding).expect("it is there");
+        }
+    });
+    node.sent(feeding, Plan::copy(10_000));
+    world.until("it goes on", || seen.get() > 1);
+    for round in 1..=10 {
+        seen.set(0);
+        pair.dialer.sent(pair.out, Plan::copy(10));
+        world.until("the other connection's message passes", || node.received(pair.back) == round);
+        assert!(seen.get() < MOST, "only when the other one had stopped");
+    }
+    node.forget_hooks();
+    world.until("all is delivered", || all_arrived(node, feeding, node, fed));
+}
+
 /// What a callback starts, the loop goes on with: chains of callbacks need no outside event.
 pub(super) fn chains_of_callbacks_need_no_outside_event(world: &World) {
     let pair = Pair::new(world);

@@ -288,6 +288,7 @@ macro_rules! conformance_suite {
                 a_loop_with_stuck_connections_sleeps
                 stopping_inside_callbacks_loses_nothing
                 a_flood_starves_nobody
+                a_connection_that_feeds_itself_starves_nobody
                 chains_of_callbacks_need_no_outside_event
                 posted_work_may_call_the_backend
                 a_backend_may_be_made_inside_a_callback

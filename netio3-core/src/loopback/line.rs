@@ -153,9 +153,9 @@ impl Mailbox {
         }
     }
 
-    /// Moves everything into `due`.
-    pub(super) fn take(&self, due: &mut VecDeque<usize>) {
-        due.extend(self.tokens.lock().drain(..));
+    /// Calls for everything, and forgets it.
+    pub(super) fn take(&self, each: impl FnMut(usize)) {
+        self.tokens.lock().drain(..).for_each(each);
     }
 }
 
@@ -194,8 +194,8 @@ mod tests {
         near.tell(Frame::Goodbye);
         near.tell(Frame::Goodbye);
         drop(near);
-        let mut due = VecDeque::new();
-        mailbox.take(&mut due);
+        let mut due = Vec::new();
+        mailbox.take(|token| due.push(token));
         assert_eq!(due, [7, 7], "once for the first frame, once for the end");
         assert_eq!(wakes.0.load(Ordering::SeqCst), 1);
         mailbox.push(1);

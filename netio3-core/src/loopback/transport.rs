@@ -1,7 +1,7 @@
 //! Moving messages between the backends of a process.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,17 +23,31 @@ pub(super) struct Loopback {
     mailbox: Arc<Mailbox>,
     /// Tokens of the links and listeners to look at, in turn.
     due: RefCell<VecDeque<usize>>,
+    /// The same, each of which is there once, so that none that wakes itself keeps the others waiting.
+    listed: RefCell<HashSet<usize>>,
     /// Used again and again.
     frames: RefCell<Vec<Frame>>,
 }
 
 impl Loopback {
     pub(super) fn new(ev: &dyn EventLoop) -> Self {
-        Self { mailbox: Arc::new(Mailbox::new(ev.remote())), due: RefCell::default(), frames: RefCell::default() }
+        Self {
+            mailbox: Arc::new(Mailbox::new(ev.remote())),
+            due: RefCell::default(),
+            listed: RefCell::default(),
+            frames: RefCell::default(),
+        }
     }
 
     fn waker(&self, token: usize) -> Waker {
         Waker { mailbox: self.mailbox.clone(), token }
+    }
+
+    /// Has a link or a listener looked at.
+    fn list(&self, token: usize) {
+        if self.listed.borrow_mut().insert(token) {
+            self.due.borrow_mut().push_back(token);
+        }
     }
 
     /// Looks at a link or a listener.
@@ -59,7 +73,7 @@ impl Loopback {
             };
             let Some(connection) = up.engine().stranger(listener, from, link) else { continue };
             if self.read(up, &connection, budget) == Next::Again {
-                self.due.borrow_mut().push_back(connection.endpoint.slot());
+                self.list(connection.endpoint.slot());
             }
         }
         Next::Again
@@ -227,7 +241,7 @@ impl Transport for Loopback {
     fn close(&self, _engine: &Engine<Self>, connection: &Rc<Connection<Link>>) {
         connection.link.goodbye.due.set(true);
         // What a paused connection has not taken is thrown away from now on.
-        self.due.borrow_mut().push_back(connection.endpoint.slot());
+        self.list(connection.endpoint.slot());
     }
 
     fn heartbeat(&self, engine: &Engine<Self>, connection: &Rc<Connection<Link>>) {
@@ -257,7 +271,7 @@ impl Transport for Loopback {
         // Completions may have used the budget up; that must not keep messages from arriving.
         let mut own = Budget { messages: budget.messages.max(LEAST.messages), bytes: budget.bytes.max(LEAST.bytes) };
         let before = own;
-        self.mailbox.take(&mut self.due.borrow_mut());
+        self.mailbox.take(|token| self.list(token));
         let count = self.due.borrow().len();
         for _ in 0..count {
             if own.is_spent() {
@@ -265,8 +279,9 @@ impl Transport for Loopback {
             }
             let next = self.due.borrow_mut().pop_front();
             let Some(token) = next else { break };
+            self.listed.borrow_mut().remove(&token);
             if self.look_at(up, token, &mut own) == Next::Again {
-                self.due.borrow_mut().push_back(token);
+                self.list(token);
             }
         }
         budget.spend(before.messages - own.messages, before.bytes - own.bytes);
