@@ -72,12 +72,19 @@ pub(super) fn a_peer_without_heartbeats_is_never_judged(world: &World) {
 
 /// A stall of this side's own loop blames nobody: what arrived meanwhile is read before the peer is judged.
 pub(super) fn a_stall_of_ones_own_blames_nobody(world: &World) {
-    let far = world.another_loop();
-    let (dialer, out, listener, back) = across(world, &far, beating(Duration::from_secs(60)), beating(SHORT));
-    // Nobody runs the dialer's loop, while the peer goes on sending its heartbeats.
-    far.within(SHORT * 12, || false);
-    world.within(SHORT, || false);
-    assert_eq!((dialer.closing(out), listener.closing(back)), (None, None));
+    // Longer than the few turns take on a busy machine.
+    const INTERVAL: Duration = Duration::from_millis(400);
+    let (far, nobody) = (world.another_loop(), world.another_loop());
+    // A single interval without a byte is death.
+    let mine = NetworkConfig { missed_heartbeats: 1, ..beating(Duration::from_secs(60)) };
+    let (dialer, out, listener, back) = across(world, &far, mine, beating(INTERVAL));
+    // Nobody runs the dialer's loop, while the peer goes on sending its heartbeats or, in the end, is stalled likewise. A
+    // check that is late by less than an interval counts, a later one does not.
+    for (running, half_intervals) in [(&far, 3), (&far, 5), (&nobody, 5)] {
+        running.within(INTERVAL * half_intervals / 2, || false);
+        (0..3).for_each(|_| world.turn());
+        assert_eq!((dialer.closing(out), listener.closing(back)), (None, None), "after {half_intervals} halves of an interval");
+    }
 }
 
 /// Neither side of a paused connection is taken for dead.
