@@ -211,6 +211,7 @@ macro_rules! conformance_suite {
             }
             ending {
                 an_abort_returns_what_is_pending
+                an_abort_sends_nothing_more
                 an_abort_at_any_moment_gives_each_key_back
                 a_vanished_peer_is_lost
                 a_vanished_peer_of_an_idle_connection_is_lost
