@@ -161,6 +161,7 @@ macro_rules! conformance_suite {
                 at_the_cap_of_messages_reading_pauses
                 at_the_cap_of_bytes_reading_pauses
                 at_the_cap_of_all_connections_reading_pauses
+                at_the_cap_of_the_bytes_of_all_connections_reading_pauses
                 messages_only_looked_at_are_not_counted
                 resume_does_not_lift_the_cap
             }

@@ -99,6 +99,27 @@ pub(super) fn at_the_cap_of_all_connections_reading_pauses(world: &World) {
     pair.deliver(world);
 }
 
+/// The cap on the bytes of all of them pauses likewise.
+pub(super) fn at_the_cap_of_the_bytes_of_all_connections_reading_pauses(world: &World) {
+    let listener = NetworkConfig { total_owned_bytes: 5_000, ..config() };
+    let pair = Pair::with(world, Setup { listener, ..Default::default() });
+    let kept = keep_all(&pair.listener);
+    let (second, second_back) = pair.another(world);
+    for _ in 0..10 {
+        pair.dialer.sent(pair.out, Plan::copy(1_000));
+        pair.dialer.sent(second, Plan::copy(1_000));
+    }
+    let received = || pair.listener.received(pair.back) + pair.listener.received(second_back);
+    for round in 1..=4 {
+        world.until("five more are delivered", || received() == round * 5);
+        world.watch();
+        assert_eq!(received(), round * 5, "the cap is kept");
+        assert_eq!(pair.listener.backend().totals().owned_bytes.get(), 5_000);
+        kept.take();
+    }
+    pair.deliver(world);
+}
+
 /// Messages that are only looked at are never counted against the cap.
 pub(super) fn messages_only_looked_at_are_not_counted(world: &World) {
     let pair = Pair::with(world, Setup { listener: NetworkConfig { owned_messages: 1, owned_bytes: 1, ..config() }, ..Default::default() });
