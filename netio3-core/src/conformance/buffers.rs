@@ -67,6 +67,39 @@ pub(super) fn no_buffer_is_followed_by_writable(world: &World) {
     pair.prove_alive(world);
 }
 
+/// *writable* after a refused message asks for no free buffer, although there was none: the user may hold them all, and
+/// with them what was refused.
+pub(super) fn a_refused_buffer_is_followed_by_writable_though_none_is_free(world: &World) {
+    let mut setup = Setup::buffers(256, 1);
+    setup.dial.queue_messages = 1;
+    let pair = Pair::with(world, setup);
+    let (node, out) = (&pair.dialer, pair.out);
+    for round in 1..=6 {
+        let mut buffer = take(node, out);
+        buffer.extend_from_slice(&[round as u8; 200]).expect("it fits");
+        let none = || {
+            assert!(node.backend().take_buffer(out).expect("it has buffers").is_none());
+            node.refused(out);
+        };
+        if round % 2 == 0 {
+            none();
+        }
+        node.sent(out, Plan::copy(100));
+        let unsent = node.backend().send_taken(out, buffer).expect_err("the queue is full");
+        assert_eq!(unsent.outcome, Ok(NetioStatus::NoResources));
+        node.refused(out);
+        if round % 2 == 1 {
+            none();
+        }
+        world.until("writable", || node.writables(out) == round);
+        pair.deliver(world);
+        send(node, out, unsent.buffer);
+        pair.deliver(world);
+        world.turn();
+        assert_eq!(node.writables(out), round, "once for both refusals");
+    }
+}
+
 /// Buffers dropped unsent, on whichever thread, are free again at once.
 pub(super) fn a_buffer_dropped_unsent_returns(world: &World) {
     let pair = Pair::with(world, Setup::buffers(64, 2));

@@ -168,6 +168,7 @@ macro_rules! conformance_suite {
             buffers {
                 buffers_go_round
                 no_buffer_is_followed_by_writable
+                a_refused_buffer_is_followed_by_writable_though_none_is_free
                 a_buffer_dropped_unsent_returns
                 the_low_water_mark_is_told
                 without_buffers_there_are_none
