@@ -6,7 +6,7 @@ use super::journal::{Journal, What};
 use super::pattern::Digest;
 use crate::address::EndPointAddress;
 use crate::endpoint::Endpoint;
-use crate::status::{ClosedReason, Completion};
+use crate::status::{ClosedReason, Completion, Direction};
 
 /// A rule that the journal breaks, and the connections it is about.
 pub(super) struct Broken {
@@ -35,6 +35,8 @@ pub(super) fn broken_rules(journal: &Journal) -> Vec<Broken> {
 struct Life {
     node: usize,
     address: Option<EndPointAddress>,
+    /// As told at *established*.
+    ends: Option<Ends>,
     phase: Phase,
     /// Accepted messages in send order; the first `returned` of them came back.
     accepted: Vec<Completion>,
@@ -44,6 +46,14 @@ struct Life {
     sent: Vec<Digest>,
     received: Vec<Digest>,
     closed: Option<ClosedReason>,
+}
+
+/// Between which addresses a connection goes, and which of its ends this one is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Ends {
+    dialing: EndPointAddress,
+    accepting: EndPointAddress,
+    incoming: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,6 +69,7 @@ impl Life {
         Self {
             node,
             address: None,
+            ends: None,
             phase: Phase::New,
             accepted: Vec::new(),
             returned: 0,
@@ -80,6 +91,9 @@ impl Life {
             }
             What::Established(info) => {
                 ensure(Some(info.address) == address, || format!("described with another address, {}", info.address))?;
+                let incoming = info.direction == Direction::Incoming;
+                let (dialing, accepting) = if incoming { (info.address, info.local_address) } else { (info.local_address, info.address) };
+                self.ends = Some(Ends { dialing, accepting, incoming });
                 self.step(&[Phase::New, Phase::Opening], Phase::Established)?;
             }
             What::Refused(_) => self.step(&[Phase::New, Phase::Opening], Phase::Ended)?,
@@ -137,26 +151,29 @@ impl Life {
     }
 }
 
-/// Each receiver's messages are the first ones of one sender's, in order and whole; all of them, when the
-/// sender said goodbye.
+/// Each receiver's messages are the first ones that its other end sent, in order and whole; all of them, when that one
+/// said goodbye.
 fn streams_arrive_as_sent(journal: &Journal, lives: &HashMap<Endpoint, Life>, broken: &mut Vec<Broken>) {
-    let mut senders: HashMap<Digest, Vec<(&Endpoint, &Life)>> = HashMap::new();
-    for sender in lives {
-        if let Some(first) = sender.1.sent.first() {
-            senders.entry(*first).or_default().push(sender);
+    let mut ends: HashMap<Ends, Vec<(&Endpoint, &Life)>> = HashMap::new();
+    for end in lives {
+        if let Some(of) = end.1.ends {
+            ends.entry(of).or_default().push(end);
         }
     }
     for (endpoint, receiver) in lives {
         let node = &journal.nodes[receiver.node];
-        let Some(first) = receiver.received.first().filter(|_| !node.counts_itself) else { continue };
+        let Some(of) = receiver.ends.filter(|_| !node.counts_itself) else { continue };
         let received = receiver.received.len();
         let common = |sender: &Life| receiver.received.iter().zip(&sender.sent).take_while(|(got, sent)| got == sent).count();
-        // Streams of tiny messages look alike: of equals, the one that arrived whole.
+        // A later connection may have the addresses of one that has ended: of several, the one that arrived whole.
         let likeness = |sender: &Life| (common(sender), sender.sent.len() == received);
-        let candidates = senders.get(first).into_iter().flatten().filter(|(from, _)| *from != endpoint);
+        let candidates = ends.get(&Ends { incoming: !of.incoming, ..of }).into_iter().flatten();
         let Some((from, sender)) = candidates.max_by_key(|(_, sender)| likeness(sender)) else {
-            let rule = format!("{} {endpoint}: nobody's stream begins with the first message, {first:?}", node.name);
-            broken.push(Broken { rule, about: vec![*endpoint] });
+            // Its other end is none of the suite's, or ended before it was established.
+            if let Some(first) = receiver.received.first() {
+                let rule = format!("{} {endpoint}: nobody is at the other end who sent the first message, {first:?}", node.name);
+                broken.push(Broken { rule, about: vec![*endpoint] });
+            }
             continue;
         };
         let mut report = |rule| broken.push(Broken { rule, about: vec![**from, *endpoint] });
