@@ -249,6 +249,19 @@ fn a_peer_that_is_paused_fills_the_queue_and_writable_follows() {
 }
 
 #[test]
+fn what_an_abort_leaves_in_the_pipe_is_counted_as_discarded() {
+    let pair = pair(Log::default(), &ConnectionParameters::default());
+    pair.far.pause(pair.to_near).unwrap();
+    (0..10).for_each(|key| assert_eq!(pair.near.send_copy(pair.to_far, b"message", b"", key).unwrap(), NetioStatus::Ok));
+    until(&pair.ev, "they are in the pipe", || pair.near_log.completed().len() == 10);
+    let stats = pair.far.stats(pair.to_near).unwrap();
+    pair.far.abort(pair.to_near).unwrap();
+    until(&pair.ev, "closed", || pair.far_log.closed().is_some() && pair.near_log.closed().is_some());
+    assert_eq!((pair.far_log.data().len(), pair.near_log.closed()), (0, Some(ClosedReason::PeerLost)));
+    assert_eq!((stats.messages_discarded.get(), pair.far.totals().messages_discarded.get()), (10, 10));
+}
+
+#[test]
 fn closing_a_paused_connection_discards_what_waits() {
     let pair = pair(Log::default(), &ConnectionParameters::default());
     pair.far.pause(pair.to_near).unwrap();
