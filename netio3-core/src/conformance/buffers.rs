@@ -87,7 +87,7 @@ pub(super) fn a_refused_buffer_is_followed_by_writable_though_none_is_free(world
         node.sent(out, Plan::copy(100));
         let unsent = node.backend().send_taken(out, buffer).expect_err("the queue is full");
         assert_eq!(unsent.outcome, Ok(NetioStatus::NoResources));
-        node.refused(out);
+        node.refused_message(out, 200);
         if round % 2 == 1 {
             none();
         }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::journal::{Journal, What};
 use super::pattern::Digest;
 use crate::address::EndPointAddress;
+use crate::config::Limits;
 use crate::endpoint::Endpoint;
 use crate::status::{ClosedReason, Completion, Direction};
 
@@ -41,8 +42,10 @@ struct Life {
     /// Accepted messages in send order; the first `returned` of them came back.
     accepted: Vec<Completion>,
     returned: usize,
-    /// Refusals since the last *writable*.
+    /// Refusals since the last *writable*, and the longest message among them.
     refusals: usize,
+    refused: Option<usize>,
+    limits: Option<Limits>,
     sent: Vec<Digest>,
     received: Vec<Digest>,
     closed: Option<ClosedReason>,
@@ -74,6 +77,8 @@ impl Life {
             accepted: Vec::new(),
             returned: 0,
             refusals: 0,
+            refused: None,
+            limits: None,
             sent: Vec::new(),
             received: Vec::new(),
             closed: None,
@@ -92,7 +97,9 @@ impl Life {
             What::Established(info) => {
                 ensure(Some(info.address) == address, || format!("described with another address, {}", info.address))?;
                 let incoming = info.direction == Direction::Incoming;
-                let (dialing, accepting) = if incoming { (info.address, info.local_address) } else { (info.local_address, info.address) };
+                let (near, far) = (info.local_address, info.address);
+                let (dialing, accepting) = if incoming { (far, near) } else { (near, far) };
+                self.limits = Some(info.limits);
                 self.ends = Some(Ends { dialing, accepting, incoming });
                 self.step(&[Phase::New, Phase::Opening], Phase::Established)?;
             }
@@ -124,16 +131,29 @@ impl Life {
                 self.step(&[Phase::Established], Phase::Established)?;
                 ensure(counts_itself || self.refusals > 0, || "writable without a refusal since the last".to_owned())?;
                 self.refusals = 0;
+                let refused = self.refused.take().filter(|_| !counts_itself);
+                ensure(refused.is_none_or(|len| self.has_room(len)), || format!("writable although {refused:?} bytes do not fit"))?;
             }
             What::Accepted(completion, digest) => {
                 ensure(self.phase == Phase::Established, || format!("accepted although {:?}", self.phase))?;
                 self.accepted.push(*completion);
                 self.sent.push(*digest);
             }
-            What::Full => self.refusals += 1,
+            What::Full(len) => {
+                self.refusals += 1;
+                self.refused = self.refused.max(*len);
+            }
             What::Did(_) | What::Gone | What::Note(_) => {}
         }
         Ok(())
+    }
+
+    /// Whether a message of this length fits beside those that have not come back.
+    fn has_room(&self, len: usize) -> bool {
+        let queued = self.accepted.get(self.returned..).unwrap_or_default();
+        let bytes = queued.iter().map(|completion| completion.len as usize).sum::<usize>();
+        let fits = |limits: Limits| queued.len() < limits.queue_messages && bytes + len <= limits.queue_bytes;
+        queued.is_empty() || self.limits.is_some_and(fits)
     }
 
     fn step(&mut self, from: &[Phase], to: Phase) -> Result<(), String> {

@@ -47,8 +47,8 @@ pub(super) enum What {
     // What the case did.
     Opened,
     Accepted(Completion, Digest),
-    /// `NoResources`, or no buffer.
-    Full,
+    /// `NoResources`, for a message of this length if that is known, or no buffer.
+    Full(Option<usize>),
     Did(&'static str),
     Gone,
     Note(String),
@@ -106,7 +106,7 @@ impl Journal {
 
 impl What {
     pub(super) fn is_callback(&self) -> bool {
-        !matches!(self, Self::Opened | Self::Accepted(..) | Self::Full | Self::Did(_) | Self::Gone | Self::Note(_))
+        !matches!(self, Self::Opened | Self::Accepted(..) | Self::Full(_) | Self::Did(_) | Self::Gone | Self::Note(_))
     }
 }
 
@@ -114,7 +114,7 @@ impl Tally {
     fn add(&mut self, what: &What) {
         match what {
             What::Accepted(..) => self.accepted += 1,
-            What::Full => self.full += 1,
+            What::Full(_) => self.full += 1,
             What::Established(info) => self.established = Some(info.clone()),
             What::Refused(reason) => self.refused = Some(*reason),
             What::Closed(pending, reason) => self.closed = Some((pending.clone(), *reason)),

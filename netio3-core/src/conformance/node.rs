@@ -192,7 +192,12 @@ impl Node {
 
     /// Journals a refusal for want of resources.
     pub(super) fn refused(&self, to: Endpoint) {
-        self.record(Some(to), What::Full);
+        self.record(Some(to), What::Full(None));
+    }
+
+    /// Journals that a message of this length was refused for want of resources.
+    pub(super) fn refused_message(&self, to: Endpoint, len: usize) {
+        self.record(Some(to), What::Full(Some(len)));
     }
 
     /// Journals another call about a connection.

@@ -101,7 +101,7 @@ impl Node {
             self.accepted(to, message.key, CompletionKind::Copy, bytes);
         }
         if status == NetioStatus::NoResources {
-            self.refused(to);
+            self.refused_message(to, lengths[accepted].1);
         }
         Ok((accepted, status))
     }
@@ -145,7 +145,10 @@ impl Node {
                     Err(error) => panic!("{error}"),
                 };
                 match buffer {
-                    None => (0, CompletionKind::Buffer, NetioStatus::NoResources),
+                    None => {
+                        self.refused(to);
+                        return Ok(NetioStatus::NoResources);
+                    }
                     Some(mut buffer) => {
                         buffer.extend_from_slice(&bytes).expect("the plan fits the buffers");
                         let key = buffer.id();
@@ -163,7 +166,7 @@ impl Node {
         };
         match status {
             NetioStatus::Ok => self.accepted(to, key, kind, &bytes),
-            NetioStatus::NoResources => self.refused(to),
+            NetioStatus::NoResources => self.refused_message(to, bytes.len()),
             _ => {}
         }
         Ok(status)
