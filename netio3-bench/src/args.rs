@@ -93,7 +93,7 @@ pub struct RecvArgs {
     /// Where to listen; port 0 picks one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     pub listen: String,
-    /// End when this many senders said goodbye
+    /// End when this many senders said goodbye; further ones are refused
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub senders: u64,
     /// Stay after the senders' goodbyes
