@@ -177,13 +177,6 @@ pub fn parse_listen(text: &str) -> Result<EndPointAddress, Failure> {
     Ok(address)
 }
 
-/// The address that was asked for, with the port that was bound. What libfabric says was bound lacks the scope.
-pub fn with_port_of(asked: &EndPointAddress, bound: SocketAddr) -> SocketAddr {
-    let mut address = asked.socket_addr();
-    address.set_port(bound.port());
-    address
-}
-
 /// Tells where this process listens, by an address that can be dialled.
 pub fn announce(bound: SocketAddr) {
     show(&format!("listening on {}\n", dialable(bound)));
@@ -226,13 +219,6 @@ mod tests {
         assert!(!told.ip().is_unspecified() && told.port() == 7);
         assert!(!dialable("[::]:7".parse().unwrap()).ip().is_unspecified());
         assert_eq!(dialable("127.0.0.1:7".parse().unwrap()).to_string(), "127.0.0.1:7");
-    }
-
-    #[test]
-    fn what_was_bound_keeps_the_scope_that_was_asked_for() {
-        let asked = EndPointAddress::from("[fe80::1%3]:0".parse::<SocketAddr>().unwrap());
-        let bound = "[fe80::1]:7".parse().unwrap();
-        assert_eq!(with_port_of(&asked, bound).to_string(), "[fe80::1%3]:7");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::args::{Backend, Common, EchoArgs, RecvArgs};
 use crate::control::Purpose;
 use crate::failure::Failure;
 use crate::ledger::{Answer, Incoming, Ledger};
-use crate::plan::{announce, parse_listen, with_port_of};
+use crate::plan::{announce, parse_listen};
 use crate::raw_fabric::link::{Link, RECEIVE};
 use crate::raw_fabric::net::{Batch, LISTENER, Net, STALL_DEADLINE, explain, find, greeting, is_ours};
 use crate::raw_fabric::packet::CREDIT_LEN;
@@ -33,7 +33,8 @@ fn serve(common: &Common, listen: &str, purpose: Purpose, senders: Option<u64>) 
     let failed = |why: String| Failure::NoConnection(format!("cannot listen on {address}: {why}"));
     let net = Net::open(common, &library, &info).map_err(failed)?;
     let (listener, bound) = net.listen(&info).map_err(|error| failed(error.to_string()))?;
-    announce(with_port_of(&asked, bound));
+    // libfabric leaves out the scope of a link-local address.
+    announce(asked.with_port(bound.port()).into());
     let ledger = Ledger::new(purpose, common.verify, senders);
     let mut server = Server { peers: Vec::new(), net, ledger, echo: purpose == Purpose::RoundTrips };
     let mut touched: Vec<usize> = Vec::new();
