@@ -80,7 +80,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Limits(args) => return limits::limits(common, args),
         Command::StayAwake => {
             pin(common)?;
-            limits::stay_awake(common.parent);
+            limits::stay_awake();
             return Ok(());
         }
         Command::Recv(_) | Command::Send(_) | Command::Echo(_) | Command::Ping(_) => {}

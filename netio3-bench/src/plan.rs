@@ -169,6 +169,21 @@ pub fn dial(connect: Option<&str>) -> Result<Vec<SocketAddr>, Failure> {
     Ok(found.into_iter().map(SocketAddr::from).collect())
 }
 
+/// Connects to the first of several addresses that answers, which is told besides; the failure is that of the last.
+pub fn first_that_answers<T>(
+    addresses: &[SocketAddr],
+    mut connect: impl FnMut(SocketAddr) -> Result<T, Failure>,
+) -> Result<(T, SocketAddr), Failure> {
+    let mut outcome = Err(Failure::NoConnection("no address to connect to".into()));
+    for address in addresses {
+        outcome = connect(*address).map(|connected| (connected, *address));
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
+}
+
 /// The address that a `--listen` means.
 pub fn parse_listen(text: &str) -> Result<EndPointAddress, Failure> {
     let found = netio3::lookup(text).map_err(|error| Failure::NoConnection(format!("{error}")))?;

@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::library::outgoing::{Filled, Messages, Outgoing};
 use crate::library::send::say;
 use crate::library::{CONNECT_DEADLINE, FOR_EVER, Ground, STALL_DEADLINE, calls, chain};
-use crate::plan::Plan;
+use crate::plan::{Plan, first_that_answers};
 use crate::report::Report;
 
 /// Sends from threads, each of which connects to the first of the addresses that answers.
@@ -34,14 +34,12 @@ pub fn send(ground: &Ground, backend: Backend, plan: &Plan, mode: Mode, addresse
         let run = |stream: usize| {
             let remote = remote.clone();
             move || {
-                let opened = Line::open_first(network, messages, wires, addresses);
-                let outcome = match opened.and_then(|line| line.greet(plan, stream)) {
-                    Ok(line) => Ok(gate.pass(threads).then(|| line.run(plan, messages, stream))),
-                    Err(why) => {
-                        gate.shut();
-                        Err(Failure::NoConnection(why))
-                    }
-                };
+                let open = |address: SocketAddr| Line::open(network, messages, wires, address.into()).map_err(Failure::NoConnection);
+                let opened = first_that_answers(addresses, open);
+                let outcome = opened
+                    .and_then(|(line, _)| line.greet(plan, stream).map_err(Failure::NoConnection))
+                    .inspect_err(|_| gate.shut())
+                    .map(|line| gate.pass(threads).then(|| line.run(plan, messages, stream)));
                 left.fetch_sub(1, Ordering::AcqRel);
                 remote.wake();
                 outcome
@@ -202,23 +200,6 @@ struct Sent {
 }
 
 impl<'a> Line<'a> {
-    /// Connects to one address after the other until one answers.
-    fn open_first(
-        network: &'a (dyn NetworkBackend + Send + Sync),
-        messages: &Messages,
-        wires: &Wires,
-        addresses: &[SocketAddr],
-    ) -> Result<Self, String> {
-        let mut outcome = Err("no address to connect to".to_owned());
-        for address in addresses {
-            outcome = Self::open(network, messages, wires, (*address).into());
-            if outcome.is_ok() {
-                break;
-            }
-        }
-        outcome
-    }
-
     fn open(
         network: &'a (dyn NetworkBackend + Send + Sync),
         messages: &Messages,

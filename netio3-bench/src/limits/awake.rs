@@ -4,7 +4,7 @@
 use std::io;
 use std::process::{Child, Command, Stdio};
 
-use nix::unistd::{Pid, getppid};
+use nix::unistd::getppid;
 
 /// A process for each processor that runs when nothing else does. They end when this is dropped.
 #[derive(Default)]
@@ -52,9 +52,9 @@ impl Drop for Awake {
     }
 }
 
-/// Uses the processor until whoever started this process is gone: `parent` if it said which one it is.
-pub fn stay_awake(parent: Option<i32>) {
-    let parent = parent.map_or_else(getppid, Pid::from_raw);
+/// Uses the processor until whoever started this process is gone.
+pub fn stay_awake() {
+    let parent = getppid();
     while getppid() == parent {
         (0..1_000_000).for_each(|_| std::hint::spin_loop());
     }

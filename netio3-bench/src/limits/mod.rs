@@ -60,15 +60,14 @@ pub fn limits(common: &Common, args: &LimitsArgs) -> Result<(), Failure> {
         let mut outcomes: Vec<Option<(Option<Outcome>, Outcome)>> = Vec::new();
         for ((base, own), failure) in pairs.iter().zip(&mut failures) {
             bar.set_message(own.to_string());
-            outcomes.push(None);
-            if failure.is_none() {
+            outcomes.push(if failure.is_some() {
+                None
+            } else {
                 let mut awake = own.awake.then(|| Awake::on(cpus));
-                match measure(common, base.as_ref(), own) {
-                    Ok(outcome) => *outcomes.last_mut().expect("it was pushed just now") = Some(outcome),
-                    Err(why) => *failure = Some(why.to_string()),
-                }
+                let outcome = measure(common, base.as_ref(), own);
                 sleep_because = sleep_because.or_else(|| awake.as_mut()?.lacks());
-            }
+                outcome.map_err(|why| *failure = Some(why.to_string())).ok()
+            });
             bar.inc(1);
         }
         for (row, ratios) in rows.iter().zip(&mut ratios) {

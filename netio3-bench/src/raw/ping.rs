@@ -12,9 +12,9 @@ use crate::check::StreamCheck;
 use crate::control::{Control, Tally};
 use crate::failure::Failure;
 use crate::pattern::Content;
-use crate::plan::{Plan, dial, only_with_netio3};
+use crate::plan::{Plan, dial, first_that_answers, only_with_netio3};
 use crate::raw::frame::{Inbox, head};
-use crate::raw::socket::{ANSWER_DEADLINE, Waiting, connect_any, explain, receive_first, receive_one, send_one, wait};
+use crate::raw::socket::{ANSWER_DEADLINE, Waiting, connect, explain, receive_first, receive_one, send_one, wait};
 use crate::report::{Report, RttHistogram};
 
 /// Measures round trips.
@@ -29,7 +29,7 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
     }
     // Before anybody waits for it.
     let mut run = Run::new(common, args, &plan);
-    let (socket, address) = connect_any(&dial(args.connect.as_deref())?)?;
+    let (socket, address) = first_that_answers(&dial(args.connect.as_deref())?, connect)?;
     let mut inbox = Inbox::new();
     let silent = |_| no_echo(address);
     send_one(&socket, &Control::Start(plan.start(0)).encode(args.size)).map_err(silent)?;
@@ -82,7 +82,7 @@ fn reconnect(common: &Common, args: &PingArgs, plan: &Plan) -> Result<Report, Fa
         run.check = StreamCheck::new(args.size, stream, common.verify);
         (run.next, run.answered, run.count) = (0, 0, 1);
         let opened = Instant::now();
-        let (socket, address) = match connect_any(&addresses) {
+        let (socket, address) = match first_that_answers(&addresses, connect) {
             Ok(connected) => connected,
             Err(failure) if stream == 0 => return Err(failure),
             Err(failure) => {

@@ -12,10 +12,10 @@ use crate::begin::begin;
 use crate::control::{Control, Tally};
 use crate::failure::Failure;
 use crate::pattern::Content;
-use crate::plan::{Plan, dial};
+use crate::plan::{Plan, dial, first_that_answers};
 use crate::raw::frame::Inbox;
 use crate::raw::outbox::{COPY_UP_TO, Outbox, Written};
-use crate::raw::socket::{ANSWER_DEADLINE, STALL_DEADLINE, connect, connect_any, explain, poll_all, receive_first, receive_one, send_one};
+use crate::raw::socket::{ANSWER_DEADLINE, STALL_DEADLINE, connect, explain, poll_all, receive_first, receive_one, send_one};
 use crate::report::Report;
 
 /// Sends, and prints the report.
@@ -26,7 +26,7 @@ pub fn send(common: &Common, args: &SendArgs) -> Result<Report, Failure> {
 
     // Before anybody waits for it.
     let content = Content::new(&plan.layout);
-    let (first, address) = connect_any(&addresses)?;
+    let (first, address) = first_that_answers(&addresses, connect)?;
     let more = (1..plan.connections).map(|_| connect(address));
     let sockets = std::iter::once(Ok(first)).chain(more).collect::<Result<Vec<_>, _>>()?;
     let mut connections: Vec<(TcpStream, Inbox)> = sockets.into_iter().map(|socket| (socket, Inbox::small())).collect();

@@ -48,18 +48,6 @@ pub fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     Ok(socket)
 }
 
-/// Connects to the first of several addresses that answers.
-pub fn connect_any(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), Failure> {
-    let mut outcome = Err(Failure::NoConnection("no address to connect to".into()));
-    for address in addresses {
-        outcome = connect(*address).map(|socket| (socket, *address));
-        if outcome.is_ok() {
-            break;
-        }
-    }
-    outcome
-}
-
 /// Sets the options that every connection has: no delay, and a dead peer is noticed.
 pub fn prepare(socket: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);

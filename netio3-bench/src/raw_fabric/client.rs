@@ -9,7 +9,7 @@ use crate::args::{Common, Mode};
 use crate::control::Control;
 use crate::failure::Failure;
 use crate::pattern::Content;
-use crate::plan::Plan;
+use crate::plan::{Plan, first_that_answers};
 use crate::raw_fabric::link::{Link, RECEIVE};
 use crate::raw_fabric::net::{Batch, CONNECT_DEADLINE, Net, explain, find, greeting, is_ours};
 use crate::raw_fabric::outbox::Outbox;
@@ -33,14 +33,7 @@ impl Client {
     /// Connects to the first of several addresses that answers, and announces the messages. `mode`: how they are
     /// to be sent. `role`: what should listen there.
     pub fn new(common: &Common, addresses: &[SocketAddr], plan: &Plan, mode: Mode, role: &str) -> Result<Self, Failure> {
-        let mut outcome = Err(Failure::NoConnection("no address to connect to".into()));
-        for address in addresses {
-            outcome = Self::open(common, *address, plan, mode).map(|client| (client, *address));
-            if outcome.is_ok() {
-                break;
-            }
-        }
-        let (mut client, address) = outcome?;
+        let (mut client, address) = first_that_answers(addresses, |address| Self::open(common, address, plan, mode))?;
         client.begin(&plan.in_mode(client.mode), address, role)?;
         Ok(client)
     }

@@ -12,6 +12,7 @@ use super::plan::Plan;
 use super::recorder::Kind;
 use super::world::{World, config};
 use crate::config::NetworkConfig;
+use crate::stats::BackendCounters;
 
 /// The messages that a node has taken over.
 type Kept = Rc<RefCell<Vec<Bytes>>>;
@@ -84,40 +85,31 @@ pub(super) fn at_the_cap_of_bytes_reading_pauses(world: &World) {
 /// The cap on all connections together pauses all of them, and lets all go on.
 pub(super) fn at_the_cap_of_all_connections_reading_pauses(world: &World) {
     let listener = NetworkConfig { total_owned_messages: 5, ..config() };
-    let pair = Pair::with(world, Setup { listener, ..Default::default() });
-    let kept = keep_all(&pair.listener);
-    let (second, second_back) = pair.another(world);
-    for _ in 0..10 {
-        pair.dialer.sent(pair.out, Plan::copy(50));
-        pair.dialer.sent(second, Plan::copy(60));
-    }
-    let received = || pair.listener.received(pair.back) + pair.listener.received(second_back);
-    for round in 1..=4 {
-        world.until("five more are delivered", || received() == round * 5);
-        world.watch();
-        assert_eq!(received(), round * 5, "the cap is kept");
-        assert_eq!(pair.listener.backend().totals().owned_messages.get(), 5);
-        kept.take();
-    }
-    pair.deliver(world);
+    five_at_a_time(world, listener, [50, 60], |totals| assert_eq!(totals.owned_messages.get(), 5));
 }
 
 /// The cap on the bytes of all of them pauses likewise.
 pub(super) fn at_the_cap_of_the_bytes_of_all_connections_reading_pauses(world: &World) {
     let listener = NetworkConfig { total_owned_bytes: 5_000, ..config() };
+    five_at_a_time(world, listener, [1_000; 2], |totals| assert_eq!(totals.owned_bytes.get(), 5_000));
+}
+
+/// A listener takes five messages over, of two connections with messages of these lengths, before it reads on.
+#[track_caller]
+fn five_at_a_time(world: &World, listener: NetworkConfig, lens: [usize; 2], check: impl Fn(&BackendCounters)) {
     let pair = Pair::with(world, Setup { listener, ..Default::default() });
     let kept = keep_all(&pair.listener);
     let (second, second_back) = pair.another(world);
     for _ in 0..10 {
-        pair.dialer.sent(pair.out, Plan::copy(1_000));
-        pair.dialer.sent(second, Plan::copy(1_000));
+        pair.dialer.sent(pair.out, Plan::copy(lens[0]));
+        pair.dialer.sent(second, Plan::copy(lens[1]));
     }
     let received = || pair.listener.received(pair.back) + pair.listener.received(second_back);
     for round in 1..=4 {
         world.until("five more are delivered", || received() == round * 5);
         world.watch();
         assert_eq!(received(), round * 5, "the cap is kept");
-        assert_eq!(pair.listener.backend().totals().owned_bytes.get(), 5_000);
+        check(&pair.listener.backend().totals());
         kept.take();
     }
     pair.deliver(world);
