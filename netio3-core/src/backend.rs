@@ -15,7 +15,7 @@ use crate::error::{
 };
 use crate::memory::{MemoryRegion, NetworkBuffer, RawSlice, RegionId};
 use crate::stats::{BackendCounters, ConnectionCounters, ListenerCounters};
-use crate::status::{Direction, NetioStatus};
+use crate::status::{Completion, CompletionKind, Direction, NetioStatus};
 
 /// A network backend: connections that carry whole messages both ways, driven by an event loop.
 ///
@@ -316,6 +316,12 @@ impl CopiedMessage<'_> {
     #[allow(clippy::len_without_is_empty, reason = "a message without bytes is one like any other")]
     pub fn len(&self) -> usize {
         self.header.len() + self.data.len()
+    }
+
+    /// What comes back.
+    #[inline]
+    pub(crate) fn record(&self) -> Completion {
+        Completion { key: self.key, kind: CompletionKind::Copy, len: self.len() as u32 }
     }
 }
 

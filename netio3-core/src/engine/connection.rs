@@ -163,7 +163,7 @@ impl<L> Connection<L> {
 
     /// Whether the user waits for *writable* and it is due.
     pub(super) fn is_writable_due(&self, ledger: &Ledger, room: impl Fn(usize) -> bool) -> bool {
-        let fits = ledger.refused().is_some_and(|len| ledger.is_empty() || (ledger.fits(len) && room(len)));
+        let fits = ledger.room.refused().is_some_and(|len| ledger.room.is_empty() || (ledger.room.fits(len) && room(len)));
         let buffer_free = || {
             self.pool.borrow().as_ref().is_some_and(|pool| {
                 // Asked for again each time: the buffer that was told of may have been taken since.
@@ -172,6 +172,6 @@ impl<L> Connection<L> {
             })
         };
         // With both, the message alone decides: who was refused may hold the very buffers, to send them then.
-        if ledger.refused().is_some() { fits } else { self.starved.get() && buffer_free() }
+        if ledger.room.refused().is_some() { fits } else { self.starved.get() && buffer_free() }
     }
 }

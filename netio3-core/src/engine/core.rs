@@ -14,7 +14,7 @@ use crate::config::{ConnectionParameters, ConnectionParametersRecv, Limits, Netw
 use crate::endpoint::{Endpoint, EndpointIds};
 use crate::engine::connection::{Accepted, Listed};
 use crate::engine::deadlines::Due;
-use crate::engine::ledger::Amount;
+use crate::engine::room::Amount;
 use crate::engine::staging::Staging;
 use crate::engine::{Connection, Freed, Ledger, Opener, Release, State, Transport};
 use crate::event_loop::{EventLoop, Remote, SourceId};

@@ -111,7 +111,7 @@ impl<T: Transport> Driver<T> {
                 continue;
             }
             connection.listed.waiting.set(false);
-            engine.ledger(&connection).clear_refusal();
+            engine.ledger(&connection).room.clear_refusal();
             connection.starved.set(false);
             self.callbacks.on_writable(&self.view, connection.endpoint, &connection.address);
         }

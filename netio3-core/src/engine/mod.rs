@@ -17,6 +17,7 @@ mod ledger;
 mod local;
 mod peers;
 mod raw_send;
+mod room;
 mod staging;
 mod submit;
 mod sync;

@@ -17,14 +17,24 @@ pub(super) struct Staging {
     owner: Option<Endpoint>,
     ledger: Ledger,
     copies: Copies,
-    /// How far the memory may be filled, and how much of that there is, in bytes.
+    /// How far the memory may be filled, in bytes.
     limit: usize,
-    room: usize,
+    short: Short,
     max_header_len: usize,
     /// Shared messages shorter than this are copied.
     shared_below: usize,
     /// How many were.
     shared: u64,
+}
+
+/// How far messages may be accepted by the shortest way, which does not count them: when it was last measured there were so
+/// many records and bytes, and there may be so many.
+#[derive(Clone, Copy, Default)]
+struct Short {
+    records: usize,
+    most_records: usize,
+    bytes: usize,
+    most_bytes: usize,
 }
 
 /// What was lent.
@@ -51,8 +61,8 @@ impl Staging {
         shared_below: usize,
     ) {
         let limit = copies.len() + bytes;
-        *self = Self { owner: Some(owner), ledger, copies, limit, room: 0, max_header_len, shared_below, shared: 0 };
-        self.measure_room();
+        *self = Self { owner: Some(owner), ledger, copies, limit, short: Short::default(), max_header_len, shared_below, shared: 0 };
+        self.measure();
     }
 
     /// Whether nobody has it.
@@ -63,12 +73,14 @@ impl Staging {
     /// The ledger of the connection that has it.
     #[inline]
     pub(super) fn ledger(&mut self) -> &mut Ledger {
+        self.count();
         &mut self.ledger
     }
 
     /// Takes it from the connection that has it.
     pub(super) fn close(&mut self) -> Option<Staged> {
         let owner = self.owner.take()?;
+        self.count();
         let (ledger, copies) = (std::mem::take(&mut self.ledger), std::mem::take(&mut self.copies));
         Some(Staged { owner, ledger, copies, shared: self.shared })
     }
@@ -85,14 +97,18 @@ impl Staging {
         head: impl FnOnce(usize) -> [u8; RUN_HEAD_LEN],
     ) -> bool {
         let len = header.len() + len_of(pieces);
-        if !self.takes(to, kind, len, self.limit) || header.len() > self.max_header_len || self.ledger.granted_messages() == 0 {
+        if !self.takes(to, kind, len, self.limit) || header.len() > self.max_header_len {
             return false;
         }
-        self.count_shared(kind);
-        self.ledger.push(key, kind, len);
-        self.copies.push_message(&head(len), header, len, pieces, || None);
-        self.measure_room();
-        true
+        self.count();
+        let is_granted = self.ledger.room.granted().messages > 0;
+        if is_granted {
+            self.count_shared(kind);
+            self.ledger.push(key, kind, len);
+            self.copies.push_message(&head(len), header, len, pieces, || None);
+        }
+        self.measure();
+        is_granted
     }
 
     /// The same for one piece behind a short header, where there is memory for it.
@@ -107,11 +123,12 @@ impl Staging {
         head: impl FnOnce(usize) -> [u8; RUN_HEAD_LEN],
     ) -> bool {
         let len = header.len() + piece.len();
-        if header.len() > SHORT_HEADER || !self.takes(to, kind, len, self.room) || !self.ledger.has_granted_record() {
+        let takes = header.len() <= SHORT_HEADER && self.takes(to, kind, len, self.short.most_bytes);
+        if !takes || self.ledger.records() >= self.short.most_records || !self.ledger.has_memory() {
             return false;
         }
         self.count_shared(kind);
-        self.ledger.push(key, kind, len);
+        self.ledger.push_uncounted(key, kind, len);
         self.copies.push_message_of_one(head(len), header, piece);
         true
     }
@@ -121,13 +138,14 @@ impl Staging {
         if self.owner != Some(to) {
             return 0;
         }
-        let messages = &messages[..messages.len().min(self.ledger.granted_messages())];
+        self.count();
+        let messages = &messages[..messages.len().min(self.ledger.room.granted().messages as usize)];
         let room = self.limit.saturating_sub(self.copies.len());
         let (accepted, len) = fitting(messages, RUN_HEAD_LEN, room, |message| message.header.len() <= self.max_header_len);
         let messages = &messages[..accepted];
         self.ledger.push_copies(messages, len - RUN_HEAD_LEN * accepted);
         self.copies.push_messages(messages, len, head);
-        self.measure_room();
+        self.measure();
         accepted
     }
 
@@ -143,8 +161,24 @@ impl Staging {
         self.shared += u64::from(kind == CompletionKind::ZeroCopy);
     }
 
+    /// Counts what was accepted by the shortest way, which is closed until it is measured again.
     #[inline]
-    fn measure_room(&mut self) {
-        self.room = self.limit.min(self.copies.capacity());
+    fn count(&mut self) {
+        let Short { records, most_records, bytes, .. } = std::mem::take(&mut self.short);
+        if records < most_records {
+            let messages = self.ledger.records() - records;
+            self.ledger.room.accept_run(messages, self.copies.len() - bytes - RUN_HEAD_LEN * messages);
+        }
+    }
+
+    /// Says how far the shortest way goes.
+    #[inline]
+    fn measure(&mut self) {
+        self.short = Short {
+            records: self.ledger.records(),
+            most_records: self.ledger.records().saturating_add(self.ledger.room.granted().messages as usize),
+            bytes: self.copies.len(),
+            most_bytes: self.limit.min(self.copies.capacity()),
+        };
     }
 }

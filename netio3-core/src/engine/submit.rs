@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::backend::CopiedMessage;
 use crate::endpoint::Endpoint;
 use crate::engine::core::look_up;
-use crate::engine::ledger::Amount;
+use crate::engine::room::Amount;
 use crate::engine::transport::{run_head, run_head_len};
 use crate::engine::{Connection, Copies, Engine, Ledger, LocalBackend, Outgoing, Payload, Run, State, Transport};
 use crate::error::SendError;
@@ -36,7 +36,7 @@ impl<T: Transport> LocalBackend<T> {
         // Empty while its messages are staged, which this one is not: the rest is then granted anew, and staged only if it
         // is like this one and this one can be.
         let mut ledger = connection.own_ledger.borrow_mut();
-        if header_len > connection.limits.get().max_header_len || !ledger.is_granted(len) {
+        if header_len > connection.limits.get().max_header_len || !ledger.room.is_granted(len) {
             drop(ledger);
             let connection = connection.clone();
             drop(table);
@@ -78,8 +78,8 @@ impl<T: Transport> LocalBackend<T> {
         let Some(held) = regions.map_or(Some(HeldRegions::default()), |find| find(engine)) else { return NetioStatus::NotRegistered };
         engine.end_grant(connection);
         let mut ledger = engine.ledger(connection);
-        if !ledger.fits(len) || (!ledger.is_empty() && !engine.has_room(len)) {
-            ledger.refuse(len);
+        if !ledger.room.fits(len) || (!ledger.room.is_empty() && !engine.has_room(len)) {
+            ledger.room.refuse(len);
             drop(ledger);
             engine.count_queue(connection);
             engine.note_refusal(connection);
@@ -115,9 +115,7 @@ impl<T: Transport> LocalBackend<T> {
 
     #[inline(always)]
     fn submit_shared(&self, to: Endpoint, data: &[Bytes], header: &[u8], key: u64) -> Result<NetioStatus, SendError> {
-        let len = header.len() + len_of(data);
-        let message = || Outgoing { header, payload: Payload::Shared(data), len };
-        self.submit(to, key, CompletionKind::ZeroCopy, Some(|engine: &Engine<T>| engine.find_regions(data)), message)
+        self.submit_gathered(to, data, header, key, CompletionKind::ZeroCopy)
     }
 
     #[inline(never)]
@@ -126,6 +124,20 @@ impl<T: Transport> LocalBackend<T> {
             return Ok(NetioStatus::Ok);
         }
         self.submit_shared(to, data, header, key)
+    }
+
+    /// Accepts or refuses a message of shared memory, as one of this kind.
+    pub(super) fn submit_gathered(
+        &self,
+        to: Endpoint,
+        data: &[Bytes],
+        header: &[u8],
+        key: u64,
+        kind: CompletionKind,
+    ) -> Result<NetioStatus, SendError> {
+        let len = header.len() + len_of(data);
+        let message = || Outgoing { header, payload: Payload::Shared(data), len };
+        self.submit(to, key, kind, Some(|engine: &Engine<T>| engine.find_regions(data)), message)
     }
 
     /// Accepts or refuses a message of one piece that [`stage_one`](Self::stage_one) did not accept.
@@ -194,10 +206,10 @@ impl<T: Transport> LocalBackend<T> {
     }
 
     /// Takes messages that lie at `place` among copied bytes, each after its head, and were accepted
-    /// within the limits that hold here. Those that come after the connection's end are left out: they are pending.
-    pub(super) fn submit_run(&self, to: Endpoint, messages: &[Completion], copies: &mut Copies, place: Range<usize>) {
+    /// within the limits that hold here; `false` when the connection is ending.
+    pub(super) fn submit_run(&self, to: Endpoint, messages: &[Completion], copies: &mut Copies, place: Range<usize>) -> bool {
         let engine: &Engine<T> = self.engine();
-        let Some(connection) = engine.get(to).filter(|connection| connection.state() == State::Established) else { return };
+        let Some(connection) = engine.get(to).filter(|connection| connection.state() == State::Established) else { return false };
         engine.end_grant(&connection);
         let head = run_head_len::<T>();
         let bytes = place.len() - head * messages.len();
@@ -212,6 +224,7 @@ impl<T: Transport> LocalBackend<T> {
             None => _ = engine.flush_full(&connection),
             Some(_) => engine.flush_later(&connection),
         }
+        true
     }
 }
 

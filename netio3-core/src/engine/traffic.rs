@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Once;
 
 use crate::engine::core::Rcc;
-use crate::engine::ledger::Amount;
+use crate::engine::room::Amount;
 use crate::engine::staging::Staging;
 use crate::engine::{Connection, Engine, Ledger, Outgoing, Payload, RUN_HEAD_LEN, State, Transport};
 use crate::event_loop::Ready;
@@ -193,7 +193,7 @@ impl<T: Transport> Engine<T> {
         let heads = if stage.is_some() { 0 } else { RUN_HEAD_LEN as u64 * messages };
         let bytes = (rest.bytes - heads).min(connection.limits.get().max_message_len as u64);
         let mut ledger = connection.own_ledger.borrow_mut();
-        let granted = ledger.grant(Amount { messages, bytes }.min(portion));
+        let granted = ledger.room.grant(Amount { messages, bytes }.min(portion));
         let is_empty = ledger.messages() == 0;
         drop(ledger);
         self.queued.set(queued + granted);
@@ -255,7 +255,7 @@ impl<T: Transport> Engine<T> {
         if self.is_staging(connection) {
             return self.settle();
         }
-        let unspent = connection.own_ledger.borrow_mut().end_grant();
+        let unspent = connection.own_ledger.borrow_mut().room.end_grant();
         self.queued.set(self.queued.get() - unspent);
     }
 

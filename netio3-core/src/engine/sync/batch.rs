@@ -9,7 +9,7 @@ use crate::backend::{CopiedMessage, NetworkBackend, Unsent};
 use crate::endpoint::Endpoint;
 use crate::engine::core::drop_each;
 use crate::engine::transport::{run_head, run_head_len};
-use crate::engine::{Copies, Ledger, LocalBackend, Outgoing, Payload, RUN_HEAD_LEN, Transport};
+use crate::engine::{Copies, LocalBackend, Outgoing, Payload, RUN_HEAD_LEN, Transport};
 use crate::error::SendError;
 use crate::event_loop::Budget;
 use crate::memory::{NetworkBuffer, RawSlice};
@@ -19,8 +19,6 @@ use crate::status::{Completion, CompletionKind, NetioStatus};
 /// steady state no message allocates.
 #[derive(Default)]
 pub(super) struct Batch {
-    /// How many there are; once it is closed, which ones.
-    messages: usize,
     records: Vec<Completion>,
     /// Messages that were copied, each after its head, and the headers of the others.
     copies: Copies,
@@ -67,30 +65,25 @@ pub(super) enum Progress {
     Done,
     /// The turn's budget is used up.
     OutOfBudget,
-    /// The backend took no more; it tells when it does.
+    /// The backend took no more. It tells when it does, or that the connection is over: then what is left is pending.
     Stuck,
 }
 
 impl Batch {
     /// Whether there is nothing to hand over.
     pub(super) fn is_empty(&self) -> bool {
-        self.done.messages == self.messages
+        self.done.messages == self.records.len()
     }
 
     /// Whether it holds so many messages or so many copied bytes.
     #[inline]
     pub(super) fn has(&self, messages: usize, bytes: usize) -> bool {
-        self.copies.len() >= bytes || self.messages >= messages
+        self.copies.len() >= bytes || self.records.len() >= messages
     }
 
     /// How much is missing until it holds so many messages and copied bytes.
     pub(super) fn until(&self, messages: usize, bytes: usize) -> (usize, usize) {
-        (messages.saturating_sub(self.messages), bytes.saturating_sub(self.copies.len()))
-    }
-
-    /// Ends adding messages, which are the latest of this ledger.
-    pub(super) fn close(&mut self, ledger: &Ledger) {
-        self.records.extend_from_slice(ledger.latest(self.messages));
+        (messages.saturating_sub(self.records.len()), bytes.saturating_sub(self.copies.len()))
     }
 
     /// Adds copied messages, which together with their heads are `len` bytes.
@@ -99,26 +92,26 @@ impl Batch {
             Some(_) => self.copies.push_messages(messages, len, run_head::<T>),
             None => self.copies.push_messages(messages, len, |_| []),
         }
-        self.messages += messages.len();
+        self.records.extend(messages.iter().map(CopiedMessage::record));
     }
 
     /// Adds a message of one piece, which is copied, if it ends within so many bytes and there is memory for it; tells
     /// whether it did.
     #[inline(always)]
-    pub(super) fn push_one<T: Transport>(&mut self, kind: CompletionKind, header: &[u8], piece: &[u8], bytes: usize) -> bool {
-        let len = header.len() + piece.len();
+    pub(super) fn push_one<T: Transport>(&mut self, record: Completion, header: &[u8], piece: &[u8], bytes: usize) -> bool {
+        let len = record.len as usize;
         let Some(head) = T::RUN_HEAD.filter(|_| self.copies.len() + RUN_HEAD_LEN + len <= bytes.min(self.copies.capacity())) else {
             return false;
         };
         self.copies.push_message_of_one(head(len), header, piece);
-        self.copied += usize::from(kind == CompletionKind::ZeroCopy);
-        self.messages += 1;
+        self.copied += usize::from(record.kind == CompletionKind::ZeroCopy);
+        self.records.push(record);
         true
     }
 
     /// Adds a message. Zero-copy ones up to `copy_below` bytes are copied.
     #[inline(always)]
-    pub(super) fn push<T: Transport>(&mut self, message: Outgoing<'_>, copy_below: usize) {
+    pub(super) fn push<T: Transport>(&mut self, record: Completion, message: Outgoing<'_>, copy_below: usize) {
         let Outgoing { header, payload, len } = message;
         let copy = len <= copy_below;
         match payload {
@@ -146,7 +139,7 @@ impl Batch {
                 self.gather(header, 0, Form::Buffer);
             }
         }
-        self.messages += 1;
+        self.records.push(record);
     }
 
     #[inline(always)]
@@ -159,11 +152,10 @@ impl Batch {
 
     fn gather(&mut self, header: &[u8], pieces: usize, form: Form) {
         self.copies.push(header, || None);
-        self.gathered.push_back(Gathered { at: self.messages, header: header.len() as u32, pieces: pieces as u32, form });
+        self.gathered.push_back(Gathered { at: self.records.len(), header: header.len() as u32, pieces: pieces as u32, form });
     }
 
-    /// Hands messages over to the single-threaded backend. Those it does not take because the connection is
-    /// ending are left out: they are pending.
+    /// Hands messages over to the single-threaded backend.
     pub(super) fn hand_over<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget) -> Progress {
         loop {
             if self.is_empty() {
@@ -174,30 +166,36 @@ impl Batch {
             }
             let next = self.gathered.front().map_or(self.records.len(), |gathered| gathered.at);
             if self.done.messages < next {
-                self.hand_over_run(to, inner, budget, next.min(self.done.messages.saturating_add(budget.messages)));
+                if !self.hand_over_run(to, inner, budget, next.min(self.done.messages.saturating_add(budget.messages))) {
+                    return Progress::Stuck;
+                }
             } else if !self.hand_over_gathered(to, inner, budget) {
                 return Progress::Stuck;
             }
         }
     }
 
-    /// Hands copied messages over, up to the one at `end`; where that is not all, without their memory.
-    fn hand_over_run<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget, end: usize) {
+    /// Hands copied messages over, up to the one at `end`; where that is not all, without their memory. `false` when the
+    /// backend takes no more.
+    fn hand_over_run<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget, end: usize) -> bool {
         let records = &self.records[self.done.messages..end];
         let head = run_head_len::<T>();
         let bytes = records.iter().map(|message| head + message.len as usize).sum::<usize>();
         let start = self.done.bytes;
-        inner.submit_run(to, records, &mut self.copies, start..start + bytes);
+        if !inner.submit_run(to, records, &mut self.copies, start..start + bytes) {
+            return false;
+        }
         budget.spend(records.len(), bytes);
         self.done.messages = end;
         // Where the backend took the memory, there were no other bytes in it.
         self.done.bytes = (start + bytes).min(self.copies.len());
+        true
     }
 
     /// Hands a message over that was not copied; `false` when the backend takes no more.
     fn hand_over_gathered<T: Transport>(&mut self, to: Endpoint, inner: &LocalBackend<T>, budget: &mut Budget) -> bool {
         let Some(&Gathered { at, header, pieces, form }) = self.gathered.front() else { return true };
-        let Completion { key, len, .. } = self.records[at];
+        let Completion { key, kind, len } = self.records[at];
         let mut done = self.done;
         done.messages += 1;
         done.bytes += header as usize;
@@ -205,7 +203,7 @@ impl Batch {
         let outcome = match form {
             Form::Shared => {
                 done.shared += pieces as usize;
-                inner.send_iov(to, &self.shared[self.done.shared..done.shared], header, key)
+                inner.submit_gathered(to, &self.shared[self.done.shared..done.shared], header, key, kind)
             }
             Form::Raw => {
                 done.raw += pieces as usize;
@@ -213,21 +211,20 @@ impl Batch {
             }
             Form::Buffer => match self.buffers.pop_front().map(|buffer| inner.send_taken(to, buffer)) {
                 Some(Err(Unsent { buffer, outcome })) => {
-                    if outcome == Ok(NetioStatus::NoResources) {
-                        self.buffers.push_front(buffer);
-                    }
+                    self.buffers.push_front(buffer);
                     outcome
                 }
                 Some(Ok(())) | None => Ok(NetioStatus::Ok),
             },
         };
         match outcome {
-            Ok(NetioStatus::NoResources) => return false,
-            Ok(NetioStatus::Ok | NetioStatus::NotConnected) | Err(SendError::UnknownSendEndpoint(_)) => {}
+            Ok(NetioStatus::Ok) => {}
+            Ok(NetioStatus::NoResources | NetioStatus::NotConnected) | Err(SendError::UnknownSendEndpoint(_)) => return false,
             Ok(status) => {
                 // It was checked against the same limits. To go on would put keys out of order.
                 tracing::error!(backend = T::NAME, endpoint = %to, %status, "an accepted message cannot be sent");
                 let _ = inner.abort(to);
+                return false;
             }
         }
         self.gathered.pop_front();
@@ -240,6 +237,11 @@ impl Batch {
     /// for batches that are kept: when the last share goes is the affair of the backend alone.
     pub(super) fn take_handed_over(&mut self, handed_over: &mut Vec<Bytes>) {
         handed_over.extend(self.shared.drain(..std::mem::take(&mut self.done.shared)));
+    }
+
+    /// The messages that were not handed over.
+    pub(super) fn rest(&self) -> &[Completion] {
+        &self.records[self.done.messages..]
     }
 
     /// How many of the messages are zero-copy ones that were copied.
@@ -257,7 +259,6 @@ impl Batch {
     pub(super) fn clear(&mut self) {
         self.done = Done::default();
         self.copied = 0;
-        self.messages = 0;
         self.records.clear();
         self.copies.clear();
         self.gathered.clear();

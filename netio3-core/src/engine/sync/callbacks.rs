@@ -68,10 +68,11 @@ impl<T: Transport> Callbacks for FrontCallbacks<T> {
     ) {
         let Self(side) = self;
         let Some(mut mail) = side.shared.remove(endpoint) else { return };
-        let pending = mail.ledger.take_pending(&mut side.shared.regions.lock());
+        let mut pending = handed_over.to_vec();
+        pending.extend(mail.take_pending(&side.shared.regions));
         mail.count_queue();
         // The backend has counted those that it was given.
-        let rest = pending.len().saturating_sub(handed_over.len()) as u64;
+        let rest = (pending.len() - handed_over.len()) as u64;
         mail.counters.messages_pending_at_close.add(rest);
         side.shared.totals.messages_accepted.add(rest);
         side.shared.totals.messages_pending_at_close.add(rest);
@@ -102,7 +103,7 @@ impl<T: Transport> Callbacks for FrontCallbacks<T> {
         _address: &EndPointAddress,
         completions: &[Completion],
     ) {
-        self.0.completed(endpoint, completions.len());
+        self.0.completed(endpoint, completions);
     }
 
     fn on_writable(&mut self, _inner: &dyn NetworkBackend, endpoint: Endpoint, _address: &EndPointAddress) {

@@ -54,7 +54,6 @@ pub(super) struct LoopSide<T: Transport> {
 struct Spare {
     batch: Cell<Option<Batch>>,
     mailboxes: Cell<Vec<Endpoint>>,
-    completions: Cell<Vec<Completion>>,
     shared: Cell<Vec<Bytes>>,
 }
 
@@ -140,7 +139,7 @@ impl<T: Transport> LoopSide<T> {
     pub(super) fn settle(&self, endpoint: Endpoint) {
         self.run_commands();
         // Not what other threads add meanwhile.
-        let messages = self.shared.with(endpoint, |mail| mail.ledger.messages()).unwrap_or(0);
+        let messages = self.shared.with(endpoint, |mail| mail.room.untold().messages as usize).unwrap_or(0);
         if self.hand_over(endpoint, &mut Budget { messages, ..UNLIMITED }) == Progress::OutOfBudget {
             self.look_later(endpoint);
         }
@@ -337,20 +336,17 @@ impl<T: Transport> LoopSide<T> {
         self.spare.mailboxes.set(list);
     }
 
-    /// The first `n` messages of a connection left.
-    pub(super) fn completed(&self, endpoint: Endpoint, n: usize) {
+    /// The first messages of a connection left.
+    pub(super) fn completed(&self, endpoint: Endpoint, completions: &[Completion]) {
         let Shared { quota, regions, .. } = &*self.shared;
-        let spare = self.spare.completions.take();
         let told = self.shared.with(endpoint, |mail| {
-            mail.ledger.complete_messages(n, &mut regions.lock());
-            mail.settle(quota);
+            mail.complete(completions, quota, regions);
             mail.count_queue();
-            (mail.ledger.take_completed(spare), mail.address)
+            mail.address
         });
-        let Some((mut completions, address)) = told else { return };
-        self.user.borrow_mut().on_send_completed(&self.view, endpoint, &address, &completions);
-        completions.clear();
-        self.spare.completions.set(completions);
+        if let Some(address) = told {
+            self.user.borrow_mut().on_send_completed(&self.view, endpoint, &address, completions);
+        }
     }
 
     // ----- memory -----

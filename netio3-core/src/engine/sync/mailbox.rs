@@ -4,20 +4,23 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use crate::address::EndPointAddress;
 use crate::backend::{ConnectionState, CopiedMessage, Phase};
 use crate::config::{ConnectionParameters, Limits, NetworkConfig};
 use crate::endpoint::Endpoint;
 use crate::engine::copies::fitting;
+use crate::engine::room::{Amount, Holds, Room};
 use crate::engine::staging::SHORT_HEADER;
 use crate::engine::sync::batch::Batch;
 use crate::engine::sync::front::COPIED_APART;
 use crate::engine::sync::quota::{Granted, Quota};
 use crate::engine::transport::run_head_len;
-use crate::engine::{Ledger, Outgoing, RUN_HEAD_LEN, Transport};
-use crate::memory::{BufferPool, HeldRegions};
+use crate::engine::{Outgoing, RUN_HEAD_LEN, Transport};
+use crate::memory::{BufferPool, HeldRegions, RegionTable};
 use crate::stats::ConnectionCounters;
-use crate::status::{CompletionKind, Direction, NetioStatus};
+use crate::status::{Completion, CompletionKind, Direction, NetioStatus};
 
 /// A connection's mailbox: what the calls need to know of it, and what they leave there for the loop.
 pub(super) struct Mail {
@@ -31,8 +34,9 @@ pub(super) struct Mail {
     pub(super) limits: Limits,
     pub(super) counters: Arc<ConnectionCounters>,
     pub(super) pool: Option<BufferPool>,
-    /// Every accepted message until it comes back, those that the loop has not seen yet included.
-    pub(super) ledger: Ledger,
+    /// What its queue takes: every accepted message counts until it comes back, those that the loop has not seen yet included.
+    pub(super) room: Room,
+    pub(super) holds: Holds,
     pub(super) granted: Granted,
     /// A buffer was asked for in vain.
     pub(super) starved: bool,
@@ -92,6 +96,12 @@ pub(super) struct Offer {
     pub(super) kind: CompletionKind,
 }
 
+impl Offer {
+    fn record(&self) -> Completion {
+        Completion { key: self.key, kind: self.kind, len: self.len as u32 }
+    }
+}
+
 impl Mail {
     /// The mailbox of a connection that is being opened.
     pub(super) fn new<T: Transport>(
@@ -111,7 +121,8 @@ impl Mail {
             limits: Limits::new(config, params),
             counters,
             pool: None,
-            ledger: Ledger::new(params),
+            room: Room::new(params),
+            holds: Holds::default(),
             granted: Granted::default(),
             starved: false,
             copy_below: params.copy_below,
@@ -143,17 +154,17 @@ impl Mail {
     /// Whether there is room for a message; an empty queue takes any one.
     #[inline]
     pub(super) fn has_room(&mut self, len: usize, quota: &Quota) -> bool {
-        self.ledger.is_granted(len) || self.make_room(len, quota)
+        self.room.is_granted(len) || self.make_room(len, quota)
     }
 
     /// Looks at all limits, and how much may come before that has to be done again.
     #[inline(never)]
     fn make_room(&mut self, len: usize, quota: &Quota) -> bool {
-        let queued = self.ledger.queued();
+        let queued = self.room.untold();
         let (messages, bytes) = (queued.messages as usize + 1, queued.bytes as usize + len);
-        let has_room = self.ledger.fits(len) && quota.cover(&mut self.granted, messages, bytes, self.ledger.is_empty());
+        let has_room = self.room.fits(len) && quota.cover(&mut self.granted, messages, bytes, self.room.is_empty());
         if has_room {
-            self.ledger.grant(self.granted.beyond(queued));
+            self.room.grant(self.granted.beyond(queued));
         }
         has_room
     }
@@ -161,22 +172,32 @@ impl Mail {
     /// No more messages are accepted.
     pub(super) fn stop(&mut self) {
         self.phase = Phase::Closing;
-        self.ledger.end_grant();
+        self.room.end_grant();
     }
 
-    /// Messages have completed: gives room back that is not needed.
-    pub(super) fn settle(&mut self, quota: &Quota) {
-        self.ledger.end_grant();
-        let queued = self.ledger.queued();
+    /// The first messages have come back: gives room back that is not needed.
+    pub(super) fn complete(&mut self, completions: &[Completion], quota: &Quota, regions: &Mutex<RegionTable>) {
+        let bytes = completions.iter().map(|message| u64::from(message.len)).sum();
+        self.room.tell(Amount { messages: completions.len() as u64, bytes });
+        self.room.end_grant();
+        let queued = self.room.untold();
         quota.settle(&mut self.granted, queued.messages as usize, queued.bytes as usize);
+        self.holds.release_below(self.room.told().messages, &mut regions.lock());
+    }
+
+    /// All messages have come back: those that were handed over, and these.
+    pub(super) fn take_pending(&mut self, regions: &Mutex<RegionTable>) -> impl Iterator<Item = Completion> {
+        self.room.tell(self.room.untold());
+        self.holds.release_below(u64::MAX, &mut regions.lock());
+        self.full.iter().chain([&self.batch]).flat_map(Batch::rest).copied()
     }
 
     /// Accepts a message.
     #[inline(always)]
     pub(super) fn accept<T: Transport>(&mut self, offer: &Offer, held: HeldRegions, message: Outgoing<'_>) {
-        self.ledger.hold(held);
-        self.ledger.push(offer.key, offer.kind, offer.len);
-        self.batch.push::<T>(message, self.copy_below);
+        self.holds.push(self.room.accepted().messages, held);
+        self.room.accept(offer.len);
+        self.batch.push::<T>(offer.record(), message, self.copy_below);
         self.close_full_batch();
     }
 
@@ -187,12 +208,13 @@ impl Mail {
         let len = header.len() + piece.len();
         let is_copied = kind == CompletionKind::Copy || len <= self.copy_below;
         let is_short = header.len() <= SHORT_HEADER && len <= self.limits.max_message_len;
-        let accepts = is_copied && is_short && self.ledger.is_granted(len);
-        if !accepts || !self.batch.push_one::<T>(kind, header, piece, self.batch_limits.1) {
+        let accepts = is_copied && is_short && self.room.is_granted(len);
+        let record = Completion { key, kind, len: len as u32 };
+        if !accepts || !self.batch.push_one::<T>(record, header, piece, self.batch_limits.1) {
             return false;
         }
         debug_assert!(self.phase == Phase::Established, "what was granted ends with it");
-        self.ledger.push(key, kind, len);
+        self.room.accept(len);
         self.close_full_batch();
         true
     }
@@ -213,15 +235,16 @@ impl Mail {
             }
             // There is room for the first one. Of the others those are entered with it that need no other look.
             let (most, room) = self.batch.until(self.batch_limits.0, self.batch_limits.1);
-            let most = rest.len().min(most).min(self.ledger.granted_messages());
-            let room = room.min(left).min(self.ledger.granted_bytes());
+            let granted = self.room.granted();
+            let most = rest.len().min(most).min(granted.messages as usize);
+            let room = room.min(left).min(granted.bytes as usize);
             let accepts = |message: &CopiedMessage<'_>| message.header.len() <= max_header_len && message.len() <= max_message_len;
             let (accepted, bytes) = match fitting(&rest[..most], head, room, accepts) {
                 (0, _) => (1, head + len),
                 fit => fit,
             };
             let len = bytes - head * accepted;
-            self.ledger.push_copies(&rest[..accepted], len);
+            self.room.accept_run(accepted, len);
             self.batch.push_copies::<T>(&rest[..accepted], bytes);
             self.close_full_batch();
             // Each counts with a head, where it has none, too: there may be many empty ones.
@@ -239,7 +262,6 @@ impl Mail {
 
     #[inline(never)]
     fn close_batch(&mut self) {
-        self.batch.close(&self.ledger);
         let next = self.spare.pop().unwrap_or_default();
         self.full.push_back(std::mem::replace(&mut self.batch, next));
     }
@@ -257,9 +279,10 @@ impl Mail {
     /// one is refused, and when the user asks for them. Like all counters kept here, these are written under the
     /// mailbox's lock alone.
     pub(super) fn count_queue(&self) {
-        self.counters.messages_accepted.set(self.ledger.accepted());
-        self.counters.queued_messages.set(self.ledger.messages() as u64);
-        self.counters.queued_bytes.set(self.ledger.bytes() as u64);
+        let queued = self.room.untold();
+        self.counters.messages_accepted.set(self.room.accepted().messages);
+        self.counters.queued_messages.set(queued.messages);
+        self.counters.queued_bytes.set(queued.bytes);
     }
 
     /// Marks it as having something for the loop; `true` when the loop must be told.
@@ -275,19 +298,20 @@ impl Mail {
 
     /// Whether *writable* is owed.
     pub(super) fn owes_writable(&self) -> bool {
-        self.ledger.refused().is_some() || self.starved
+        self.room.refused().is_some() || self.starved
     }
 
     /// Looks whether *writable* is due.
     pub(super) fn poll_writable(&mut self, quota: &Quota) -> Writable {
-        let refused = self.ledger.refused();
+        let refused = self.room.refused();
         if self.phase == Phase::Closing || !self.owes_writable() {
             self.waiting = false;
             return Writable::Never;
         }
         let room = |len: usize| {
-            let (messages, bytes) = (self.ledger.messages() + 1, self.ledger.bytes() + len);
-            self.ledger.is_empty() || (self.ledger.fits(len) && quota.could_cover(self.granted, messages, bytes))
+            let queued = self.room.untold();
+            let (messages, bytes) = (queued.messages as usize + 1, queued.bytes as usize + len);
+            self.room.is_empty() || (self.room.fits(len) && quota.could_cover(self.granted, messages, bytes))
         };
         let buffer = || {
             let Some(pool) = &self.pool else { return true };
@@ -299,7 +323,7 @@ impl Mail {
         if self.phase != Phase::Established || !refused.map_or_else(buffer, room) {
             return Writable::Later;
         }
-        self.ledger.clear_refusal();
+        self.room.clear_refusal();
         self.starved = false;
         self.waiting = false;
         Writable::Due(self.address)
@@ -307,11 +331,11 @@ impl Mail {
 
     /// Gives memory back if it was not used for so long; `false` when it was.
     pub(super) fn trim(&mut self, now: Instant, idle: Duration) -> bool {
-        if self.is_filled() || self.ledger.messages() > 0 || now.saturating_duration_since(self.used_at) < idle {
+        if self.is_filled() || !self.room.is_empty() || now.saturating_duration_since(self.used_at) < idle {
             return false;
         }
         (self.full, self.batch, self.spare) = Default::default();
-        self.ledger.trim();
+        self.holds = Holds::default();
         self.untrimmed = false;
         true
     }

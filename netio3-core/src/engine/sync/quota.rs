@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::config::NetworkConfig;
-use crate::engine::ledger::Amount;
+use crate::engine::room::Amount;
 
 /// The room of all queues, in messages and bytes. Mailboxes take it in portions, so that threads sending on
 /// different connections do not meet at a shared counter for every message.

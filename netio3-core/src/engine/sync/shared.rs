@@ -226,7 +226,7 @@ impl<O: Opener> Shared<O> {
             mail.accept::<T>(offer, held, message);
             mail.mark()
         } else {
-            mail.ledger.refuse(offer.len);
+            mail.room.refuse(offer.len);
             mail.counters.refused_sends.add(1);
             mail.count_queue();
             // One that waits already is looked at whenever something completes.
