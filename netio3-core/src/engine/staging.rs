@@ -182,3 +182,46 @@ impl Staging {
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+
+    use super::*;
+    use crate::config::ConnectionParameters;
+    use crate::endpoint::EndpointIds;
+    use crate::engine::room::Amount;
+
+    const HEAD: fn(usize) -> [u8; RUN_HEAD_LEN] = |len| (len as u64).to_le_bytes();
+
+    #[test]
+    fn staged_messages_are_counted_whichever_way_they_came() {
+        let to = EndpointIds::default().allocate(1).unwrap();
+        let mut ledger = Ledger::new(&ConnectionParameters::default());
+        let grant = ledger.room.grant(Amount { messages: 201, bytes: 10_000 });
+        let mut staging = Staging::default();
+        staging.open(to, ledger, Copies::default(), grant.bytes as usize, 64, 0);
+        let (mut sent, mut short) = (Amount::default(), 0);
+        for round in 0..20 {
+            let data = vec![1; round % 7];
+            for header in [&b""[..], &b"four"[..]] {
+                let goes_short = staging.push_one(to, 0, CompletionKind::Copy, header, &data, HEAD);
+                assert!(goes_short || staging.push(to, 0, CompletionKind::Copy, header, &[IoSlice::new(&data)], HEAD));
+                short += usize::from(goes_short);
+                assert!(staging.push(to, 0, CompletionKind::Copy, header, &[&data[..], b"xy"], HEAD));
+                assert_eq!(staging.push_all(to, &[CopiedMessage { data: &data, header, key: 0 }; 3], HEAD), 3);
+                sent = sent + Amount { messages: 5, bytes: 5 * (data.len() + header.len()) as u64 + 2 };
+            }
+            if round % 3 == 1 {
+                assert_eq!(staging.ledger().queued(), sent);
+            }
+        }
+        assert!(short > 20, "{short} went the shortest way");
+        assert!(!staging.push_one(to, 0, CompletionKind::Copy, b"", b"", HEAD), "what looked at the ledger closed it");
+        assert!(staging.push(to, 0, CompletionKind::Copy, b"", &[&b"last"[..]], HEAD));
+        assert!(!staging.push_one(to, 0, CompletionKind::Copy, b"", b"", HEAD), "nothing is granted any more");
+        let Staged { mut ledger, copies, .. } = staging.close().unwrap();
+        assert_eq!((ledger.accepted(), ledger.room.end_grant().messages), (201, 0));
+        assert_eq!(copies.len(), ledger.bytes() + 201 * RUN_HEAD_LEN);
+    }
+}
