@@ -31,6 +31,8 @@ pub struct Messages<'a> {
     rest: &'a [u8],
     frames: Frames,
     taken: Taken,
+    /// One of the following may have changed.
+    interrupted: &'a AtomicBool,
     meter: &'a Meter,
     state: &'a Cell<State>,
     paused: &'a Cell<bool>,
@@ -63,7 +65,28 @@ pub struct Taken {
 
 impl<'a> Messages<'a> {
     pub(crate) fn new(bytes: &'a [u8], frames: Frames, meter: &'a Meter, state: &'a Cell<State>, paused: &'a Cell<bool>) -> Self {
-        Self { rest: bytes, frames, taken: Taken::default(), meter, state, paused, gone: &NEVER }
+        let interrupted = &meter.shared.interrupted;
+        Self { rest: bytes, frames, taken: Taken::default(), interrupted, meter, state, paused, gone: &NEVER }
+    }
+
+    /// Whether there is no next one.
+    #[cold]
+    fn stops(&self) -> bool {
+        let is_gone = || self.gone.load(Ordering::SeqCst);
+        if self.state.get().is_over() || self.paused.get() || self.meter.is_full() || is_gone() {
+            return true;
+        }
+        // For as long as the user has messages, a cap may be reached.
+        if self.meter.shared.backend.owned_messages.get() == 0 {
+            // SeqCst: another thread first says that the backend is gone, then interrupts. Either that comes behind this, or
+            // the other is seen.
+            self.interrupted.store(false, Ordering::SeqCst);
+            if is_gone() {
+                self.interrupted.store(true, Ordering::SeqCst);
+                return true;
+            }
+        }
+        false
     }
 
     /// Calls for each.
@@ -97,8 +120,8 @@ impl<'a> Iterator for Messages<'a> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<Message<'a>> {
-        // Relaxed: nothing else is read because of it.
-        if self.state.get().is_over() || self.paused.get() || self.gone.load(Ordering::Relaxed) || self.meter.is_full() {
+        // Relaxed: this thread's own writes are in order, and those of another one only have to be seen some time.
+        if self.interrupted.load(Ordering::Relaxed) && self.stops() {
             return None;
         }
         let (head, rest) = self.rest.split_first_chunk::<RUN_HEAD_LEN>()?;
@@ -224,9 +247,20 @@ pub(crate) struct OwnedCaps {
     pub(crate) backend: Arc<BackendCounters>,
     /// Messages were taken over, so that the caps have to be looked at. Written by the loop's thread alone.
     pub(crate) in_use: AtomicBool,
+    /// Messages that are being handed out may have to stop: some were taken over, a connection was paused or has ended, or
+    /// another thread has ended the backend.
+    pub(crate) interrupted: AtomicBool,
     /// The loop found a cap reached and waits for room.
     pub(crate) blocked: AtomicBool,
     pub(crate) remote: Arc<dyn Remote>,
+}
+
+impl OwnedCaps {
+    /// Has messages that are being handed out looked at for a reason to stop, which is there already.
+    pub(crate) fn interrupt(&self) {
+        // SeqCst: as in `Messages::stops`.
+        self.interrupted.store(true, Ordering::SeqCst);
+    }
 }
 
 impl Meter {
@@ -238,11 +272,17 @@ impl Meter {
     pub fn own(&self, memory: Vec<u8>) -> Bytes {
         let held = memory.capacity() as u64;
         self.shared.in_use.store(true, Ordering::Relaxed);
+        self.shared.interrupted.store(true, Ordering::Relaxed);
         self.connection.owned_messages.rise(1);
         self.connection.owned_bytes.rise(held);
         self.shared.backend.owned_messages.rise(1);
         self.shared.backend.owned_bytes.rise(held);
         Bytes::from_owner(Owned { memory, held, meter: self.clone() })
+    }
+
+    /// As [`OwnedCaps::interrupt`].
+    pub(crate) fn interrupt(&self) {
+        self.shared.interrupt();
     }
 
     /// Whether a cap is reached; if so, the loop is woken when something is dropped. On the loop's thread, as

@@ -161,6 +161,18 @@ impl<L> Connection<L> {
         }
     }
 
+    /// It is over from here on, in this state.
+    pub(super) fn set_over(&self, state: State) {
+        self.state.set(state);
+        self.meter.interrupt();
+    }
+
+    /// The user does not want its messages now.
+    pub(super) fn set_paused(&self) {
+        self.paused.set(true);
+        self.meter.interrupt();
+    }
+
     /// Whether the user waits for *writable* and it is due.
     pub(super) fn is_writable_due(&self, ledger: &Ledger, room: impl Fn(usize) -> bool) -> bool {
         let fits = ledger.room.refused().is_some_and(|len| ledger.room.is_empty() || (ledger.room.fits(len) && room(len)));

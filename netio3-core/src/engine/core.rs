@@ -89,7 +89,7 @@ pub struct Engine<T: Transport> {
     pub(super) ev: Rc<dyn EventLoop>,
     pub(super) source: Cell<Option<SourceId>>,
     pub(super) remote: Arc<dyn Remote>,
-    caps: Arc<OwnedCaps>,
+    pub(super) caps: Arc<OwnedCaps>,
 }
 
 impl<T: Transport> Engine<T> {
@@ -103,6 +103,7 @@ impl<T: Transport> Engine<T> {
             total_bytes: config.total_owned_bytes as u64,
             backend: totals.clone(),
             in_use: AtomicBool::new(false),
+            interrupted: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             remote: remote.clone(),
         });
@@ -295,7 +296,7 @@ impl<T: Transport> Engine<T> {
         if !connection.known.get() {
             return self.drop_stranger(connection);
         }
-        connection.state.set(state);
+        connection.set_over(state);
         // It may be a while until a device frees it, and nothing is accepted any more.
         self.end_grant(connection);
         self.set_deadline(connection, None);
@@ -322,7 +323,7 @@ impl<T: Transport> Engine<T> {
         let listeners = std::mem::take(&mut *self.listeners.borrow_mut());
         for connection in table.iter().flatten() {
             if !connection.is_over() {
-                connection.state.set(State::Closed(ClosedReason::Local));
+                connection.set_over(State::Closed(ClosedReason::Local));
                 self.transport.release(self, connection, Release::Reset);
             }
             self.ids.release(connection.endpoint);

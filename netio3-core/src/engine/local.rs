@@ -323,7 +323,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
     }
 
     fn pause(&self, endpoint: Endpoint) -> Result<(), SendError> {
-        self.known(endpoint)?.paused.set(true);
+        self.known(endpoint)?.set_paused();
         Ok(())
     }
 

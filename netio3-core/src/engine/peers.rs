@@ -188,7 +188,7 @@ impl<T: Transport> Engine<T> {
         if connection.is_over() {
             return;
         }
-        connection.state.set(State::Closed(ClosedReason::Protocol));
+        connection.set_over(State::Closed(ClosedReason::Protocol));
         self.set_deadline(connection, None);
         self.transport.release(self, connection, Release::Orderly);
         self.leave(connection);

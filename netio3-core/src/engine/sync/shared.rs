@@ -21,6 +21,7 @@ use crate::engine::{Opener, Outgoing, Transport};
 use crate::error::SendError;
 use crate::event_loop::Remote;
 use crate::memory::{HeldRegions, RegionTable};
+use crate::message::OwnedCaps;
 use crate::stats::{BackendCounters, ListenerCounters};
 use crate::status::{CompletionKind, NetioStatus};
 
@@ -50,6 +51,7 @@ pub(super) struct Shared<O: Opener> {
     /// Mailboxes of connections that are over and whose place was taken before that was told.
     leaving: Mutex<HashMap<Endpoint, Box<Mail>>>,
     gone: AtomicBool,
+    caps: Arc<OwnedCaps>,
 }
 
 /// Connections by address, and listeners.
@@ -93,6 +95,7 @@ impl<O: Opener> Shared<O> {
         config: NetworkConfig,
         ids: EndpointIds,
         totals: Arc<BackendCounters>,
+        caps: Arc<OwnedCaps>,
         remote: Arc<dyn Remote>,
     ) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -112,6 +115,7 @@ impl<O: Opener> Shared<O> {
             listening: Mutex::new(()),
             leaving: Mutex::default(),
             gone: AtomicBool::new(false),
+            caps,
             config,
         }
     }
@@ -264,7 +268,9 @@ impl<O: Opener> Shared<O> {
 
     /// Ends the backend for all callers. What is left must be dropped with no lock held.
     pub(super) fn end(&self) -> Remains<O> {
-        self.gone.store(true, Ordering::Release);
+        // SeqCst: before the interruption, as in `Messages::stops`.
+        self.gone.store(true, Ordering::SeqCst);
+        self.caps.interrupt();
         let commands = {
             let mut directory = self.directory.write();
             directory.life = Life::Gone;
