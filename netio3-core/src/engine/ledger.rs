@@ -59,10 +59,10 @@ impl Ledger {
     #[inline(always)]
     pub(crate) fn push(&mut self, key: u64, kind: CompletionKind, len: usize) {
         self.room.accept(len);
-        self.records.push(Completion { key, kind, len: len as u32 });
+        self.push_uncounted(key, kind, len);
     }
 
-    /// Pushes a message that is counted later.
+    /// Pushes a message that the caller counts later ([`Room::accept_run`]).
     #[inline(always)]
     pub(crate) fn push_uncounted(&mut self, key: u64, kind: CompletionKind, len: usize) {
         self.records.push(Completion { key, kind, len: len as u32 });

@@ -151,12 +151,17 @@ impl Room {
     }
 }
 
-/// The regions of accepted messages that hold some, each with the number of its message.
+/// The regions of accepted messages that hold some, each with the number of its message, of which the first has 0.
 #[derive(Debug, Default)]
 pub(crate) struct Holds(VecDeque<(u64, HeldRegions)>);
 
 impl Holds {
-    /// The message with this number, the latest one, holds these, if any.
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The message with this number, which is accepted next, holds these, if any.
     #[inline(always)]
     pub(crate) fn push(&mut self, number: u64, held: HeldRegions) {
         if !held.is_none() {

@@ -171,7 +171,7 @@ impl Staging {
         }
     }
 
-    /// Says how far the shortest way goes.
+    /// Opens the shortest way, as far as it goes.
     #[inline]
     fn measure(&mut self) {
         self.short = Short {

@@ -117,7 +117,8 @@ impl Batch {
         match payload {
             Payload::Copied(pieces) => self.copy::<T, _>(header, len, pieces),
             Payload::Shared(pieces) if copy => {
-                self.copied += 1;
+                // A long copy comes as shared memory, too.
+                self.copied += usize::from(record.kind == CompletionKind::ZeroCopy);
                 self.copy::<T, _>(header, len, pieces);
             }
             Payload::Raw(pieces) if copy => {

@@ -16,6 +16,7 @@ use crate::config::NetworkConfig;
 use crate::endpoint::Endpoint;
 use crate::engine::core::drop_each;
 use crate::engine::local::too_many;
+use crate::engine::room::Amount;
 use crate::engine::sync::batch::{Batch, Progress};
 use crate::engine::sync::inbox::{Adoption, Command};
 use crate::engine::sync::mailbox::{End, Mail};
@@ -184,19 +185,26 @@ impl<T: Transport> LoopSide<T> {
                 let mut handed_over = self.spare.shared.take();
                 batch.take_handed_over(&mut handed_over);
                 // Should the mailbox be gone, the batch is dropped here, with no lock held.
-                let (mut rest, mut listed) = (Some(batch), false);
+                let (mut rest, mut listed, mut asked) = (Some(batch), false, false);
                 self.shared.with(endpoint, |mail| {
                     if let Some(rest) = rest.take() {
                         mail.full.push_front(rest);
+                        // In exchange, since none was emptied: or else the memory of other mailboxes would gather here.
+                        self.spare.batch.set(mail.spare.pop());
                     }
-                    // Where there was nothing more, somebody has sent and told of it since.
+                    // Where there was nothing more, somebody has sent and told of it since. Where there was, who asked for
+                    // something meanwhile has not told of it.
                     listed = !taken.more && mail.dirty;
-                    mail.dirty = progress == Progress::OutOfBudget;
+                    asked = mail.end != taken.end || mail.pause.is_some();
+                    mail.dirty = listed || progress == Progress::OutOfBudget;
                 });
                 // Last, since it may call back.
                 drop_each(&mut handed_over, drop);
                 self.spare.shared.set(handed_over);
                 drop(rest);
+                if asked && progress == Progress::Stuck {
+                    continue;
+                }
                 return if listed && progress == Progress::OutOfBudget { Progress::Done } else { progress };
             }
             match taken.end {
@@ -339,8 +347,10 @@ impl<T: Transport> LoopSide<T> {
     /// The first messages of a connection left.
     pub(super) fn completed(&self, endpoint: Endpoint, completions: &[Completion]) {
         let Shared { quota, regions, .. } = &*self.shared;
+        let bytes = completions.iter().map(|message| u64::from(message.len)).sum();
+        let done = Amount { messages: completions.len() as u64, bytes };
         let told = self.shared.with(endpoint, |mail| {
-            mail.complete(completions, quota, regions);
+            mail.complete(done, quota, regions);
             mail.count_queue();
             mail.address
         });

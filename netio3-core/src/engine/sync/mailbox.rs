@@ -176,13 +176,14 @@ impl Mail {
     }
 
     /// The first messages have come back: gives room back that is not needed.
-    pub(super) fn complete(&mut self, completions: &[Completion], quota: &Quota, regions: &Mutex<RegionTable>) {
-        let bytes = completions.iter().map(|message| u64::from(message.len)).sum();
-        self.room.tell(Amount { messages: completions.len() as u64, bytes });
+    pub(super) fn complete(&mut self, done: Amount, quota: &Quota, regions: &Mutex<RegionTable>) {
+        self.room.tell(done);
         self.room.end_grant();
         let queued = self.room.untold();
         quota.settle(&mut self.granted, queued.messages as usize, queued.bytes as usize);
-        self.holds.release_below(self.room.told().messages, &mut regions.lock());
+        if !self.holds.is_empty() {
+            self.holds.release_below(self.room.told().messages, &mut regions.lock());
+        }
     }
 
     /// All messages have come back: those that were handed over, and these.

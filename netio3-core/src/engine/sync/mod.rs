@@ -6,8 +6,9 @@
 //! nothing of threads. So all sends on a connection have one order, a thread's own included, and a message
 //! costs one lock. The loop is woken only when it does not know yet that there is something.
 //!
-//! What the user sees is ruled by the books here: what is accepted, completed, pending, *writable*. The books
-//! of the backend behind are never fuller, so it refuses nothing.
+//! What is accepted, and when *writable* is due, is ruled by the books here. Those of the backend behind are never fuller, so
+//! it refuses nothing. What it tells of messages that left goes on to the user, and what was not handed over comes
+//! behind that when the connection ends.
 //!
 //! Opening and listening start on the calling thread; the loop adopts what they made. Calls on the loop's own
 //! thread go to the backend at once where that can be noticed: [`pause`](NetworkBackend::pause) in a
