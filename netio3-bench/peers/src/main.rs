@@ -24,7 +24,9 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getppid};
 
 use crate::job::{Job, Task};
 use crate::library::Library;
@@ -69,8 +71,19 @@ struct Child {
     /// The processor to be pinned to
     #[arg(long)]
     cpu: Option<usize>,
+    /// The process that started this one, to end with it
+    #[arg(long, value_name = "PID")]
+    parent: Option<i32>,
     #[command(flatten)]
     job: Job,
+}
+
+impl Child {
+    /// What comes before a measurement.
+    fn prepare(&self) -> Outcome {
+        self.parent.map_or(Ok(()), end_with)?;
+        pin(self.cpu)
+    }
 }
 
 #[derive(Args, Debug)]
@@ -97,10 +110,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.side {
         None => compare(&cli.comparison),
-        Some(Side::Serve { child: Child { library, cpu, job } }) => pin(*cpu).and_then(|()| library.serve(job)),
-        Some(Side::Drive { connect, child: Child { library, cpu, job } }) => {
-            pin(*cpu).and_then(|()| process::report(&library.drive(job, connect)?))
-        }
+        Some(Side::Serve { child }) => child.prepare().and_then(|()| child.library.serve(&child.job)),
+        Some(Side::Drive { connect, child }) => child.prepare().and_then(|()| process::report(&child.library.drive(&child.job, connect)?)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -140,6 +151,12 @@ fn two_processors() -> Option<[usize; 2]> {
     let allowed = sched_getaffinity(Pid::from_raw(0)).ok()?;
     let mut allowed = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
     Some([allowed.next()?, allowed.next()?])
+}
+
+/// Has this process end with the one that started it, unless that has gone already.
+fn end_with(parent: i32) -> Outcome {
+    set_pdeathsig(Signal::SIGKILL).map_err(|error| format!("cannot ask to end with process {parent}: {error}"))?;
+    if getppid().as_raw() == parent { Ok(()) } else { Err(format!("process {parent}, which started this one, has gone").into()) }
 }
 
 /// Pins this thread, and those it will start, to a processor.

@@ -61,6 +61,7 @@ impl Process {
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         command.args([role, library.name(), "--task", job.task.name()]);
         command.args(["--size", &job.size.to_string(), "--time", &job.time.as_secs_f64().to_string()]);
+        command.args(["--parent", &std::process::id().to_string()]);
         command.args(cpu.iter().flat_map(|cpu| ["--cpu".to_owned(), cpu.to_string()])).args(more);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(failed)?;

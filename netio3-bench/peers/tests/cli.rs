@@ -1,6 +1,7 @@
 //! Runs the built program and checks what it prints and how it exits.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -57,4 +58,34 @@ fn a_side_that_finds_nobody_says_so() {
         assert_eq!(ended.status.code(), Some(1), "{library}: {stderr}");
         assert!(stderr.contains(text), "{library}: {stderr}");
     }
+}
+
+#[test]
+fn its_processes_end_with_it() {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_netio3-peers"));
+    let mut running = program.args(["--time", "5", "--rounds", "1"]).stderr(Stdio::null()).spawn().expect("the program starts");
+    let named = format!("--parent\0{}\0", running.id());
+    let children = || {
+        let commands = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+        commands.filter(|command| String::from_utf8_lossy(command).contains(&named)).count()
+    };
+    let wait_for = |count: usize| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while children() != count {
+            assert!(Instant::now() < deadline, "{} instead of {count} processes", children());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    wait_for(2);
+    running.kill().unwrap();
+    running.wait().unwrap();
+    wait_for(0);
+}
+
+#[test]
+fn a_side_whose_starter_has_gone_ends() {
+    let ended = run(&["serve", "netio3", "--parent", "1", "--task", "transfer", "--size", "64", "--time", "0.1"]);
+    let stderr = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("which started this one, has gone"), "{stderr}");
 }
