@@ -20,7 +20,6 @@ use crate::event_loop::{Budget, EventLoop, Interest, Next, Ready, Remote, Source
 use crate::memory::{MemoryRegion, RegionId};
 use crate::message::Message;
 use crate::stats::LoopCounters;
-use crate::status::ClosedReason;
 
 /// A loop with one source. Nothing happens unless a method of this is called.
 #[derive(Clone)]
@@ -201,6 +200,8 @@ pub(super) struct Wire {
     pub(super) trims: Cell<usize>,
     /// How often memory was to be lent.
     pub(super) asked: Cell<usize>,
+    /// How much of it is lent, if any, in bytes.
+    pub(super) lends: Cell<Option<usize>>,
     /// The longest message that peers take, if not 1 MiB.
     pub(super) max_message_len: Cell<Option<usize>>,
     /// What others do while a run is handed over.
@@ -316,7 +317,21 @@ impl Transport for MockTransport {
 
     fn lend(&self, _: &Connection<MockLink>) -> Option<Copies> {
         self.asked.set(self.asked.get() + 1);
-        None
+        let mut copies = Copies::default();
+        copies.push(&vec![9; self.lends.get()?], || None);
+        copies.clear();
+        Some(copies)
+    }
+
+    fn give_back(&self, connection: &Connection<MockLink>, copies: Copies) {
+        let mut rest = copies.as_slice();
+        while let Some((head, behind)) = rest.split_first_chunk() {
+            let (message, behind) = behind.split_at(u64::from_le_bytes(*head) as usize);
+            self.enqueued.borrow_mut().push(message.to_vec());
+            connection.link.unsent.set(connection.link.unsent.get() + 1);
+            rest = behind;
+        }
+        assert!(rest.is_empty());
     }
 
     fn flush(&self, engine: &Engine<Self>, connection: &Rc<Connection<MockLink>>) {
@@ -335,7 +350,7 @@ impl Transport for MockTransport {
     }
 
     fn close(&self, _: &Engine<Self>, connection: &Rc<Connection<MockLink>>) {
-        assert_eq!(connection.state(), State::Closing(ClosedReason::Local));
+        assert!(matches!(connection.state(), State::Closing(_)));
     }
 
     fn heartbeat(&self, _: &Engine<Self>, _: &Rc<Connection<MockLink>>) {}

@@ -1,10 +1,14 @@
 //! The front before a transport that goes nowhere, turn by turn.
 
+mod accounts;
+mod ends;
 mod mock;
 mod runs;
 mod staging;
+mod stuck;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -21,6 +25,7 @@ use crate::config::{ConnectionParameters, ConnectionParametersRecv, NetworkConfi
 use crate::endpoint::Endpoint;
 use crate::engine::sync::SyncBackend;
 use crate::engine::sync::inbox::{Adoption, Command};
+use crate::engine::sync::loop_side::{self, LoopSide};
 use crate::engine::sync::mailbox::Mail;
 use crate::error::OpenListenError;
 use crate::event_loop::{Budget, Next};
@@ -108,6 +113,20 @@ impl Scene {
         assert_eq!(scene.told(), [Told::Established]);
         scene.ev.wakes();
         (scene, endpoint)
+    }
+
+    /// Opens a further connection, in the second place.
+    fn connect_another(&self) -> Endpoint {
+        let address = EndPointAddress::localhost(6);
+        let endpoint = self.elsewhere(|backend| backend.open_send_endpoint(&address, &Default::default()).unwrap());
+        self.ev.turn();
+        self.ev.readable(1);
+        endpoint
+    }
+
+    /// What belongs to the loop's thread.
+    fn loop_side(&self) -> Rc<LoopSide<MockTransport>> {
+        loop_side::here(&self.backend.shared).unwrap()
     }
 
     /// Calls on another thread.
@@ -303,6 +322,17 @@ fn a_long_copy_is_taken_whole() {
 }
 
 #[test]
+fn a_long_copy_is_no_zero_copy_message_that_was_copied() {
+    let (scene, to) = Scene::connected(&ConnectionParameters { copy_below: 1 << 20, ..Default::default() });
+    assert_eq!(scene.backend.send_copy(to, &vec![1; super::front::COPIED_APART], b"", 0), Ok(NetioStatus::Ok));
+    scene.ev.turn();
+    assert_eq!(scene.backend.stats(to).unwrap().copied_messages.get(), 0);
+    assert_eq!(scene.backend.send(to, &Bytes::from_static(b"shared"), b"", 1), Ok(NetioStatus::Ok));
+    scene.ev.turn();
+    assert_eq!(scene.backend.stats(to).unwrap().copied_messages.get(), 1);
+}
+
+#[test]
 fn an_idle_mailbox_gives_its_memory_back() {
     let (scene, to) = Scene::connected(&ConnectionParameters::default());
     let held = || scene.backend.shared.with(to, |mail| mail.capacities().iter().sum::<usize>()).unwrap();
@@ -338,9 +368,7 @@ fn batches_are_filled_again() {
 #[test]
 fn every_mailbox_gets_its_turn() {
     let (scene, busy) = Scene::connected(&ConnectionParameters::default());
-    let other = scene.elsewhere(|backend| backend.open_send_endpoint(&EndPointAddress::localhost(6), &Default::default()).unwrap());
-    scene.ev.turn();
-    scene.ev.readable(1);
+    let other = scene.connect_another();
     scene.send(busy, 0..100);
     scene.send(other, 7_777..7_778);
     for _ in 0..2 {
@@ -360,7 +388,7 @@ fn a_mailbox_beyond_the_budget_is_listed_once() {
     scene.wire.meanwhile.replace(Some(Box::new(move || send(5))));
     for budget in [10, 70, 130, 10, 70, 130].repeat(10) {
         scene.ev.turn_within(Budget { messages: budget, bytes: 1 << 20 });
-        let listed = super::loop_side::here::<MockTransport>(&scene.backend.shared).unwrap().listed_for_later();
+        let listed = scene.loop_side().listed_for_later();
         assert!(listed + scene.backend.shared.inbox.listed() <= 1, "listed {listed} times");
     }
     scene.wire.meanwhile.take();

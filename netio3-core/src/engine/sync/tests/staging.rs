@@ -14,15 +14,15 @@ use crate::memory::{MemoryRegion, RawSlice};
 use crate::status::NetioStatus;
 
 /// A backend with a connection.
-struct Scene {
-    backend: Box<dyn NetworkBackend>,
-    to: Endpoint,
-    wire: MockTransport,
-    ev: MockLoop,
-    _told: Receiver<Told>,
+pub(super) struct Scene {
+    pub(super) backend: Box<dyn NetworkBackend>,
+    pub(super) to: Endpoint,
+    pub(super) wire: MockTransport,
+    pub(super) ev: MockLoop,
+    pub(super) told: Receiver<Told>,
 }
 
-fn connected(params: &ConnectionParameters) -> Scene {
+pub(super) fn connected(params: &ConnectionParameters) -> Scene {
     within(NetworkConfig::default(), params)
 }
 
@@ -33,7 +33,7 @@ fn within(config: NetworkConfig, params: &ConnectionParameters) -> Scene {
     let to = backend.open_send_endpoint(&EndPointAddress::localhost(ADDRESS), params).unwrap();
     ev.readable(to.slot());
     ev.turn();
-    Scene { backend, to, wire, ev, _told: told }
+    Scene { backend, to, wire, ev, told }
 }
 
 #[test]
