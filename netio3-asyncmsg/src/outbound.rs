@@ -103,6 +103,14 @@ impl Outbound {
         self.len() == 0
     }
 
+    /// The same, of which those that were copied count full, since they leave the cache while they wait, and so many of the
+    /// others for one, with their heads.
+    #[inline]
+    pub(crate) fn weight(&self, gathered: usize) -> usize {
+        let copied = self.copied.len() - self.copied_start;
+        self.gathered / gathered + copied.saturating_sub(HEAD_LEN * self.segments.len())
+    }
+
     /// Adds the hello; nothing else has been added before.
     pub(crate) fn push_hello(&mut self, hello: &[u8]) {
         self.hello = hello.len();

@@ -45,11 +45,13 @@ pub(crate) struct Listening<L> {
 
 pub(crate) type Conn<N> = Rc<Connection<Link<<N as Net>::Stream>>>;
 
-/// The most pieces in one gathered write; the kernel takes 1,024.
-const MAX_SLICES: usize = 256;
-/// The most bytes in one write. Longer ones take up to twice as long for each byte, and so do those that go on a little
-/// beyond what the kernel hands to the network at once.
+/// The most pieces in one gathered write: as many as the kernel takes.
+const MAX_SLICES: usize = 1_024;
+/// Writes of more bytes are a multiple of this: those that go on a little beyond what the kernel hands to the network at once
+/// take up to twice as long for each byte.
 const WRITE_LEN: usize = ConnectionParameters::DEFAULT_FLUSH_AT;
+/// The most bytes in one write, in units of [`WRITE_LEN`].
+const LONGEST_WRITE: usize = 8;
 /// With more connections it is faster to ask the kernel which of them have something.
 const POLLED_CONNECTIONS: u64 = 4;
 /// Peers accepted in one go, before other descriptors get their turn.
@@ -171,7 +173,12 @@ impl<N: Net> Tcp<N> {
                 break None;
             }
             let mut slices = ArrayVec::<_, MAX_SLICES>::new();
-            let offered = outbound.slices(&mut slices, WRITE_LEN);
+            let mut offered = outbound.slices(&mut slices, (outbound.len() / WRITE_LEN).clamp(1, LONGEST_WRITE) * WRITE_LEN);
+            if offered > WRITE_LEN && !offered.is_multiple_of(WRITE_LEN) {
+                // These are as many pieces as one write takes.
+                slices.clear();
+                offered = outbound.slices(&mut slices, offered - offered % WRITE_LEN);
+            }
             let written = socket.write(&slices);
             drop(slices);
             match written {
@@ -301,7 +308,8 @@ impl<N: Net> Transport for Tcp<N> {
         let mut outbound = self.outbound(engine, connection);
         outbound.push(message, copy_below);
         // A blocked socket is flushed when it is writable, not for more bytes.
-        if connection.link.blocked.get() { 0 } else { outbound.len() }
+        let waiting = if connection.params.flush_at < WRITE_LEN { outbound.len() } else { outbound.weight(LONGEST_WRITE) };
+        if connection.link.blocked.get() { 0 } else { waiting }
     }
 
     // As many messages of 64 bytes as one write takes. What is kept of each message until it completes, 16 bytes, would

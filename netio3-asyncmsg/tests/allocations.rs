@@ -244,13 +244,23 @@ fn a_queue_of_many_bytes_is_flushed_in_full_writes_and_the_rest_of_it_when_the_t
     let left = || pair.sender.totals().messages_sent.get();
     // 31 and a quarter of such frames make a write.
     let data = Bytes::from(vec![7; 4_000]);
-    let send = || assert!(accepted(pair.sender.send_iov(pair.to, std::slice::from_ref(&data), &[], 1)));
+    let send = || assert!(accepted(pair.sender.send_copy(pair.to, &data, &[], 1)));
     (0..31).for_each(|_| send());
     assert_eq!((writes(), left()), (before, 0));
     (31..60).for_each(|_| send());
     assert_eq!((writes(), left()), (before + 1, 31), "the 32nd is cut, and the others wait for more or for the end of the turn");
     until(&pair.ev, "the rest has left", || left() == 60);
     assert_eq!(writes(), before + 2);
+
+    // Of memory that is not copied eight times as much.
+    let pair = Pair::new(&params);
+    let (writes, before) = (|| pair.sender.totals().writes.get(), pair.sender.totals().writes.get());
+    let send = || assert!(accepted(pair.sender.send(pair.to, &data, &[], 1)));
+    (0..250).for_each(|_| send());
+    assert_eq!(writes(), before);
+    send();
+    assert_eq!(writes(), before + 1);
+    until(&pair.ev, "the rest has left", || pair.sender.totals().messages_sent.get() == 251);
 
     // Asked for less than a write's worth, everything leaves at once.
     let pair = Pair::new(&ConnectionParameters { flush_at: 10_000, ..params });

@@ -89,7 +89,7 @@ pub trait Transport: Sized + 'static {
     fn listener_ready(&self, engine: &Rc<Engine<Self>>, listener: &Rc<Listener<Self::Listener>>, budget: &mut Budget) -> Next;
 
     /// Takes an accepted message into the connection's queue. Its record is in the ledger already. Gives what
-    /// waits to be sent, in bytes, to be compared with `flush_at`. It may send, too, but no connection enters or leaves
+    /// waits to be sent, in bytes as they count against `flush_at`. It may send, too, but no connection enters or leaves
     /// the engine's table meanwhile.
     fn enqueue(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>, message: Outgoing<'_>) -> usize;
 
