@@ -214,9 +214,9 @@ pub struct ConnectionParameters {
     /// the same, since that is faster; their keys come back alike. Default
     /// [`DEFAULT_COPY_BELOW`](Self::DEFAULT_COPY_BELOW).
     pub copy_below: usize,
-    /// Bytes waiting in a queue at which it is flushed without waiting for the end of the turn; on TCP, unless this is
-    /// less than the default, those that are not copied count for an eighth, and unless
-    /// [`flush_messages`](Self::flush_messages) is set, too, they are written as far as they fill writes of the default's length.
+    /// Bytes waiting in a queue at which it is flushed without waiting for the end of the turn. On TCP, if this is at least
+    /// the default, bytes that are not copied count for an eighth, and what waits is written as far as it fills writes of
+    /// the default's length, unless [`flush_messages`](Self::flush_messages) is set.
     /// Default [`DEFAULT_FLUSH_AT`](Self::DEFAULT_FLUSH_AT).
     pub flush_at: usize,
     /// Messages accepted since a queue was flushed at which it is flushed likewise; it matters where they are small.
