@@ -48,11 +48,26 @@ measure() {
     echo $(((many - few) / (4 * count)))
 }
 
+# most NAME: the instructions that a path may take; nothing if it is not in the list.
+most() {
+    awk -v name="$1" '$1 == name { print int($2 * (name ~ /thread/ ? 1.2 : 1.1)) }' "$list"
+}
+
+# A side that waited for the other one, which the machine kept from running, has woken up more often: that only adds, and happens
+# to one run, not to three.
 found=$scratch/found
 note() {
-    local name=$1
+    local name=$1 least= count try
     shift
-    echo "$name $(measure "$@")" | tee -a "$found"
+    for try in 1 2 3; do
+        count=$(measure "$@")
+        if [ -z "$least" ] || [ "$count" -lt "$least" ]; then
+            least=$count
+        fi
+        [ "$least" -gt "$(most "$name")" ] 2> /dev/null || break
+        echo "$name: $count in try $try" >&2
+    done
+    echo "$name $least" | tee -a "$found"
 }
 echo "instructions per message"
 for mode in copy zero-copy; do
@@ -76,7 +91,7 @@ if [ "${1:-}" = --write ]; then
 fi
 awk 'NR == FNR { known[$1] = $2; next }
     !($1 in known) { print $1 " is not in the list: run ci/instructions.sh --write"; bad = 1; next }
-    { most = known[$1] * ($1 ~ /thread/ ? 1.2 : 1.1) }
+    { most = int(known[$1] * ($1 ~ /thread/ ? 1.2 : 1.1)) }
     $2 > most { print $1 " takes " $2 " instructions, more than " most " (" known[$1] " are noted)"; bad = 1 }
     $2 < known[$1] * 0.8 { print $1 " takes " $2 " instructions instead of " known[$1] ": note that with --write" }
     END { exit bad }' "$list" "$found"
