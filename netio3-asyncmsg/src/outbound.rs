@@ -103,11 +103,11 @@ impl Outbound {
         self.len() == 0
     }
 
-    /// The same, of which those that were copied count full, since they leave the cache while they wait, and so many of the
+    /// Bytes that wait, of which those that were copied count full, since they leave the cache meanwhile, and so many of the
     /// others for one, with their heads.
     #[inline]
     pub(crate) fn weight(&self, gathered: usize) -> usize {
-        let copied = self.copied.len() - self.copied_start;
+        let copied = self.len() - self.gathered;
         self.gathered / gathered + copied.saturating_sub(HEAD_LEN * self.segments.len())
     }
 

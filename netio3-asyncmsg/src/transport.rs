@@ -308,8 +308,13 @@ impl<N: Net> Transport for Tcp<N> {
         let mut outbound = self.outbound(engine, connection);
         outbound.push(message, copy_below);
         // A blocked socket is flushed when it is writable, not for more bytes.
-        let waiting = if connection.params.flush_at < WRITE_LEN { outbound.len() } else { outbound.weight(LONGEST_WRITE) };
-        if connection.link.blocked.get() { 0 } else { waiting }
+        if connection.link.blocked.get() {
+            0
+        } else if connection.params.flush_at < WRITE_LEN {
+            outbound.len()
+        } else {
+            outbound.weight(LONGEST_WRITE)
+        }
     }
 
     // As many messages of 64 bytes as one write takes. What is kept of each message until it completes, 16 bytes, would
@@ -320,6 +325,7 @@ impl<N: Net> Transport for Tcp<N> {
     fn enqueue_run(&self, engine: &Engine<Self>, connection: &Conn<N>, run: Run<'_>) -> usize {
         let mut outbound = self.outbound(engine, connection);
         outbound.push_run(run);
+        // Though its memory may lie among what was not copied, a run was: it counts full.
         if connection.link.blocked.get() { 0 } else { outbound.len() }
     }
 

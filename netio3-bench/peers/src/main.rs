@@ -110,8 +110,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.side {
         None => compare(&cli.comparison),
-        Some(Side::Serve { child }) => child.prepare().and_then(|()| child.library.serve(&child.job)),
-        Some(Side::Drive { connect, child }) => child.prepare().and_then(|()| process::report(&child.library.drive(&child.job, connect)?)),
+        Some(Side::Serve { child: child @ Child { library, job, .. } }) => child.prepare().and_then(|()| library.serve(job)),
+        Some(Side::Drive { connect, child: child @ Child { library, job, .. } }) => {
+            child.prepare().and_then(|()| process::report(&library.drive(job, connect)?))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -166,11 +166,12 @@ impl Batch {
                 return Progress::OutOfBudget;
             }
             let next = self.gathered.front().map_or(self.records.len(), |gathered| gathered.at);
-            if self.done.messages < next {
-                if !self.hand_over_run(to, inner, budget, next.min(self.done.messages.saturating_add(budget.messages))) {
-                    return Progress::Stuck;
-                }
-            } else if !self.hand_over_gathered(to, inner, budget) {
+            let taken = if self.done.messages < next {
+                self.hand_over_run(to, inner, budget, next.min(self.done.messages.saturating_add(budget.messages)))
+            } else {
+                self.hand_over_gathered(to, inner, budget)
+            };
+            if !taken {
                 return Progress::Stuck;
             }
         }

@@ -160,13 +160,18 @@ impl Mail {
     /// Looks at all limits, and how much may come before that has to be done again.
     #[inline(never)]
     fn make_room(&mut self, len: usize, quota: &Quota) -> bool {
-        let queued = self.room.untold();
-        let (messages, bytes) = (queued.messages as usize + 1, queued.bytes as usize + len);
+        let (messages, bytes) = self.queued_with(len);
         let has_room = self.room.fits(len) && quota.cover(&mut self.granted, messages, bytes, self.room.is_empty());
         if has_room {
-            self.room.grant(self.granted.beyond(queued));
+            self.room.grant(self.granted.beyond(self.room.untold()));
         }
         has_room
+    }
+
+    /// The messages and bytes that are queued with one of this length.
+    fn queued_with(&self, len: usize) -> (usize, usize) {
+        let queued = self.room.untold();
+        (queued.messages as usize + 1, queued.bytes as usize + len)
     }
 
     /// No more messages are accepted.
@@ -310,8 +315,7 @@ impl Mail {
             return Writable::Never;
         }
         let room = |len: usize| {
-            let queued = self.room.untold();
-            let (messages, bytes) = (queued.messages as usize + 1, queued.bytes as usize + len);
+            let (messages, bytes) = self.queued_with(len);
             self.room.is_empty() || (self.room.fits(len) && quota.could_cover(self.granted, messages, bytes))
         };
         let buffer = || {

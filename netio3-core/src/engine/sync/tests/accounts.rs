@@ -6,9 +6,9 @@ use std::sync::mpsc::Receiver;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::Told;
 use super::mock::{MockLoop, MockTransport};
 use super::staging::{Scene, connected};
+use super::{Told, runs};
 use crate::address::EndPointAddress;
 use crate::backend::{CopiedMessage, NetworkBackend};
 use crate::config::ConnectionParameters;
@@ -76,20 +76,13 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn params() -> impl Strategy<Value = ConnectionParameters> {
-    let limit = || prop_oneof![Just(0_usize), Just(1), Just(100), Just(9_000), Just(usize::MAX)];
-    let copy_below = prop_oneof![Just(0_usize), Just(100), Just(1_024)];
     let queue_messages = prop_oneof![Just(0_usize), Just(3), Just(50), Just(300), Just(usize::MAX)];
     let queue_bytes = prop_oneof![Just(0_usize), Just(3_000), Just(10_000), Just(usize::MAX)];
-    (limit(), limit(), copy_below, queue_messages, queue_bytes).prop_map(
-        |(flush_at, flush_messages, copy_below, queue_messages, queue_bytes)| ConnectionParameters {
-            flush_at,
-            flush_messages: Some(flush_messages),
-            copy_below,
-            queue_messages,
-            queue_bytes,
-            ..Default::default()
-        },
-    )
+    (runs::params(), queue_messages, queue_bytes).prop_map(|(params, queue_messages, queue_bytes)| ConnectionParameters {
+        queue_messages,
+        queue_bytes,
+        ..params
+    })
 }
 
 /// What a connection has accepted and refused.

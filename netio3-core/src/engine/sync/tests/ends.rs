@@ -9,7 +9,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::mock::MockTransport;
-use super::{Scene, Told};
+use super::{Scene, Told, runs};
 use crate::backend::{CopiedMessage, NetworkBackend};
 use crate::config::{Buffers, ConnectionParameters};
 use crate::endpoint::Endpoint;
@@ -79,21 +79,14 @@ fn end() -> impl Strategy<Value = End> {
 }
 
 fn params() -> impl Strategy<Value = ConnectionParameters> {
-    let limit = || prop_oneof![Just(0_usize), Just(1), Just(100), Just(9_000), Just(usize::MAX)];
-    let copy_below = prop_oneof![Just(0_usize), Just(100), Just(1_024)];
     let queue_messages = prop_oneof![Just(0_usize), Just(3), Just(300), Just(usize::MAX)];
     let queue_bytes = prop_oneof![Just(0_usize), Just(10_000), Just(usize::MAX)];
-    (limit(), limit(), copy_below, queue_messages, queue_bytes).prop_map(
-        |(flush_at, flush_messages, copy_below, queue_messages, queue_bytes)| ConnectionParameters {
-            flush_at,
-            flush_messages: Some(flush_messages),
-            copy_below,
-            queue_messages,
-            queue_bytes,
-            buffers: Some(Buffers { count: 8, size: 256 }),
-            ..Default::default()
-        },
-    )
+    (runs::params(), queue_messages, queue_bytes).prop_map(|(params, queue_messages, queue_bytes)| ConnectionParameters {
+        queue_messages,
+        queue_bytes,
+        buffers: Some(Buffers { count: 8, size: 256 }),
+        ..params
+    })
 }
 
 const LONGEST: usize = 300_000;

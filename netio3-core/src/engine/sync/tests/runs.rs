@@ -46,7 +46,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn params() -> impl Strategy<Value = ConnectionParameters> {
+/// When a queue is flushed, and what is copied.
+pub(super) fn params() -> impl Strategy<Value = ConnectionParameters> {
     let limit = || prop_oneof![Just(0_usize), Just(1), Just(100), Just(9_000), Just(usize::MAX)];
     (limit(), limit(), prop_oneof![Just(0_usize), Just(100), Just(1_024)]).prop_map(|(flush_at, flush_messages, copy_below)| {
         ConnectionParameters { flush_at, flush_messages: Some(flush_messages), copy_below, queue_messages: 300, ..Default::default() }
