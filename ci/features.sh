@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every crate builds by itself and with each of its features alone.
+# Every crate builds by itself and with each of its features alone, and makes a package that others can depend on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for crate in netio3-core netio3-evloop netio3-asyncmsg netio3-libfabric-sys netio3-libfabric; do
@@ -18,3 +18,5 @@ cargo check -p netio3 --examples
 cargo check -p netio3 --examples --all-features
 # The comparison with other libraries is no member of the workspace, and its lock file follows by hand.
 cargo metadata --locked --format-version 1 --manifest-path netio3-bench/peers/Cargo.toml > /dev/null
+# Fails where a dependency within the workspace has no version.
+cargo package --workspace --no-verify --allow-dirty --quiet

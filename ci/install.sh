@@ -14,7 +14,7 @@ if ((${#missing[@]})); then
     $sudo apt-get update
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
 fi
-command -v cargo > /dev/null || { echo "cargo is missing: install Rust 1.88 or later first" >&2; exit 1; }
+command -v cargo > /dev/null || { echo "cargo is missing: install Rust 1.90 or later first" >&2; exit 1; }
 for component in fmt clippy; do
     cargo "$component" --version > /dev/null || { echo "cargo $component is missing: rustup component add rustfmt clippy" >&2; exit 1; }
 done
