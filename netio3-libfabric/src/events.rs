@@ -407,8 +407,8 @@ impl Rdma {
             State::Opening => {
                 let told = Hello::decode(data).ok().and_then(|hello| hello.verdict.err());
                 let reason = || match error.code {
-                    // The provider `tcp` says so of a listener that hung up after it had accepted, version 2 the last.
-                    libc::ENOENT | libc::ENOSYS | libc::EIO => RefusedReason::NoListener,
+                    // The provider `tcp` says so of a listener that hung up after it had accepted, version 2 one of the last two.
+                    libc::ENOENT | libc::ENOSYS | libc::EBADF | libc::EIO => RefusedReason::NoListener,
                     libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::EADDRNOTAVAIL => RefusedReason::LocalResource,
                     // And ENOPROTOOPT of what does not answer as a provider does.
                     _ => match RefusedReason::of_error(&io::Error::from(error.clone())) {
