@@ -57,17 +57,27 @@ impl Assembly {
             return Err(Broken::Length);
         }
         if self.slab.is_none() {
-            self.memory.try_reserve(part.len()).map_err(|_| Broken::Memory)?;
+            self.reserve(part.len())?;
             self.memory.extend_from_slice(part);
         }
         self.got += part.len();
         Ok(self.got == self.expected)
     }
 
+    /// Makes room for so many bytes more of the message: twice of what there is, but no more than the message needs.
+    fn reserve(&mut self, more: usize) -> Result<(), Broken> {
+        let needed = self.memory.len() + more;
+        if needed <= self.memory.capacity() {
+            return Ok(());
+        }
+        let len = self.expected.min(2 * self.memory.capacity()).max(needed);
+        self.memory.try_reserve_exact(len - self.memory.len()).map_err(|_| Broken::Memory)
+    }
+
     /// Copies what has landed, since what follows does not lie behind it.
     fn move_out(&mut self) -> Result<(), Broken> {
         if self.slab.is_some() {
-            self.memory.try_reserve(self.got).map_err(|_| Broken::Memory)?;
+            self.reserve(self.got)?;
         }
         if let Some(slab) = self.slab.take() {
             self.memory.extend_from_slice(slab.span(&self.landed, HEAD_LEN, self.got));

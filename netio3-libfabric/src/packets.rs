@@ -187,12 +187,21 @@ impl Rdma {
             Ok(false) => {}
             Err(broken) => self.broken(engine, connection, broken),
         }
-        let memory = assembly.held();
+        let fits = engine.count_assembly(connection, assembly.held());
+        let is_spare = fits && !assembly.is_under_way();
+        // Memory kept for the next message must not use up the limit that others assemble within.
+        if is_spare && engine.totals.assembly_bytes.get() > engine.config.total_assembly_bytes as u64 / 2 {
+            assembly.trim();
+            engine.count_assembly(connection, assembly.held());
+        }
+        let is_kept = is_spare && assembly.held() > 0;
         if let Some(body) = &mut *connection.link.body.borrow_mut() {
             body.receiving.assembly = assembly;
         }
-        if !connection.is_over() && !engine.count_assembly(connection, memory) {
+        if !connection.is_over() && !fits {
             engine.finish(connection, ClosedReason::Limit, Release::Reset);
+        } else if !connection.is_over() && is_kept {
+            engine.trim_later(connection);
         }
         Ok(())
     }

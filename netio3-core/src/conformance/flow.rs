@@ -278,3 +278,20 @@ pub(super) fn memory_for_assembling_is_bounded(world: &World) {
     world.until("closed", || pair.listener.closing(second_back).is_some());
     assert_eq!(held.assembly_bytes.get(), 0, "nothing is held for connections that are gone");
 }
+
+/// What a connection keeps of the memory that it has assembled messages in takes nothing from the others, and is given back
+/// when the connection is idle.
+pub(super) fn memory_kept_for_assembling_hinders_no_other(world: &World) {
+    let listener = NetworkConfig { total_assembly_bytes: 8 << 20, ..config() };
+    let pair = Pair::with(world, Setup { listener, ..Default::default() });
+    let others: Vec<_> = (1..8).map(|_| pair.another(world)).collect();
+    let held = pair.listener.backend().totals();
+    // Never more than one message is under way, which takes a quarter of the memory.
+    for (out, back) in [(pair.out, pair.back)].into_iter().chain(others) {
+        pair.dialer.sent(out, Plan::zero_copy(2 << 20));
+        world.until("it arrives", || pair.listener.received(back) == 1 || pair.listener.closing(back).is_some());
+        assert_eq!(pair.listener.closing(back), None);
+        assert!(held.assembly_bytes.get() <= 8 << 20);
+    }
+    world.until("it is given back", || held.assembly_bytes.get() == 0);
+}

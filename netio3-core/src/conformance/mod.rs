@@ -155,6 +155,7 @@ macro_rules! conformance_suite {
                 a_close_waits_behind_paused_data
                 both_sides_full_recover
                 memory_for_assembling_is_bounded
+                memory_kept_for_assembling_hinders_no_other
             }
             owned {
                 a_message_taken_over_outlives_everything
