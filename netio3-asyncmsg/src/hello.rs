@@ -80,9 +80,8 @@ impl Hello {
             Err(_) => 3,
         };
         bytes[16..24].copy_from_slice(&self.max_message_len.to_le_bytes());
-        let interval = u32::try_from(self.heartbeat_interval.as_millis()).unwrap_or(u32::MAX);
-        // An interval below a millisecond is still one.
-        let interval = if self.heartbeat_interval.is_zero() { 0 } else { interval.max(1) };
+        // Rounded up: by a shorter interval than there is the peer would judge too early, by none not at all.
+        let interval = u32::try_from(self.heartbeat_interval.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX);
         bytes[24..28].copy_from_slice(&interval.to_le_bytes());
         bytes
     }
@@ -151,6 +150,15 @@ mod tests {
             assert_eq!(Hello::decode(&bytes[..cut]), Ok(None), "{cut}");
         }
         assert_eq!(Hello::decode(&bytes), Ok(Some((hello(), HELLO_LEN))));
+    }
+
+    #[test]
+    fn an_interval_is_told_no_shorter_than_it_is() {
+        let told = |nanos| match Hello::decode(&Hello::new(1, Duration::from_nanos(nanos)).encode()) {
+            Ok(Some((hello, _))) => hello.heartbeat_interval.as_millis(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!([0, 1, 999_999, 1_000_000, 1_000_001, 1_999_999].map(told), [0, 1, 1, 1, 2, 2]);
     }
 
     #[test]

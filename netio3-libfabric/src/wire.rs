@@ -61,7 +61,8 @@ impl Hello {
         put(&MAGIC);
         put(&[self.versions.0, self.versions.1, verdict_code(self.verdict), HELLO_LEN as u8]);
         put(&self.max_message_len.to_le_bytes());
-        put(&u32::try_from(self.heartbeat_interval.as_millis()).unwrap_or(u32::MAX).to_le_bytes());
+        // Rounded up: by a shorter interval than there is the peer would judge too early, by none not at all.
+        put(&u32::try_from(self.heartbeat_interval.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX).to_le_bytes());
         put(&self.packet_len.to_le_bytes());
         put(&self.credits.to_le_bytes());
         put(&u16::from(CONTROL_CREDITS).to_le_bytes());
@@ -216,6 +217,15 @@ mod tests {
         assert_eq!(&bytes[12..24], [0xD0, 7, 0, 0, 0, 2, 1, 0, 16, 0, 2, 0]);
         assert_eq!(bytes[24..], [0; 24]);
         assert_eq!(Hello::decode(&[&bytes[..], &[0; 16]].concat()), Ok(hello()), "padded by the provider");
+    }
+
+    #[test]
+    fn an_interval_is_told_no_shorter_than_it_is() {
+        let told = |nanos| {
+            let hello = Hello { heartbeat_interval: Duration::from_nanos(nanos), ..hello() };
+            Hello::decode(&hello.encode()).expect("it is one").heartbeat_interval.as_millis()
+        };
+        assert_eq!([0, 1, 999_999, 1_000_000, 1_000_001, 1_999_999].map(told), [0, 1, 1, 1, 2, 2]);
     }
 
     #[test]

@@ -59,6 +59,16 @@ pub(super) fn a_silent_peer_is_given_up(world: &World) {
     assert!(started.elapsed() >= SHORT * 3 && started.elapsed() < SHORT * 100, "after {:?}", started.elapsed());
 }
 
+/// So is one whose heartbeats are less than a millisecond apart.
+pub(super) fn a_silent_peer_with_short_heartbeats_is_given_up(world: &World) {
+    let far = world.another_loop();
+    // Enough of them that a busy machine does not end it before.
+    let mine = NetworkConfig { missed_heartbeats: 300, ..beating(Duration::from_secs(60)) };
+    let (dialer, out, _listener, _) = across(world, &far, mine, beating(Duration::from_micros(500)));
+    world.until("closed", || dialer.closing(out).is_some());
+    assert_eq!(dialer.closing(out), Some(ClosedReason::HeartbeatTimeout));
+}
+
 /// A peer that announced no heartbeats is never judged by its silence.
 pub(super) fn a_peer_without_heartbeats_is_never_judged(world: &World) {
     let far = world.another_loop();

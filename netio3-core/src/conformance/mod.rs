@@ -278,6 +278,7 @@ macro_rules! conformance_suite {
                 an_idle_connection_lives
                 heartbeats_are_sent_in_silence_and_counted
                 a_silent_peer_is_given_up
+                a_silent_peer_with_short_heartbeats_is_given_up
                 a_peer_without_heartbeats_is_never_judged
                 a_stall_of_ones_own_blames_nobody
                 a_paused_connection_lives
