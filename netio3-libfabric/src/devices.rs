@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use netio3_core::{MemoryRegion, RdmaParameters, RegionId, RegisterError};
 use parking_lot::Mutex;
 
+use crate::UNSAFE_PROVIDER;
 use crate::fabric::{self, Access, CompletionQueue, Desc, Domain, EventQueue, Fabric, FabricError, Hints, Info, Library};
 use crate::link::{self, SharedEndpoint};
 use crate::slab::{Layout, Slab, Slots};
@@ -128,6 +129,8 @@ impl Devices {
         let hints = Hints { provider: self.params.provider.clone(), node: Some(address), passive, source };
         let mut infos = self.libfabric.infos(&hints).map_err(io::Error::from)?;
         let rank = |info: &Info| PROVIDERS.iter().position(|name| info.provider() == *name);
+        // A name may stand for several providers: `^net` for all but that one.
+        infos.retain(|info| info.provider() != UNSAFE_PROVIDER);
         let best = (0..infos.len()).filter(|index| rank(&infos[*index]).is_some() || self.params.provider.is_some());
         let best = best.min_by_key(|index| rank(&infos[*index]));
         match best {

@@ -78,17 +78,18 @@ fn library() -> Result<Arc<Library>, CreateError> {
 }
 
 /// A provider whose listener ends the process (in libfabric 1.17) when a peer comes over another one.
-const UNSAFE_PROVIDER: &str = "sockets";
+pub(crate) const UNSAFE_PROVIDER: &str = "sockets";
 
 /// Whether a provider is there at all, and can be used.
 fn check_provider(library: &Arc<Library>, provider: &str) -> Result<(), CreateError> {
-    if provider == UNSAFE_PROVIDER {
+    // As libfabric compares names.
+    if provider.eq_ignore_ascii_case(UNSAFE_PROVIDER) {
         let why = format!("libfabric's provider {provider:?} cannot be used: a peer over another one would end the process; take `tcp`");
         return Err(CreateError::NotAvailable { backend: NAME, why });
     }
     let found = |provider: Option<String>| library.infos(&Hints { provider, ..Hints::default() });
     match found(Some(provider.to_owned())) {
-        Ok(infos) if !infos.is_empty() => Ok(()),
+        Ok(infos) if infos.iter().any(|info| info.provider() != UNSAFE_PROVIDER) => Ok(()),
         outcome => {
             let mut there: Vec<String> = found(None).unwrap_or_default().iter().map(Info::provider).collect();
             there.sort();
