@@ -47,14 +47,12 @@ impl Opener for FabricOpener {
             // Whether this machine has it, which the helper thread would find out too late to say.
             UdpSocket::bind((local, 0)).map_err(|error| io::Error::new(error.kind(), format!("{local}: {error}")))?;
         }
-        if let Some(interface) = &params.interface {
-            let what = format!("libfabric chooses by address, not by interface ({interface}); set `local_address`");
-            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
-        }
+        no_interface(params, "set `local_address`")?;
         Ok(Dialing { address: *address, source: params.local_address.filter(|local| !local.is_unspecified()) })
     }
 
-    fn listen(&self, address: &EndPointAddress, _params: &ConnectionParametersRecv) -> io::Result<(Listening, EndPointAddress)> {
+    fn listen(&self, address: &EndPointAddress, params: &ConnectionParametersRecv) -> io::Result<(Listening, EndPointAddress)> {
+        no_interface(&params.connection, "listen on an address of its")?;
         let info = self.devices.place((*address).into())?;
         let net = self.devices.net(&info)?;
         let id = LISTENER_ID | self.next_listener.fetch_add(1, Ordering::Relaxed);
@@ -78,4 +76,11 @@ impl Opener for FabricOpener {
     fn deregister(&self, id: RegionId) {
         self.devices.deregister(id);
     }
+}
+
+/// A listener must not take whom the user meant to keep out, nor a connection go where he did not mean it to.
+fn no_interface(params: &ConnectionParameters, remedy: &str) -> io::Result<()> {
+    let Some(interface) = &params.interface else { return Ok(()) };
+    let what = format!("libfabric chooses by address, not by interface ({interface}); {remedy}");
+    Err(io::Error::new(io::ErrorKind::Unsupported, what))
 }
