@@ -1,5 +1,6 @@
 //! The sockets below the protocol: the system's, or a simulation's.
 
+use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -69,11 +70,13 @@ impl Opener for SystemOpener {
     fn dial(&self, address: &EndPointAddress, params: &ConnectionParameters) -> io::Result<Self::Dialing> {
         let socket = socket_for(address)?;
         configure(&socket, address, params)?;
-        if let Some(interface) = &params.interface {
-            socket.bind_device(Some(interface.as_bytes()))?;
-        }
+        bind_device(&socket, params)?;
         if let Some(local) = params.local_address {
-            socket.bind(&SocketAddr::new(local, 0).into())?;
+            if local.is_ipv4() != address.ip().is_ipv4() {
+                let what = format!("the local address {local} is not of the family of {address}");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+            }
+            socket.bind(&SocketAddr::new(local, 0).into()).map_err(|error| naming(format_args!("the local address {local}"), &error))?;
         }
         let refused = match socket.connect(&address.socket_addr().into()) {
             Ok(()) => None,
@@ -89,12 +92,10 @@ impl Opener for SystemOpener {
         // So that a listener can be reopened while connections of its predecessor linger in the kernel.
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(params.reuse_port)?;
-        if let Some(interface) = &params.connection.interface {
-            socket.bind_device(Some(interface.as_bytes()))?;
-        }
+        bind_device(&socket, &params.connection)?;
         // The kernel derives the window scale of accepted connections from the listener's buffer.
         if let Some(bytes) = params.connection.receive_buffer {
-            socket.set_recv_buffer_size(bytes)?;
+            socket.set_recv_buffer_size(bytes.min(LARGEST_BUFFER))?;
         }
         socket.bind(&address.socket_addr().into())?;
         socket.listen(i32::try_from(params.backlog).unwrap_or(i32::MAX))?;
@@ -123,14 +124,27 @@ fn socket_for(address: &EndPointAddress) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// The size of a socket's buffer is an `int`: of more the kernel would see the lower half alone.
+const LARGEST_BUFFER: usize = i32::MAX as usize;
+
+fn bind_device(socket: &Socket, params: &ConnectionParameters) -> io::Result<()> {
+    let Some(interface) = &params.interface else { return Ok(()) };
+    socket.bind_device(Some(interface.as_bytes())).map_err(|error| naming(format_args!("the interface {interface:?}"), &error))
+}
+
+/// What the system has against something that the user asked for, beside the address which the error is about.
+fn naming(what: fmt::Arguments<'_>, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
 fn configure(socket: &Socket, address: &EndPointAddress, params: &ConnectionParameters) -> io::Result<()> {
     // Batching is this library's affair: the kernel is to send what it is given.
     socket.set_tcp_nodelay(true)?;
     if let Some(bytes) = params.send_buffer {
-        socket.set_send_buffer_size(bytes)?;
+        socket.set_send_buffer_size(bytes.min(LARGEST_BUFFER))?;
     }
     if let Some(bytes) = params.receive_buffer {
-        socket.set_recv_buffer_size(bytes)?;
+        socket.set_recv_buffer_size(bytes.min(LARGEST_BUFFER))?;
     }
     match params.traffic_class {
         Some(class) if address.ip().is_ipv6() => socket.set_tclass_v6(u32::from(class)),
@@ -210,5 +224,39 @@ impl Listen for TcpListener {
 
     fn unwatch(&self, ev: &dyn EventLoop, watch: WatchId) {
         ev.unwatch(watch, self.as_fd());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOWHERE: EndPointAddress = EndPointAddress::localhost(1);
+
+    #[test]
+    fn a_buffer_larger_than_any_is_as_large_as_it_can_be() {
+        let sizes = |bytes| {
+            let socket = socket_for(&NOWHERE).unwrap();
+            let params = ConnectionParameters { send_buffer: Some(bytes), receive_buffer: Some(bytes), ..Default::default() };
+            configure(&socket, &NOWHERE, &params).unwrap();
+            (socket.send_buffer_size().unwrap(), socket.recv_buffer_size().unwrap())
+        };
+        for bytes in [1 << 32, (1 << 32) + 5_000, usize::MAX] {
+            assert_eq!(sizes(bytes), sizes(1 << 30), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn errors_name_what_cannot_be_had() {
+        let dial = |params| SystemOpener.dial(&NOWHERE, &params).err().expect("it cannot be had").to_string();
+        let from = |ip: &str| ConnectionParameters { local_address: Some(ip.parse().unwrap()), ..Default::default() };
+        assert!(dial(from("192.0.2.77")).contains("192.0.2.77"));
+        assert!(dial(from("::1")).contains("not of the family of 127.0.0.1:1"));
+        let through = ConnectionParameters { interface: Some("no-such-nic".into()), ..Default::default() };
+        let listen = ConnectionParametersRecv { connection: through.clone(), ..Default::default() };
+        let listened = SystemOpener.listen(&EndPointAddress::localhost(0), &listen).expect_err("it cannot be had").to_string();
+        for error in [dial(through), listened] {
+            assert!(error.contains("no-such-nic"), "{error}");
+        }
     }
 }

@@ -217,7 +217,8 @@ counters! {
         wakeups,
         /// The longest turn, in nanoseconds, sleeping excluded.
         longest_turn_ns,
-        /// Turns in which a source used its budget up.
+        /// Times that a source used a budget up, of which it has one for what is delivered in a turn, one for the turn's end,
+        /// and one whenever it is polled.
         budget_hits,
         /// Events delivered to sources.
         events,

@@ -35,7 +35,7 @@ impl Handle {
     }
 
     /// Runs a closure once on the loop's thread at the start of the next `run*` or `process`, before anything else; called
-    /// inside one, it waits for the one after it.
+    /// inside one, it waits for the one after it, unless such a closure calls it: then its turn comes behind that.
     pub fn on_init(&self, init: impl FnOnce(&Self) + 'static) {
         if !self.inner.is_gone() {
             self.inner.inits.borrow_mut().push_back(Box::new(init));
