@@ -383,7 +383,7 @@ impl<N: Net> Transport for Tcp<N> {
             }
         }
         self.outbound(engine, connection).abandon();
-        if engine.totals.connections.get() <= 1 {
+        if engine.connections() <= 1 {
             self.spares.clear();
         }
         self.count_undelivered(engine, connection);
@@ -394,7 +394,7 @@ impl<N: Net> Transport for Tcp<N> {
 
     fn poll(&self, up: &mut Upcalls<'_, Self>, budget: &mut Budget) -> Polled {
         let engine = up.engine().clone();
-        let connections = engine.totals.connections.get();
+        let connections = engine.connections();
         let latest = self.latest.borrow().clone();
         // A stranger is not counted, and may be the latest.
         let is_polled = |unwatched: &Conn<N>| latest.as_ref().is_some_and(|latest| Rc::ptr_eq(latest, unwatched));

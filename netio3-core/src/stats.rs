@@ -152,7 +152,7 @@ counters! {
     BackendCounters,
     /// A snapshot of [`BackendCounters`].
     BackendStats {
-        /// Connections opened from this side.
+        /// Connections opened from this side; of a synchronized backend those that its loop knows of.
         opened,
         /// Connections established, either way.
         established,
@@ -160,7 +160,8 @@ counters! {
         refused,
         /// Established connections that ended.
         closed,
-        /// Messages accepted for sending.
+        /// Messages accepted for sending; of a synchronized backend those that its loop has taken over, or given back at
+        /// the end.
         messages_accepted,
         /// Messages completed.
         messages_sent,
@@ -191,7 +192,7 @@ counters! {
         queued_messages,
         /// Level: their bytes.
         queued_bytes,
-        /// Level: connections now.
+        /// Level: connections now; of a synchronized backend until the callback of their end has returned.
         connections,
         /// Level: taken-over messages still alive.
         owned_messages,

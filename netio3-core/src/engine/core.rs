@@ -58,6 +58,8 @@ pub struct Engine<T: Transport> {
     pub(crate) ids: EndpointIds,
     pub(super) table: RefCell<Vec<Option<Rcc<T>>>>,
     pub(super) by_address: RefCell<HashMap<EndPointAddress, Endpoint>>,
+    /// Connections that the user knows of.
+    pub(super) connections: Cell<u64>,
     pub(super) listeners: RefCell<Vec<Option<Rcl<T>>>>,
     pub(super) regions: RefCell<RegionTable>,
     /// Whether zero-copy sends have to be looked up in the table of regions.
@@ -82,7 +84,7 @@ pub struct Engine<T: Transport> {
     /// Set once by `shutdown`: when what has not ended is aborted.
     pub(super) shutdown_at: Cell<Option<Instant>>,
     pub(super) gone: Cell<bool>,
-    /// A front keeps books of its own, fuller than these, and counts by them what connections have queued.
+    /// A front keeps books of its own, fuller than these, and counts by them the connections and what they have queued.
     pub(super) fronted: Cell<bool>,
     /// The end of the turn is being done: it finds by itself what is listed meanwhile.
     pub(super) ending_turn: Cell<bool>,
@@ -114,6 +116,7 @@ impl<T: Transport> Engine<T> {
             ids,
             table: RefCell::default(),
             by_address: RefCell::default(),
+            connections: Cell::new(0),
             listeners: RefCell::default(),
             regions: RefCell::new(RegionTable::new(config.max_regions, config.strict_regions)),
             look_up_regions: Cell::new(config.strict_regions),
@@ -167,9 +170,22 @@ impl<T: Transport> Engine<T> {
         self.table.borrow().get(token)?.clone()
     }
 
+    /// The connections that the user knows of.
+    pub fn connections(&self) -> u64 {
+        self.connections.get()
+    }
+
+    pub(super) fn count_connections(&self, connections: u64) {
+        self.connections.set(connections);
+        // A front counts them from the call that opens them until their end was told.
+        if !self.fronted.get() {
+            self.totals.connections.set(connections);
+        }
+    }
+
     /// Whether another connection may be opened or admitted.
     pub(crate) fn is_full(&self) -> bool {
-        self.totals.connections.get() >= self.config.max_connections as u64
+        self.connections() >= self.config.max_connections as u64
     }
 
     /// Makes a started connection one of this loop. Whatever goes wrong is told as *refused*.
@@ -251,7 +267,7 @@ impl<T: Transport> Engine<T> {
         table[slot] = Some(connection.clone());
         drop(table);
         if connection.known.get() {
-            self.totals.connections.set(self.totals.connections.get() + 1);
+            self.count_connections(self.connections() + 1);
         }
         self.update_deadline(connection);
     }
@@ -267,7 +283,7 @@ impl<T: Transport> Engine<T> {
             self.by_address.borrow_mut().remove(&connection.address);
         }
         if connection.known.get() {
-            self.totals.connections.set(self.totals.connections.get().saturating_sub(1));
+            self.count_connections(self.connections().saturating_sub(1));
         }
         self.ids.release(connection.endpoint);
     }
@@ -334,6 +350,7 @@ impl<T: Transport> Engine<T> {
         let lists = [&self.unflushed, &self.completed].map(RefCell::take);
         let waiting = [&self.waiting, &self.capped].map(RefCell::take);
         let over = self.over.take();
+        self.connections.set(0);
         self.totals.connections.set(0);
         self.queued.set(Amount::default());
         self.count_queues();

@@ -372,7 +372,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         if engine.is_gone() || engine.shutdown_at.get().is_some() {
             return;
         }
-        let connections = engine.totals.connections.get();
+        let connections = engine.connections();
         tracing::info!(backend = T::NAME, ?deadline, connections, "shutdown begun");
         engine.shutdown_at.set(Some(engine.ev.now() + deadline.min(LONGEST_SHUTDOWN)));
         let listeners: Vec<_> = engine.listeners.borrow().iter().flatten().cloned().collect();

@@ -174,7 +174,7 @@ impl<T: Transport> Engine<T> {
         }
         listener.counters.established.add(1);
         connection.known.set(true);
-        self.totals.connections.set(self.totals.connections.get() + 1);
+        self.count_connections(self.connections() + 1);
         Ok(())
     }
 

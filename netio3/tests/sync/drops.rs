@@ -150,3 +150,31 @@ fn drop_after_the_loop(kind: NetworkType) {
     backend.shutdown(Duration::ZERO);
     drop(backend);
 }
+
+/// A shutdown is over when no connection is counted any more, and not before: who drops the backend then misses nothing.
+#[test]
+fn no_connection_is_counted_when_its_end_was_told() {
+    kinds().for_each(drop_after_a_shutdown);
+}
+
+fn drop_after_a_shutdown(kind: NetworkType) {
+    for round in 0..20 {
+        let pair = Pair::new(kind, no_heartbeats());
+        pair.connect(&ConnectionParameters::default());
+        let Pair { listener: _listener, dialer, address, book, ev } = pair;
+        alongside(&ev, move || {
+            let totals = dialer.totals();
+            if round % 2 == 0 {
+                dialer.connect(&address, &Default::default()).unwrap();
+                assert_eq!(totals.connections.get(), 2, "the loop need not know of it");
+            }
+            dialer.shutdown(WAIT);
+            while totals.connections.get() > 0 {
+                thread::yield_now();
+            }
+            drop(dialer);
+            let ends = book.count(|story| story.refused + story.closed == 1);
+            assert_eq!(ends, 2 - round % 2, "an end was never told");
+        });
+    }
+}

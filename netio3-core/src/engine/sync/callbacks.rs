@@ -27,6 +27,7 @@ impl<T: Transport> FrontCallbacks<T> {
         // Whoever ends the backend has taken the mailboxes away, or will.
         if !side.shared.is_gone() {
             directory.connections += 1;
+            side.shared.totals.connections.rise(1);
             side.shared.put(mail);
         }
     }
@@ -55,6 +56,7 @@ impl<T: Transport> Callbacks for FrontCallbacks<T> {
         if let Some(mail) = side.shared.remove(endpoint) {
             drop(mail);
             side.user.borrow_mut().on_connection_refused(&side.view, endpoint, address, reason);
+            side.shared.told_end();
         }
     }
 
@@ -80,6 +82,7 @@ impl<T: Transport> Callbacks for FrontCallbacks<T> {
         drop(mail);
         if !side.shared.is_gone() {
             side.user.borrow_mut().on_connection_closed(&side.view, endpoint, address, &pending, reason);
+            side.shared.told_end();
         }
     }
 

@@ -42,6 +42,7 @@ impl<T: Transport> SyncBackend<T> {
             }
             directory.check_room(shared.config.max_connections).map_err(failed)?;
             directory.connections += 1;
+            shared.totals.connections.rise(1);
             if owns {
                 directory.by_address.insert(address, None);
             }
@@ -55,6 +56,10 @@ impl<T: Transport> SyncBackend<T> {
             directory.connections = directory.connections.saturating_sub(1);
             if owns {
                 directory.by_address.remove(&address);
+            }
+            // Who ends the backend counts none any more.
+            if directory.life != Life::Gone {
+                shared.totals.connections.fall(1);
             }
         }
         started.map_err(failed)

@@ -324,6 +324,7 @@ impl<T: Transport> LoopSide<T> {
             self.shared.totals.refused.add(1);
             drop(mail);
             self.user.borrow_mut().on_connection_refused(&self.view, endpoint, &address, RefusedReason::LocalResource);
+            self.shared.told_end();
         }
     }
 

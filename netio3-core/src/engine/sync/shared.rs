@@ -175,6 +175,14 @@ impl<O: Opener> Shared<O> {
         Some(mail)
     }
 
+    /// The end of a connection was told: it counts until here, so that who sees that there is none may drop the backend. On
+    /// the loop's thread, on which the end of the backend counts none any more.
+    pub(super) fn told_end(&self) {
+        if !self.is_gone() {
+            self.totals.connections.fall(1);
+        }
+    }
+
     /// Accepts a message of one piece by the [shortest way](Mail::accept_one); what does not go that way is the other's affair,
     /// under the same lock.
     #[inline(always)]
