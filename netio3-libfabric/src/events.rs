@@ -230,12 +230,20 @@ impl Rdma {
 
     fn not_opened(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn, error: &io::Error) {
         tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, %error, "cannot connect over libfabric");
-        self.not_connected(up, engine, connection, RefusedReason::of_error(error));
+        // What a peer was to be given is short here: it has not vanished.
+        self.not_connected(up, engine, connection, RefusedReason::of_error(error), ClosedReason::Limit);
     }
 
-    /// Ends a connection that the provider did not connect. A peer whose hello was accepted was established and lost
+    /// Ends a connection that the provider did not connect. A peer whose hello was accepted was established and closed
     /// then: nobody here asked for it, who could be refused.
-    fn not_connected(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn, reason: RefusedReason) {
+    fn not_connected(
+        &self,
+        up: &mut Upcalls<'_, Self>,
+        engine: &Engine<Self>,
+        connection: &Conn,
+        reason: RefusedReason,
+        closed: ClosedReason,
+    ) {
         let hello = match (connection.direction, connection.link.hello.get()) {
             (Direction::Incoming, Some(hello)) => hello,
             _ => return engine.refuse(connection, reason),
@@ -243,7 +251,7 @@ impl Rdma {
         let unknown = EndPointAddress::localhost(0);
         up.established(connection, unknown, hello.max_message_len as usize, hello.heartbeat_interval);
         if !engine.is_gone() {
-            engine.finish(connection, ClosedReason::PeerLost, Release::Reset);
+            engine.finish(connection, closed, Release::Reset);
         }
     }
 
@@ -416,7 +424,7 @@ impl Rdma {
                         reason => reason,
                     },
                 };
-                self.not_connected(up, engine, connection, told.unwrap_or_else(reason));
+                self.not_connected(up, engine, connection, told.unwrap_or_else(reason), ClosedReason::PeerLost);
             }
             _ => self.lose(engine, connection),
         }
@@ -447,7 +455,7 @@ impl Rdma {
             let goodbye = &link.goodbye;
             let sent_all = link.body.borrow().as_ref().is_none_or(|body| body.sending.is_empty());
             match connection.state() {
-                State::Opening => self.not_connected(up, &engine, &connection, RefusedReason::NoListener),
+                State::Opening => self.not_connected(up, &engine, &connection, RefusedReason::NoListener, ClosedReason::PeerLost),
                 // It did not wait for what was left of ours, which was nothing, or for our goodbye.
                 State::Closing(reason) if goodbye.heard.get() && sent_all && (goodbye.said.get() || reason == ClosedReason::PeerClosed) => {
                     let left = link.body.borrow_mut().as_mut().map_or(0, |body| body.sending.all_left());

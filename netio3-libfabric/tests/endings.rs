@@ -6,10 +6,12 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use netio3_core::{ClosedReason, ConnectionParameters, EndPointAddress, EventLoop, Handlers, NetworkBackend, Phase};
+use netio3_core::{
+    ClosedReason, ConnectionParameters, EndPointAddress, EventLoop, Handlers, NetworkBackend, NetworkConfig, Phase, RdmaParameters,
+};
 use netio3_evloop::EpollEventLoop;
 
-use crate::util::{LIMIT, Told, config, is_here, node, until};
+use crate::util::{LIMIT, Told, config, is_here, node, node_with, until};
 
 /// Of messages that came in one packet those behind the one in whose callback the connection was aborted are counted.
 #[test]
@@ -98,4 +100,19 @@ fn a_goodbye_that_is_heard_late_is_one() {
     server.backend.resume(from).expect("it is there");
     until(&ev, &[], "the server has heard", || server.closed(from).is_some());
     assert_eq!((server.received(from).len(), server.closed(from)), (10, Some((Vec::new(), ClosedReason::PeerClosed))));
+}
+
+/// A peer that there are no buffers for has not vanished.
+#[test]
+fn a_peer_that_there_are_no_buffers_for_is_closed_by_the_limit() {
+    if !is_here() {
+        return;
+    }
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    let rdma = RdmaParameters { shared_receives: Some(1), ..config().rdma };
+    let (server, client) = (node_with(&ev, NetworkConfig { rdma, ..config() }), node(&ev));
+    let to = client.backend.connect(&server.listen(), &ConnectionParameters::default()).expect("a connection is started");
+    until(&ev, &[], "both sides are told", || client.refused(to).is_some() && server.told().len() == 2);
+    let [Told::Established(from, _), Told::Closed(closed, _, reason)] = &server.told()[..] else { panic!("{:?}", server.told()) };
+    assert_eq!((from, *reason), (closed, ClosedReason::Limit));
 }
