@@ -282,7 +282,7 @@ impl Registered {
         #[allow(unsafe_code)]
         let registration =
             unsafe { fabric::MemoryRegion::register(&device.domain, memory.address() as *const u8, memory.len(), Access::Send) };
-        Ok(Self { registration: registration.map_err(|error| error.error)?, memory })
+        Ok(Self { registration: registration?, memory })
     }
 
     /// What the device knows.

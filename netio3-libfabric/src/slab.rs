@@ -71,10 +71,7 @@ impl Slab {
             .map_err(|error| FabricError::refused("mmap", error.raw_os_error().unwrap_or(12), error.to_string()))?;
         let registration = match domain.needs_registration() {
             // SAFETY: the memory is mapped for as long as `memory` lives, which is dropped after the registration.
-            true => Some(unsafe {
-                fabric::MemoryRegion::register(domain, memory.address() as *const u8, bytes, Access::SendReceive)
-                    .map_err(|error| error.error)?
-            }),
+            true => Some(unsafe { fabric::MemoryRegion::register(domain, memory.address() as *const u8, bytes, Access::SendReceive)? }),
             false => None,
         };
         let slab = Self { registration, memory, layout, pinned: pinned.clone() };

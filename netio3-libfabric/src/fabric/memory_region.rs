@@ -66,6 +66,14 @@ pub struct RegistrationError {
     pub error: FabricError,
 }
 
+impl From<RegistrationError> for FabricError {
+    /// Who hears of it hears what usually helps, too.
+    fn from(error: RegistrationError) -> Self {
+        let text = format!("{}; {} bytes were to be registered{}", error.error.text, error.bytes, remedy(&error.error));
+        Self { text, ..error.error }
+    }
+}
+
 /// What usually helps: registered memory counts as locked.
 fn remedy(error: &FabricError) -> &'static str {
     match error.code {
@@ -135,5 +143,18 @@ impl Drop for MemoryRegion {
     fn drop(&mut self) {
         // SAFETY: it is ours; who posts an operation with its descriptor vouches that the region outlives it.
         unsafe { close(self.raw.as_ptr().cast(), "memory region") };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_remedy_is_kept() {
+        let error = FabricError { call: "fi_mr_reg", code: sys::FI_ENOMEM, text: "Cannot allocate memory (provider verbs)".into() };
+        let error = FabricError::from(RegistrationError { bytes: 4_096, error });
+        assert_eq!(error.code, sys::FI_ENOMEM);
+        assert!(error.to_string().contains("4096 bytes") && error.to_string().contains("ulimit -l"), "{error}");
     }
 }
