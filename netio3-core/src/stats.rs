@@ -216,7 +216,8 @@ counters! {
         turns,
         /// Times the loop slept and was woken, by whatever.
         wakeups,
-        /// The longest turn, in nanoseconds, sleeping excluded.
+        /// The longest turn, or the longest that a spinning loop took for what it found by polling, in nanoseconds, sleeping
+        /// excluded.
         longest_turn_ns,
         /// Times that a source used a budget up, of which it has one for what is delivered in a turn, one for the turn's end,
         /// and one whenever it is polled.

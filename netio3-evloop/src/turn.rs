@@ -133,9 +133,14 @@ impl Inner {
     fn spin(&self, limit: Option<Instant>) -> io::Result<bool> {
         let began = self.read_clock();
         loop {
+            let before = self.latest.get();
             let found = self.poll_sources()?;
             self.take_notice();
             let now = self.read_clock();
+            if found {
+                // What was found was handled, and may have taken as long as a turn.
+                self.counters.longest_turn_ns.raise(now.saturating_duration_since(before).as_nanos() as u64);
+            }
             self.turn_began.set(now);
             let deadline = earlier(limit, self.registry.borrow().nearest_deadline());
             if found || self.has_work() || self.shared.is_stopped() || deadline.is_some_and(|at| at <= now) {

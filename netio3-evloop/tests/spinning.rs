@@ -167,3 +167,22 @@ fn descriptors_are_read_although_polling_always_finds_something() {
     run_until(&event_loop, || bytes.get() == 1);
     assert!(turns.get() < 20, "{} turns", turns.get());
 }
+
+#[test]
+fn what_polling_takes_is_counted() {
+    let event_loop = event_loop();
+    event_loop.set_spin(LONG);
+    let polled = Count::default();
+    let count = polled.clone();
+    event_loop.add_source(Box::new(Probe {
+        poll: Box::new(move |_, _| {
+            count.add();
+            thread::sleep(ms(20));
+            Polled::Something
+        }),
+        ..Probe::default()
+    }));
+    run_until(&event_loop, || polled.get() > 0);
+    let longest = event_loop.counters().snapshot().longest_turn_ns;
+    assert!(longest >= 20_000_000, "{longest} ns");
+}
