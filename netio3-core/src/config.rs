@@ -52,7 +52,7 @@ pub struct NetworkConfig {
     pub max_regions: usize,
     /// Whether zero-copy sends must lie in registered regions. Default `false`.
     pub strict_regions: bool,
-    /// What only RDMA has; TCP takes no notice of it.
+    /// What only RDMA has; TCP takes no notice of it, but that it is [checked](Self::check) likewise.
     pub rdma: RdmaParameters,
 }
 
@@ -73,7 +73,8 @@ pub struct RdmaParameters {
     /// ends. Longer ones are copied together, and all are where `shared_receives` bounds the buffers. Default 4 MiB.
     pub land_up_to: usize,
     /// Zero-copy messages up to this many bytes are packed together with others, which takes a copy, where the
-    /// connection leaves [`copy_below`](ConnectionParameters::copy_below) at its default. Each message beyond it
+    /// connection leaves [`copy_below`](ConnectionParameters::copy_below) at its default (a synchronized backend copies up to
+    /// that in any case). Each message beyond it
     /// takes a packet, and a credit, of its own. Default 16 KiB: over sockets packing wins up to there.
     pub pack_below: usize,
     /// Buffers of that size for each connection in which small messages are put together for sending. Default 4; at
@@ -202,9 +203,10 @@ pub struct ConnectionParameters {
     pub stall_timeout: Option<Duration>,
     /// The address of this machine to connect from. Default: the system's choice.
     pub local_address: Option<IpAddr>,
-    /// The network interface to connect through (may need privileges). Default: the system's choice.
+    /// The network interface to connect through, or of a listener to accept from (may need privileges). Over RDMA opening
+    /// fails with one. Default: the system's choice.
     pub interface: Option<String>,
-    /// The kernel's send buffer, in bytes. Default: the system's automatic size.
+    /// The kernel's send buffer, in bytes; without meaning over RDMA, like the next two. Default: the system's automatic size.
     pub send_buffer: Option<usize>,
     /// The kernel's receive buffer, in bytes. Default: the system's automatic size.
     pub receive_buffer: Option<usize>,
@@ -278,7 +280,8 @@ pub struct ConnectionParametersRecv {
     pub connection: ConnectionParameters,
     /// Who may connect. Default: everybody.
     pub accept: AcceptFilter,
-    /// Connections the kernel may hold for this listener until they are accepted. Default 1,024.
+    /// Connections the kernel may hold for this listener until they are accepted. Default 1,024. Without meaning over RDMA,
+    /// like the next one.
     pub backlog: u32,
     /// Whether several listeners may share the address (`SO_REUSEPORT`). Default `false`.
     pub reuse_port: bool,

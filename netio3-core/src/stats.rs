@@ -3,6 +3,9 @@
 //! A counter handle is an `Arc` that any thread may read at any time without touching the loop;
 //! `snapshot()` copies it into plain numbers, serializable under the feature `serde`. Counters only
 //! grow, except those documented as a level. Totals of a backend survive the connections.
+//!
+//! What was accepted for sending is counted when it is flushed, or something leaves or is refused, and whenever the backend is
+//! asked for the handle: a handle that was asked for before may know less meanwhile.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -140,7 +143,7 @@ counters! {
         refused_version,
         /// Peers that the accept filter turned away.
         refused_filter,
-        /// Peers beyond the limit of connections.
+        /// Peers beyond the limit of connections, or for whose buffers there was no memory.
         refused_limit,
         /// Times that accepting failed for want of descriptors or memory.
         accept_failures,
