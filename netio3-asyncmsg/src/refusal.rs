@@ -9,6 +9,21 @@ pub(crate) fn is_refusal(error: &io::Error) -> bool {
     RefusedReason::of_error(error) != RefusedReason::LocalResource
 }
 
+/// Whether accepting failed for what became of one peer, or for a signal: the next one is as good as ever.
+pub(crate) fn is_of_one_peer(error: &io::Error) -> bool {
+    const EPROTO: i32 = 71;
+    match error.kind() {
+        io::ErrorKind::Interrupted
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown
+        | io::ErrorKind::TimedOut => true,
+        _ => error.raw_os_error() == Some(EPROTO),
+    }
+}
+
 /// Whether accepting failed for want of something that may come back.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     const ENOMEM: i32 = 12;
@@ -32,5 +47,12 @@ mod tests {
         assert_eq!(reason_of(99), RefusedReason::LocalResource);
         assert!(is_shortage(&io::Error::from_raw_os_error(24)));
         assert!(!is_shortage(&io::Error::from_raw_os_error(103)));
+    }
+
+    #[test]
+    fn only_what_becomes_of_one_peer_lets_accepting_go_on_at_once() {
+        let of_one_peer = |errno| is_of_one_peer(&io::Error::from_raw_os_error(errno));
+        assert!([4, 71, 100, 101, 103, 104, 110, 113].into_iter().all(of_one_peer));
+        assert!(![1, 9, 12, 13, 22, 23, 24, 105].into_iter().any(of_one_peer));
     }
 }

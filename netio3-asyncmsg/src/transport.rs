@@ -284,15 +284,18 @@ impl<N: Net> Transport for Tcp<N> {
                     });
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Wait,
-                Err(error) if refusal::is_shortage(&error) => {
+                // The peer gave up before it was accepted, or a signal came: the next one may be fine.
+                Err(error) if refusal::is_of_one_peer(&error) => {
+                    tracing::debug!(listener = %listener.address, %error, "a peer was gone before it was accepted");
+                }
+                // Anything else may last, as when the listener was shut down from outside: trying again at once would spin.
+                Err(error) => {
                     engine.accept_failed(listener, &error);
-                    if !engine.evict_stranger() {
+                    if !refusal::is_shortage(&error) || !engine.evict_stranger() {
                         engine.accept_later(listener);
                         return Next::Wait;
                     }
                 }
-                // The peer gave up before it was accepted, or a signal came: the next one may be fine.
-                Err(error) => tracing::debug!(listener = %listener.address, %error, "a peer was gone before it was accepted"),
             }
         }
         Next::Again

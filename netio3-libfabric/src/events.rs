@@ -151,7 +151,7 @@ impl Rdma {
         vain.set(vain.get().saturating_add(1));
         let is_short = vain.get() >= VAIN_LOOKS;
         if is_short {
-            engine.accept_failed(&listener, &"the provider does not take a peer that waits");
+            engine.accept_failed(&listener, &io::Error::other("the provider does not take a peer that waits"));
             waits.set(true);
             engine.accept_later(&listener);
         }

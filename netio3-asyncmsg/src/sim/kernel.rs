@@ -190,7 +190,7 @@ impl State {
 
     /// The next connection that waits.
     pub(super) fn accept(&mut self, listener: u64) -> io::Result<(u64, EndPointAddress)> {
-        const FAILURES: [i32; 3] = [24, 103, 4];
+        const FAILURES: [i32; 5] = [24, 103, 4, 1, 22];
         let now = self.clock.now();
         let failure = if self.random.percent(self.weather.bad_accepts) { self.random.choose(&FAILURES) } else { None };
         let port = self.listeners.get_mut(&listener).ok_or(io::ErrorKind::NotFound)?;

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use netio3_core::{ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetworkConfig, engine};
 use netio3_evloop::EpollEventLoop;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::net::SystemOpener;
 
 use super::*;
 
@@ -58,4 +60,50 @@ fn a_socket_that_connected_to_itself_is_refused() {
     assert!(ev.run_until(&mut || refused.get().is_some(), Duration::from_secs(30)).expect("the loop can wait"));
     assert_eq!(refused.get(), Some(RefusedReason::NoListener));
     assert!(backend.connections().is_empty());
+}
+
+/// The system's network, of whose listener others have a descriptor.
+struct Shared;
+
+/// Leaves the other descriptor there.
+struct SharedOpener(std::sync::Arc<Mutex<Option<TcpListener>>>);
+
+impl Net for Shared {
+    type Stream = TcpStream;
+    type Listener = TcpListener;
+    type Opener = SharedOpener;
+}
+
+impl Opener for SharedOpener {
+    type Dialing = Dialing<TcpStream>;
+    type Listening = TcpListener;
+
+    fn dial(&self, _: &EndPointAddress, _: &ConnectionParameters) -> io::Result<Self::Dialing> {
+        unreachable!("nobody dials")
+    }
+
+    fn listen(&self, address: &EndPointAddress, params: &ConnectionParametersRecv) -> io::Result<(TcpListener, EndPointAddress)> {
+        let (listener, bound) = SystemOpener.listen(address, params)?;
+        self.0.lock().expect("nobody panicked").replace(listener.try_clone()?);
+        Ok((listener, bound))
+    }
+}
+
+/// As by `ss -K`, by which sockets are killed, or by a child process that has inherited it: it never accepts again.
+#[test]
+fn a_listener_that_was_shut_down_from_outside_says_so_and_does_not_keep_the_loop_busy() {
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    let other = std::sync::Arc::<Mutex<Option<TcpListener>>>::default();
+    let opener = SharedOpener(other.clone());
+    let backend = engine::create_local(Tcp::<Shared>::new(), opener, NetworkConfig::default(), Box::new(Handlers::new()), &ev);
+    let backend = backend.expect("the configuration is valid");
+    backend.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).expect("a port is left");
+    let other = other.lock().expect("nobody panicked").take().expect("it listens");
+    SockRef::from(&other).shutdown(std::net::Shutdown::Both).expect("a listener can be shut down");
+    let failures = || backend.totals().accept_failures.get();
+    assert!(ev.run_until(&mut || failures() > 0, Duration::from_secs(30)).expect("the loop can wait"), "nothing is told of it");
+    let turns = ev.counters().turns.get();
+    ev.run_for(Duration::from_millis(300)).expect("the loop can wait");
+    let turns = ev.counters().turns.get() - turns;
+    assert!(turns < 50, "{turns} turns in 0.3 s");
 }

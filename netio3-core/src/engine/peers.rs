@@ -1,7 +1,6 @@
 //! Listeners, and the peers that were accepted and have not said hello.
 
 use std::cell::Cell;
-use std::fmt::Display;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,6 +19,16 @@ use crate::status::{ClosedReason, Direction, RefusedReason};
 
 /// How often a listener that cannot accept says so, at most.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// What to do where accepting fails, if the error does not say so itself.
+fn accept_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => "; raise the limit of open files (ulimit -n)",
+        Some(libc::ENFILE) => "; raise the system's limit of open files (fs.file-max)",
+        Some(libc::EINVAL) => "; if the listener was shut down from outside, close it and open it again",
+        _ => "",
+    }
+}
 
 impl<T: Transport> Engine<T> {
     pub(super) fn listens_on(&self, address: &EndPointAddress) -> bool {
@@ -95,13 +104,14 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Counts that a listener could not accept, and says so now and then: peers decide how often it tries.
-    pub fn accept_failed(&self, listener: &Listener<T::Listener>, error: &dyn Display) {
+    pub fn accept_failed(&self, listener: &Listener<T::Listener>, error: &io::Error) {
         listener.counters.accept_failures.add(1);
         self.totals.accept_failures.add(1);
         let now = self.ev.now();
         if listener.complained.get().is_none_or(|last| now.saturating_duration_since(last) >= COMPLAIN_EVERY) {
             listener.complained.set(Some(now));
-            tracing::warn!(backend = T::NAME, listener = %listener.address, %error, "cannot accept; raise the limit of open files (ulimit -n)");
+            let remedy = accept_remedy(error);
+            tracing::warn!(backend = T::NAME, listener = %listener.address, %error, "cannot accept{remedy}");
         }
     }
 
