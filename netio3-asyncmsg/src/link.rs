@@ -27,8 +27,8 @@ pub(crate) struct Link<S> {
     pub(crate) stash_held: Cell<usize>,
     /// The socket takes nothing more until it is writable again.
     pub(crate) blocked: Cell<bool>,
-    /// Writing failed; what is left to read is still delivered.
-    pub(crate) broken: Cell<bool>,
+    /// How writing failed; what is left to read is still delivered.
+    pub(crate) broken: Cell<Option<io::ErrorKind>>,
     /// The system told that the stream ends.
     pub(crate) read_closed: Cell<bool>,
     /// From how many bytes on the system tells of what came.
@@ -52,7 +52,7 @@ impl<S: Stream> Link<S> {
             stash: RefCell::default(),
             stash_held: Cell::new(0),
             blocked: Cell::new(false),
-            broken: Cell::new(false),
+            broken: Cell::new(None),
             read_closed: Cell::new(false),
             low_water: Cell::new(1),
         }

@@ -135,7 +135,11 @@ impl<N: Net> Tcp<N> {
                 return Ok(false);
             }
             Ok(n) => n,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match link.broken.get() {
+                // The stream goes on, only this side cannot write: nothing will tell of its end.
+                Some(failure) => return Err(failure.into()),
+                None => return Ok(false),
+            },
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
             Err(error) => return Err(error),
         };

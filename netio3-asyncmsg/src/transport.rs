@@ -128,10 +128,16 @@ impl<N: Net> Tcp<N> {
         }
     }
 
-    /// Writing failed. What the peer sent before is still delivered; its end is then found by reading.
+    /// Writing failed. What the peer sent before is still delivered; its end is then found by reading, or that there is nothing
+    /// more to read.
     fn write_failed(&self, engine: &Engine<Self>, connection: &Conn<N>, error: &io::Error) {
-        tracing::debug!(endpoint = %connection.endpoint, %error, "cannot write");
-        connection.link.broken.set(true);
+        let (endpoint, peer) = (connection.endpoint, connection.address);
+        if refusal::is_refusal(error) {
+            tracing::debug!(%endpoint, %peer, %error, "cannot write");
+        } else {
+            tracing::warn!(%endpoint, %peer, %error, "cannot write, for a reason on this side: the connection ends");
+        }
+        connection.link.broken.set(Some(error.kind()));
         connection.link.read_closed.set(true);
         // At a cap the reading goes on when there is room. After the peer's goodbye there is nothing to read.
         if connection.is_paused() || connection.link.session.get().has_heard_goodbye() {
@@ -143,7 +149,8 @@ impl<N: Net> Tcp<N> {
 
     /// The stream ended by an error.
     pub(crate) fn lost(&self, engine: &Engine<Self>, connection: &Conn<N>, error: &io::Error) {
-        self.end(engine, connection, RefusedReason::of_error(error), ClosedReason::PeerLost);
+        let closed = if refusal::is_refusal(error) { ClosedReason::PeerLost } else { ClosedReason::Limit };
+        self.end(engine, connection, RefusedReason::of_error(error), closed);
     }
 
     /// Ends a connection for what its peer did.
@@ -163,7 +170,7 @@ impl<N: Net> Tcp<N> {
     fn write_out(&self, engine: &Engine<Self>, connection: &Conn<N>, least: usize) {
         let link = &connection.link;
         let Some(socket) = link.socket() else { return };
-        if link.blocked.get() || link.broken.get() || link.session.get().stage == Stage::Connecting {
+        if link.blocked.get() || link.broken.get().is_some() || link.session.get().stage == Stage::Connecting {
             return;
         }
         let mut left = 0;

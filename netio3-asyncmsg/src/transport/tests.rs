@@ -1,12 +1,16 @@
 //! What real sockets do only by chance.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::io::{IoSlice, IoSliceMut};
 use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use netio3_core::{ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetworkConfig, engine};
+use netio3_core::{
+    ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetioStatus, NetworkConfig, SourceId, engine,
+};
 use netio3_evloop::EpollEventLoop;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -66,7 +70,7 @@ fn a_socket_that_connected_to_itself_is_refused() {
 struct Shared;
 
 /// Leaves the other descriptor there.
-struct SharedOpener(std::sync::Arc<Mutex<Option<TcpListener>>>);
+struct SharedOpener(Arc<Mutex<Option<TcpListener>>>);
 
 impl Net for Shared {
     type Stream = TcpStream;
@@ -93,7 +97,7 @@ impl Opener for SharedOpener {
 #[test]
 fn a_listener_that_was_shut_down_from_outside_says_so_and_does_not_keep_the_loop_busy() {
     let ev = EpollEventLoop::new().expect("descriptors are left");
-    let other = std::sync::Arc::<Mutex<Option<TcpListener>>>::default();
+    let other = Arc::<Mutex<Option<TcpListener>>>::default();
     let opener = SharedOpener(other.clone());
     let backend = engine::create_local(Tcp::<Shared>::new(), opener, NetworkConfig::default(), Box::new(Handlers::new()), &ev);
     let backend = backend.expect("the configuration is valid");
@@ -106,4 +110,139 @@ fn a_listener_that_was_shut_down_from_outside_says_so_and_does_not_keep_the_loop
     ev.run_for(Duration::from_millis(300)).expect("the loop can wait");
     let turns = ev.counters().turns.get() - turns;
     assert!(turns < 50, "{turns} turns in 0.3 s");
+}
+
+/// A network whose sockets fail to write when they are told to.
+struct Failing;
+
+/// Makes the sockets; what the number is not zero for fails.
+struct FailingOpener(Arc<AtomicI32>);
+
+struct FailingStream(TcpStream, Arc<AtomicI32>);
+
+impl Net for Failing {
+    type Stream = FailingStream;
+    type Listener = NoListener;
+    type Opener = FailingOpener;
+}
+
+impl Opener for FailingOpener {
+    type Dialing = Dialing<FailingStream>;
+    type Listening = NoListener;
+
+    fn dial(&self, address: &EndPointAddress, params: &ConnectionParameters) -> io::Result<Self::Dialing> {
+        let Dialing { stream, refused } = SystemOpener.dial(address, params)?;
+        Ok(Dialing { stream: FailingStream(stream, self.0.clone()), refused })
+    }
+
+    fn listen(&self, _: &EndPointAddress, _: &ConnectionParametersRecv) -> io::Result<(NoListener, EndPointAddress)> {
+        unreachable!("nobody listens")
+    }
+}
+
+impl Stream for FailingStream {
+    fn read(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        Stream::read(&self.0, slices)
+    }
+
+    fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self.1.load(Ordering::Relaxed) {
+            0 => Stream::write(&self.0, slices),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    fn is_connected(&self) -> io::Result<bool> {
+        self.0.is_connected()
+    }
+
+    fn local_address(&self) -> io::Result<EndPointAddress> {
+        self.0.local_address()
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        self.0.shutdown_write()
+    }
+
+    fn reset_on_close(&self) {
+        self.0.reset_on_close();
+    }
+
+    fn set_low_water(&self, bytes: usize) -> io::Result<()> {
+        self.0.set_low_water(bytes)
+    }
+
+    fn watch(&self, ev: &dyn EventLoop, source: SourceId, token: usize) -> io::Result<WatchId> {
+        self.0.watch(ev, source, token)
+    }
+
+    fn unwatch(&self, ev: &dyn EventLoop, watch: WatchId) {
+        self.0.unwatch(ev, watch);
+    }
+}
+
+/// There is none.
+enum NoListener {}
+
+impl Listen for NoListener {
+    type Stream = FailingStream;
+
+    fn accept(&self, _: &ConnectionParameters) -> io::Result<(FailingStream, EndPointAddress)> {
+        match *self {}
+    }
+
+    fn watch(&self, _: &dyn EventLoop, _: SourceId, _: usize) -> io::Result<WatchId> {
+        match *self {}
+    }
+
+    fn unwatch(&self, _: &dyn EventLoop, _: WatchId) {
+        match *self {}
+    }
+}
+
+/// The system refuses a write for reasons of its own, as for memory that it cannot read or that it has not, while the
+/// stream goes on: what has come is still delivered, and then the connection ends, with nobody to wait for.
+#[test]
+fn a_write_that_fails_on_a_living_stream_ends_the_connection() {
+    const ENOMEM: i32 = 12;
+    const EFAULT: i32 = 14;
+    const ENOBUFS: i32 = 105;
+    const EPIPE: i32 = 32;
+    for (errno, told) in
+        [(ENOMEM, ClosedReason::Limit), (EFAULT, ClosedReason::Limit), (ENOBUFS, ClosedReason::Limit), (EPIPE, ClosedReason::PeerLost)]
+    {
+        let ev = EpollEventLoop::new().expect("descriptors are left");
+        let config = || NetworkConfig { heartbeat_interval: Duration::ZERO, ..NetworkConfig::default() };
+        let until = |what: &str, condition: &dyn Fn() -> bool| {
+            let met = ev.run_until(&mut || condition(), Duration::from_secs(10)).expect("the loop can wait");
+            assert!(met, "errno {errno}: {what}");
+        };
+        let greeting = Handlers::new().on_connection_established(|backend, connection| {
+            assert_eq!(backend.send_copy(connection.endpoint, b"hello", b"", 1), Ok(NetioStatus::Ok));
+        });
+        let server = crate::create_local(config(), Box::new(greeting), &ev).expect("the configuration is valid");
+        let address =
+            server.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).expect("a port is left");
+
+        let failure = Arc::new(AtomicI32::new(0));
+        let (received, closed) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(None)));
+        let (count, end, fails) = (received.clone(), closed.clone(), failure.clone());
+        let callbacks = Handlers::new()
+            .on_connection_established(move |backend, connection| {
+                fails.store(errno, Ordering::Relaxed);
+                assert_eq!(backend.send_copy(connection.endpoint, b"hello", b"", 7), Ok(NetioStatus::Ok));
+            })
+            .on_data(move |_, _, _, _| count.set(count.get() + 1))
+            .on_connection_closed(move |_, _, _, pending, reason| {
+                let keys: Vec<_> = pending.iter().map(|completion| completion.key).collect();
+                assert!(end.replace(Some((keys, reason))).is_none(), "closed once");
+            });
+        let client = engine::create_local(Tcp::<Failing>::new(), FailingOpener(failure), config(), Box::new(callbacks), &ev);
+        let client = client.expect("the configuration is valid");
+        client.open_send_endpoint(&address, &ConnectionParameters::default()).expect("it is started");
+        until("the connection ends", &|| closed.borrow().is_some());
+        assert_eq!(*closed.borrow(), Some((vec![7], told)), "errno {errno}");
+        assert!(received.get() <= 1);
+        until("the other side learns of it", &|| server.connections().is_empty());
+    }
 }
