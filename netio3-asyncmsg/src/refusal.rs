@@ -9,6 +9,20 @@ pub(crate) fn is_refusal(error: &io::Error) -> bool {
     RefusedReason::of_error(error) != RefusedReason::LocalResource
 }
 
+/// Why a connection could not be made, or ended before it was. What routers and firewalls say of a peer comes as errors that
+/// calls can otherwise have for a reason of this machine's: packets to it are not allowed, or it is not there.
+pub(crate) fn reason_of(error: &io::Error) -> RefusedReason {
+    const EACCES: i32 = 13;
+    const ENONET: i32 = 64;
+    const EPROTO: i32 = 71;
+    const ENOPROTOOPT: i32 = 92;
+    const EHOSTDOWN: i32 = 112;
+    match error.raw_os_error() {
+        Some(EACCES | ENONET | EPROTO | ENOPROTOOPT | EHOSTDOWN) => RefusedReason::Unreachable,
+        _ => RefusedReason::of_error(error),
+    }
+}
+
 /// Whether accepting failed for what became of one peer, or for a signal: the next one is as good as ever.
 pub(crate) fn is_of_one_peer(error: &io::Error) -> bool {
     const EPROTO: i32 = 71;
@@ -47,6 +61,17 @@ mod tests {
         assert_eq!(reason_of(99), RefusedReason::LocalResource);
         assert!(is_shortage(&io::Error::from_raw_os_error(24)));
         assert!(!is_shortage(&io::Error::from_raw_os_error(103)));
+    }
+
+    #[test]
+    fn what_routers_and_firewalls_say_is_not_of_this_machine() {
+        let reason_of = |errno| reason_of(&io::Error::from_raw_os_error(errno));
+        // Of ICMPv6 "administratively prohibited", with which firewalls reject, and of ICMP "protocol unreachable" and others.
+        for errno in [13, 64, 71, 92, 112, 113] {
+            assert_eq!(reason_of(errno), RefusedReason::Unreachable, "{errno}");
+        }
+        assert_eq!(reason_of(1), RefusedReason::LocalResource);
+        assert_eq!(reason_of(24), RefusedReason::LocalResource);
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl<N: Net> Tcp<N> {
             }
             Err(error) => {
                 tracing::debug!(peer = %connection.address, %error, "cannot connect");
-                engine.refuse(connection, RefusedReason::of_error(&error));
+                engine.refuse(connection, refusal::reason_of(&error));
             }
         }
     }
@@ -149,8 +149,9 @@ impl<N: Net> Tcp<N> {
 
     /// The stream ended by an error.
     pub(crate) fn lost(&self, engine: &Engine<Self>, connection: &Conn<N>, error: &io::Error) {
-        let closed = if refusal::is_refusal(error) { ClosedReason::PeerLost } else { ClosedReason::Limit };
-        self.end(engine, connection, RefusedReason::of_error(error), closed);
+        let refused = refusal::reason_of(error);
+        let closed = if refused == RefusedReason::LocalResource { ClosedReason::Limit } else { ClosedReason::PeerLost };
+        self.end(engine, connection, refused, closed);
     }
 
     /// Ends a connection for what its peer did.
