@@ -94,7 +94,8 @@ impl<N: Net> Tcp<N> {
             }
             Err(error) => {
                 engine.cannot_watch(&error);
-                engine.read_again(connection);
+                // Nobody tells of either.
+                engine.event_loop().redeliver(engine.source(), connection.token(), Ready::READABLE | Ready::WRITABLE);
                 false
             }
         }

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -112,13 +112,28 @@ fn a_listener_that_was_shut_down_from_outside_says_so_and_does_not_keep_the_loop
     assert!(turns < 50, "{turns} turns in 0.3 s");
 }
 
-/// A network whose sockets fail to write when they are told to.
+/// A network whose sockets fail when they are told to.
 struct Failing;
 
-/// Makes the sockets; what the number is not zero for fails.
-struct FailingOpener(Arc<AtomicI32>);
+/// What fails: where it is not zero, with that error.
+#[derive(Default)]
+struct Faults {
+    write: AtomicI32,
+    watch: AtomicI32,
+    /// Whether the socket is watched now.
+    watched: AtomicBool,
+}
 
-struct FailingStream(TcpStream, Arc<AtomicI32>);
+struct FailingOpener(Arc<Faults>);
+
+struct FailingStream(TcpStream, Arc<Faults>);
+
+fn fail(with: &AtomicI32) -> io::Result<()> {
+    match with.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
 
 impl Net for Failing {
     type Stream = FailingStream;
@@ -146,10 +161,8 @@ impl Stream for FailingStream {
     }
 
     fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self.1.load(Ordering::Relaxed) {
-            0 => Stream::write(&self.0, slices),
-            errno => Err(io::Error::from_raw_os_error(errno)),
-        }
+        fail(&self.1.write)?;
+        Stream::write(&self.0, slices)
     }
 
     fn is_connected(&self) -> io::Result<bool> {
@@ -173,10 +186,13 @@ impl Stream for FailingStream {
     }
 
     fn watch(&self, ev: &dyn EventLoop, source: SourceId, token: usize) -> io::Result<WatchId> {
+        fail(&self.1.watch)?;
+        self.1.watched.store(true, Ordering::Relaxed);
         self.0.watch(ev, source, token)
     }
 
     fn unwatch(&self, ev: &dyn EventLoop, watch: WatchId) {
+        self.1.watched.store(false, Ordering::Relaxed);
         self.0.unwatch(ev, watch);
     }
 }
@@ -224,12 +240,12 @@ fn a_write_that_fails_on_a_living_stream_ends_the_connection() {
         let address =
             server.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).expect("a port is left");
 
-        let failure = Arc::new(AtomicI32::new(0));
+        let faults = Arc::<Faults>::default();
         let (received, closed) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(None)));
-        let (count, end, fails) = (received.clone(), closed.clone(), failure.clone());
+        let (count, end, fails) = (received.clone(), closed.clone(), faults.clone());
         let callbacks = Handlers::new()
             .on_connection_established(move |backend, connection| {
-                fails.store(errno, Ordering::Relaxed);
+                fails.write.store(errno, Ordering::Relaxed);
                 assert_eq!(backend.send_copy(connection.endpoint, b"hello", b"", 7), Ok(NetioStatus::Ok));
             })
             .on_data(move |_, _, _, _| count.set(count.get() + 1))
@@ -237,7 +253,7 @@ fn a_write_that_fails_on_a_living_stream_ends_the_connection() {
                 let keys: Vec<_> = pending.iter().map(|completion| completion.key).collect();
                 assert!(end.replace(Some((keys, reason))).is_none(), "closed once");
             });
-        let client = engine::create_local(Tcp::<Failing>::new(), FailingOpener(failure), config(), Box::new(callbacks), &ev);
+        let client = engine::create_local(Tcp::<Failing>::new(), FailingOpener(faults), config(), Box::new(callbacks), &ev);
         let client = client.expect("the configuration is valid");
         client.open_send_endpoint(&address, &ConnectionParameters::default()).expect("it is started");
         until("the connection ends", &|| closed.borrow().is_some());
@@ -245,4 +261,51 @@ fn a_write_that_fails_on_a_living_stream_ends_the_connection() {
         assert!(received.get() <= 1);
         until("the other side learns of it", &|| server.connections().is_empty());
     }
+}
+
+/// A socket that is polled fills up when the system has no room for its watch: until it has, what is queued goes on leaving.
+#[test]
+fn a_polled_socket_that_cannot_be_watched_again_goes_on_sending() {
+    const ENOSPC: i32 = 28;
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    ev.set_spin(Duration::from_millis(1));
+    let until = |what: &str, condition: &dyn Fn() -> bool| {
+        assert!(ev.run_until(&mut || condition(), Duration::from_secs(10)).expect("the loop can wait"), "{what}");
+    };
+    let config = || NetworkConfig { heartbeat_interval: Duration::ZERO, ..NetworkConfig::default() };
+    let arrived = Rc::new(Cell::new(0));
+    let count = arrived.clone();
+    let answering = Handlers::new().on_data(move |backend, from, _, message| {
+        count.set(count.get() + message.len());
+        assert_eq!(backend.send_copy(from, b"thanks", b"", 1), Ok(NetioStatus::Ok));
+    });
+    let server = crate::create_local(config(), Box::new(answering), &ev).expect("the configuration is valid");
+    let address =
+        server.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).expect("a port is left");
+
+    let faults = Arc::<Faults>::default();
+    let answers = Rc::new(Cell::new(0));
+    let count = answers.clone();
+    let callbacks = Handlers::new()
+        .on_connection_established(|backend, connection| {
+            assert_eq!(backend.send_copy(connection.endpoint, b"hello", b"", 1), Ok(NetioStatus::Ok));
+        })
+        .on_data(move |_, _, _, _| count.set(count.get() + 1));
+    let client = engine::create_local(Tcp::<Failing>::new(), FailingOpener(faults.clone()), config(), Box::new(callbacks), &ev);
+    let client = client.expect("the configuration is valid");
+    let to = client.open_send_endpoint(&address, &ConnectionParameters::default()).expect("it is started");
+    until("the first answer comes", &|| answers.get() == 1);
+    // By the loop's polling; until then it is watched.
+    for answer in 2.. {
+        assert_eq!(client.send_copy(to, b"hello", b"", 1), Ok(NetioStatus::Ok));
+        until("an answer comes", &|| answers.get() == answer);
+        if !faults.watched.load(Ordering::Relaxed) {
+            break;
+        }
+        assert!(answer < 1_000, "it is never polled");
+    }
+    faults.watch.store(ENOSPC, Ordering::Relaxed);
+    let (before, len) = (arrived.get(), 16 << 20);
+    assert_eq!(client.send_copy(to, &vec![1; len], b"", 2), Ok(NetioStatus::Ok));
+    until("the long message arrives", &|| arrived.get() == before + len);
 }
