@@ -19,6 +19,21 @@ use crate::transport::{Conn, Tcp};
 #[derive(Default)]
 pub(crate) struct ReadBuffer(Box<[u8]>);
 
+impl ReadBuffer {
+    /// Makes sure of the memory; `false` if the system has none.
+    fn is_there(&mut self) -> bool {
+        if self.0.is_empty() {
+            let mut memory = Vec::new();
+            if memory.try_reserve_exact(PREFIX_LEN + READ_LEN).is_err() {
+                return false;
+            }
+            memory.resize(PREFIX_LEN + READ_LEN, 0);
+            self.0 = memory.into_boxed_slice();
+        }
+        true
+    }
+}
+
 /// The beginning of a message that stays in that memory until its connection is read again, or another one is.
 pub(crate) struct Cut<N: Net> {
     connection: Conn<N>,
@@ -51,8 +66,10 @@ impl<N: Net> Tcp<N> {
             self.feed_stash(up, engine, connection, budget);
         }
         let mut buffer = self.read_buffer.take();
-        if buffer.0.is_empty() {
-            buffer.0 = vec![0; PREFIX_LEN + READ_LEN].into_boxed_slice();
+        if !buffer.is_there() {
+            tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, "no memory to read into: the connection ends");
+            self.end(engine, connection, RefusedReason::LocalResource, ClosedReason::Limit);
+            return Next::Wait;
         }
         let next = loop {
             if matches!(engine.reception(connection), Reception::Hold | Reception::Stop) || link.session.get().has_heard_goodbye() {
