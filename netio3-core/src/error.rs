@@ -105,6 +105,9 @@ fn remedy(cause: &io::Error, is_listening: bool) -> &'static str {
         Some(libc::EMFILE) => " (raise the limit of open files, `ulimit -n`)",
         Some(libc::ENFILE) => " (raise the system's limit of open files, fs.file-max)",
         Some(libc::EADDRNOTAVAIL) if is_listening => " (no interface of this machine has that address)",
+        Some(libc::EADDRNOTAVAIL) => {
+            " (all local ports towards it are taken, see net.ipv4.ip_local_port_range, or `local_address` is not of this machine)"
+        }
         Some(libc::EACCES) if is_listening => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
         _ => "",
     }
@@ -318,6 +321,7 @@ mod tests {
         let listen = |errno| OpenListenError::FailedOpenListenEndpoint { address, source: system(errno) }.to_string();
         assert_eq!(open(libc::EMFILE), "cannot start a connection to 127.0.0.1:7 (raise the limit of open files, `ulimit -n`)");
         assert_eq!(open(libc::ENETUNREACH), "cannot start a connection to 127.0.0.1:7");
+        assert!(open(libc::EADDRNOTAVAIL).contains("ip_local_port_range"));
         assert_eq!(listen(libc::EADDRNOTAVAIL), "cannot listen on 127.0.0.1:7 (no interface of this machine has that address)");
     }
 }

@@ -144,8 +144,12 @@ fn readiness(event: &mio::event::Event) -> Ready {
 }
 
 fn cannot(what: &str, error: io::Error) -> io::Error {
-    let too_many = error.raw_os_error() == Some(Errno::MFILE.raw_os_error());
-    let remedy = if too_many { "; raise the limit of open files, `ulimit -n`" } else { "" };
+    let remedy = match Errno::from_io_error(&error) {
+        Some(Errno::MFILE) => "; raise the limit of open files, `ulimit -n`",
+        Some(Errno::NFILE) => "; raise the system's limit of open files, fs.file-max",
+        Some(Errno::NOSPC) => "; raise fs.epoll.max_user_watches",
+        _ => "",
+    };
     io::Error::new(error.kind(), format!("cannot {what} of an event loop: {error}{remedy}"))
 }
 

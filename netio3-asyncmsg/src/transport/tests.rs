@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use netio3_core::{
-    ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetioStatus, NetworkConfig, SourceId, engine,
-};
+use netio3_core::{ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetioStatus, NetworkConfig, SourceId, engine};
 use netio3_evloop::EpollEventLoop;
 use socket2::{Domain, SockRef, Socket, Type};
 
