@@ -166,7 +166,9 @@ impl Stream for TcpStream {
         let mut socket = self;
         match slices {
             [one] => Write::write(&mut socket, one),
-            many => socket.write_vectored(many),
+            // The standard library's writes several pieces with `writev`, which raises SIGPIPE where the peer is gone: that ends
+            // a program which does not ignore it, as one whose `main` is not Rust's.
+            many => SockRef::from(self).send_vectored_with_flags(many, libc::MSG_NOSIGNAL),
         }
     }
 
@@ -229,6 +231,10 @@ impl Listen for TcpListener {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use nix::sys::signal::{SigSet, Signal};
+
     use super::*;
 
     const NOWHERE: EndPointAddress = EndPointAddress::localhost(1);
@@ -257,6 +263,26 @@ mod tests {
         let listened = SystemOpener.listen(&EndPointAddress::localhost(0), &listen).expect_err("it cannot be had").to_string();
         for error in [dial(through), listened] {
             assert!(error.contains("no-such-nic"), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_signal_is_raised_where_the_peer_is_gone() {
+        let mut broken_pipe = SigSet::empty();
+        broken_pipe.add(Signal::SIGPIPE);
+        // So that it stays pending, though tests ignore it.
+        broken_pipe.thread_block().expect("signals can be blocked");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is left");
+        let stream = TcpStream::connect(listener.local_addr().expect("it is bound")).expect("somebody listens");
+        drop(listener.accept().expect("somebody connects"));
+        for pieces in [&[IoSlice::new(b"one")][..], &[IoSlice::new(b"one"), IoSlice::new(b"two")]] {
+            let began = Instant::now();
+            while Stream::write(&stream, pieces).is_ok() {
+                assert!(began.elapsed() < Duration::from_secs(30), "it goes on writing to nobody");
+            }
+            let status = std::fs::read_to_string("/proc/thread-self/status").expect("there is /proc");
+            let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:")).expect("it tells of signals");
+            assert_eq!(u64::from_str_radix(pending.trim(), 16), Ok(0), "{} pieces", pieces.len());
         }
     }
 }
