@@ -105,9 +105,7 @@ fn remedy(cause: &io::Error, is_listening: bool) -> &'static str {
         Some(libc::EMFILE) => " (raise the limit of open files, `ulimit -n`)",
         Some(libc::ENFILE) => " (raise the system's limit of open files, fs.file-max)",
         Some(libc::EADDRNOTAVAIL) if is_listening => " (no interface of this machine has that address)",
-        Some(libc::EADDRNOTAVAIL) => {
-            " (all local ports towards it are taken, see net.ipv4.ip_local_port_range, or `local_address` is not of this machine)"
-        }
+        Some(libc::EADDRNOTAVAIL) => " (all local ports towards it are taken, see net.ipv4.ip_local_port_range)",
         Some(libc::EACCES) if is_listening => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
         _ => "",
     }

@@ -151,7 +151,8 @@ impl Rdma {
         vain.set(vain.get().saturating_add(1));
         let is_short = vain.get() >= VAIN_LOOKS;
         if is_short {
-            engine.accept_failed(&listener, &io::Error::other("the provider does not take a peer that waits"));
+            let why = "the provider does not take a peer that waits, mostly for want of descriptors (ulimit -n)";
+            engine.accept_failed(&listener, &io::Error::other(why));
             waits.set(true);
             engine.accept_later(&listener);
         }
