@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::node::Node;
 use super::pair::{Pair, Setup, connected, connected_across};
@@ -195,6 +196,43 @@ pub(super) fn the_drop_of_memory_may_call_the_backend(world: &World) {
     }
     pair.deliver(world);
     SENDER.set(None);
+}
+
+/// What is sent, and leaves, while the memory of another message is dropped is told when its own memory is dropped, too.
+pub(super) fn memory_sent_in_a_drop_is_released_when_the_key_comes_back(world: &World) {
+    thread_local! {
+        static SENDER: RefCell<Option<(Node, crate::Endpoint)>> = const { RefCell::new(None) };
+    }
+    let pair = Pair::new(world);
+    [&pair.dialer, &pair.listener].into_iter().for_each(Node::counts_itself);
+    let back = Rc::new(Cell::new(0));
+    let count = back.clone();
+    // The memory of the message whose key is 2.
+    let released = Arc::new(Mutex::new(None::<Arc<AtomicBool>>));
+    let flag = released.clone();
+    pair.dialer.on(Kind::Completed, move |call| {
+        let super::journal::What::Completed(completions) = call.what else { return };
+        for completion in completions {
+            let flag = flag.lock().take_if(|_| completion.key == 2);
+            assert!(flag.is_none_or(|flag| flag.load(Ordering::SeqCst)), "{completion:?} while its memory is still held");
+            count.set(count.get() + 1);
+        }
+    });
+    for (i, len) in [(0, 10), (1, 10_000), (2, 100_000)] {
+        SENDER.set(Some((pair.dialer.clone(), pair.out)));
+        let released = released.clone();
+        let send_another = move || {
+            let Some((node, out)) = SENDER.take() else { return };
+            let (bytes, flag) = tracked(len);
+            *released.lock() = Some(flag);
+            assert_eq!(node.backend().send(out, &bytes, b"", 2), Ok(NetioStatus::Ok));
+            node.backend().flush(out).expect("it is there");
+        };
+        let (bytes, _) = tracked_with(50_000, Some(Box::new(send_another)));
+        assert_eq!(pair.dialer.backend().send(pair.out, &bytes, b"", 1), Ok(NetioStatus::Ok));
+        drop(bytes);
+        world.until("both keys come back", || back.get() == 2 * (i + 1));
+    }
 }
 
 /// The copying calls have taken the bytes when they return: the caller may overwrite them.

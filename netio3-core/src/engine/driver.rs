@@ -7,6 +7,7 @@ use crate::address::EndPointAddress;
 use crate::callbacks::{Callbacks, ConnectionInfo};
 use crate::config::Limits;
 use crate::engine::core::{LISTENER, drop_each};
+use crate::engine::room::Amount;
 use crate::engine::{Connection, Engine, LocalBackend, OWN, Reception, Retired, State, Transport};
 use crate::event_loop::{Budget, EventLoop, Next, Polled, Ready, Source};
 use crate::liveness::Liveness;
@@ -63,14 +64,20 @@ impl<T: Transport> Driver<T> {
     }
 
     fn tell_completions_of(&mut self, engine: &Engine<T>, connection: &Rc<Connection<T::Link>>, budget: &mut Budget) {
-        self.retire(engine, connection);
-        if engine.is_gone() || !engine.ledger(connection).has_completed() {
-            return;
-        }
+        // Before their memory is dropped, whose drop may send and flush: what that completes is told in the next round, when
+        // its own memory is dropped.
         let spare = std::mem::take(&mut self.scratch.completions);
-        let mut completions = engine.ledger(connection).take_completed(spare);
-        budget.spend(completions.len(), 0);
-        self.callbacks.on_send_completed(&self.view, connection.endpoint, &connection.address, &completions);
+        let has_completed = engine.ledger(connection).has_completed();
+        let (mut completions, untold) = match has_completed {
+            true => engine.ledger(connection).take_completed(spare),
+            false => (spare, Amount::default()),
+        };
+        self.retire(engine, connection);
+        if has_completed && !engine.is_gone() {
+            engine.ledger(connection).room.tell(untold);
+            budget.spend(completions.len(), 0);
+            self.callbacks.on_send_completed(&self.view, connection.endpoint, &connection.address, &completions);
+        }
         completions.clear();
         self.scratch.completions = completions;
     }

@@ -163,9 +163,10 @@ impl Ledger {
         dropped
     }
 
-    /// Completions that were not told yet; the given empty vector is taken in exchange, for its memory.
-    pub(crate) fn take_completed(&mut self, mut spare: Vec<Completion>) -> Vec<Completion> {
-        self.room.tell(self.left - self.room.told());
+    /// Completions that were not told yet, and how much they are; the given empty vector is taken in exchange, for its memory.
+    /// They are in the queue's [room](Room::tell) until they are told.
+    pub(crate) fn take_completed(&mut self, mut spare: Vec<Completion>) -> (Vec<Completion>, Amount) {
+        let untold = self.left - self.room.told();
         if self.first == 0 && 2 * self.next >= self.records.len() {
             // They stay where they are, and the fewer that have not completed move.
             spare.extend_from_slice(&self.records[self.next..]);
@@ -181,7 +182,7 @@ impl Ledger {
                 (self.first, self.next) = (0, 0);
             }
         }
-        spare
+        (spare, untold)
     }
 
     pub(crate) fn has_completed(&self) -> bool {
@@ -223,7 +224,9 @@ mod tests {
     }
 
     fn keys(ledger: &mut Ledger) -> Vec<u64> {
-        ledger.take_completed(Vec::new()).iter().map(|completion| completion.key).collect()
+        let (completions, untold) = ledger.take_completed(Vec::new());
+        ledger.room.tell(untold);
+        completions.iter().map(|completion| completion.key).collect()
     }
 
     #[test]
@@ -303,7 +306,9 @@ mod tests {
                 ledger.complete_messages(completed, &mut regions);
                 if step % told_every == 0 {
                     assert_eq!(ledger.room.grant(Amount { messages: 3, bytes: 30 }), Amount { messages: 3, bytes: 30 });
-                    spare = ledger.take_completed(spare);
+                    let (completions, untold) = ledger.take_completed(spare);
+                    ledger.room.tell(untold);
+                    spare = completions;
                     told.extend(spare.drain(..).map(|completion| completion.key));
                     assert_eq!(ledger.room.end_grant(), Amount { messages: 3, bytes: 30 }, "what is granted stays");
                     assert!(!ledger.has_completed());
