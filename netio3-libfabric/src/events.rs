@@ -416,12 +416,13 @@ impl Rdma {
             State::Opening => {
                 let told = Hello::decode(data).ok().and_then(|hello| hello.verdict.err());
                 let reason = || match error.code {
-                    // The provider `tcp` says so of a listener that hung up after it had accepted, version 2 one of the last two.
-                    libc::ENOENT | libc::ENOSYS | libc::EBADF | libc::EIO => RefusedReason::NoListener,
+                    // What does not answer as a provider does.
+                    libc::ENOPROTOOPT => RefusedReason::Protocol,
                     libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::EADDRNOTAVAIL => RefusedReason::LocalResource,
-                    // And ENOPROTOOPT of what does not answer as a provider does.
+                    // The provider `tcp` says anything of a listener that hung up after it had accepted: whatever `errno` was left
+                    // by another call, of this thread's for whatever purpose.
                     _ => match RefusedReason::of_error(&io::Error::from(error.clone())) {
-                        RefusedReason::LocalResource => RefusedReason::Protocol,
+                        RefusedReason::LocalResource => RefusedReason::NoListener,
                         reason => reason,
                     },
                 };
