@@ -419,8 +419,9 @@ impl Transport for Rdma {
             self.closing.borrow_mut().insert(link.id, (connection.clone(), body.endpoint.clone()));
         } else {
             body.sending.abandon();
-            body.sending.retire(&mut link.leftover.borrow_mut());
         }
+        // What has left is told before the endpoint is closed.
+        body.sending.retire(&mut link.leftover.borrow_mut());
         self.ask(Job::Close { id: link.id, body: Box::new(body) });
         // Nothing of the user's was posted before it was open. Over iWARP closing may take 10 s then.
         if was_open { Freed::Later } else { Freed::AtOnce }

@@ -113,6 +113,7 @@ macro_rules! conformance_suite {
                 memory_is_released_when_the_key_comes_back
                 a_refused_message_is_not_held
                 the_drop_of_memory_may_call_the_backend
+                memory_is_released_when_the_key_comes_back_at_the_end
                 memory_sent_in_a_drop_is_released_when_the_key_comes_back
                 copied_bytes_are_taken_before_the_call_returns
                 a_batch_is_sent_like_its_messages_one_by_one

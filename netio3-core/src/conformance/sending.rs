@@ -235,6 +235,32 @@ pub(super) fn memory_sent_in_a_drop_is_released_when_the_key_comes_back(world: &
     }
 }
 
+/// So it is when the connection ends just then.
+pub(super) fn memory_is_released_when_the_key_comes_back_at_the_end(world: &World) {
+    let pair = Pair::new(world);
+    [&pair.dialer, &pair.listener].into_iter().for_each(Node::counts_itself);
+    let released = Rc::new(RefCell::new(Vec::<Arc<AtomicBool>>::new()));
+    let seen = released.clone();
+    pair.dialer.on(Kind::Completed, move |call| {
+        let super::journal::What::Completed(completions) = call.what else { return };
+        for completion in completions {
+            assert!(seen.borrow()[completion.key as usize].load(Ordering::SeqCst), "{completion:?} while its memory is still held");
+        }
+    });
+    pair.listener.on(Kind::Data, |call| _ = call.backend.abort(call.endpoint));
+    let mut out = pair.out;
+    for round in 0..40 {
+        for len in [300, 30_000] {
+            let (bytes, flag) = tracked(len);
+            let key = released.borrow().len() as u64;
+            released.borrow_mut().push(flag);
+            assert_eq!(pair.dialer.backend().send(out, &bytes, b"", key), Ok(NetioStatus::Ok), "round {round}");
+        }
+        world.until("it is closed", || pair.dialer.closing(out).is_some());
+        out = pair.another(world).0;
+    }
+}
+
 /// The copying calls have taken the bytes when they return: the caller may overwrite them.
 pub(super) fn copied_bytes_are_taken_before_the_call_returns(world: &World) {
     let pair = Pair::new(world);
