@@ -253,6 +253,7 @@ macro_rules! conformance_suite {
                 a_panic_in_completed_ends_that_backend_alone
                 a_panic_in_writable_ends_that_backend_alone
                 a_panic_in_the_drop_of_memory_ends_that_backend_alone
+                a_panic_in_the_drop_of_memory_in_a_flush_ends_that_backend_alone
                 a_panic_in_the_drop_of_memory_keeps_nothing_else
                 a_panic_releases_the_memory_of_pending_messages
                 a_loop_survives_many_panics

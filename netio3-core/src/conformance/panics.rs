@@ -1,6 +1,7 @@
 //! Panics in callbacks and in the drop of the user's memory.
 
 use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use super::inside::assert_unknown;
@@ -119,6 +120,27 @@ pub(super) fn a_panic_in_the_drop_of_memory_ends_that_backend_alone(world: &Worl
     assert_eq!(world.until_panic(), "on purpose, while dropping");
     pair.dialer.expect_silence();
     the_backend_is_gone(world, &pair);
+    bystanders.prove_alive(world);
+}
+
+/// So has one where it is a call of the user's that drops it, instead of the loop.
+pub(super) fn a_panic_in_the_drop_of_memory_in_a_flush_ends_that_backend_alone(world: &World) {
+    let bystanders = Pair::new(world);
+    for len in [5_000, 100_000] {
+        let pair = Pair::new(world);
+        [&pair.dialer, &pair.listener].into_iter().for_each(Node::counts_itself);
+        let (bytes, _) = tracked_with(len, Some(Box::new(|| panic!("on purpose, while dropping"))));
+        assert_eq!(pair.dialer.backend().send(pair.out, &bytes, b"", 1), Ok(NetioStatus::Ok));
+        if catch_unwind(AssertUnwindSafe(|| drop(bytes))).is_err() {
+            // It was copied: this was the last share.
+            continue;
+        }
+        pair.dialer.expect_silence();
+        if catch_unwind(AssertUnwindSafe(|| pair.dialer.backend().flush(pair.out))).is_ok() {
+            assert_eq!(world.until_panic(), "on purpose, while dropping");
+        }
+        the_backend_is_gone(world, &pair);
+    }
     bystanders.prove_alive(world);
 }
 

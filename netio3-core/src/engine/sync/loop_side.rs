@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -138,11 +139,19 @@ impl<T: Transport> LoopSide<T> {
 
     /// Carries out at once what calls have left for one connection.
     pub(super) fn settle(&self, endpoint: Endpoint) {
-        self.run_commands();
-        // Not what other threads add meanwhile.
-        let messages = self.shared.with(endpoint, |mail| mail.room.untold().messages as usize).unwrap_or(0);
-        if self.hand_over(endpoint, &mut Budget { messages, ..UNLIMITED }) == Progress::OutOfBudget {
-            self.look_later(endpoint);
+        let settle = || {
+            self.run_commands();
+            // Not what other threads add meanwhile.
+            let messages = self.shared.with(endpoint, |mail| mail.room.untold().messages as usize).unwrap_or(0);
+            if self.hand_over(endpoint, &mut Budget { messages, ..UNLIMITED }) == Progress::OutOfBudget {
+                self.look_later(endpoint);
+            }
+        };
+        // The user's call, out of which the panic of a drop of his memory goes past the loop.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(settle)) {
+            self.remove();
+            self.tear_down();
+            resume_unwind(panic);
         }
     }
 
