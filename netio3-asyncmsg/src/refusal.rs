@@ -3,6 +3,7 @@
 use std::io;
 
 use netio3_core::RefusedReason;
+use nix::errno::Errno;
 
 /// Whether the error comes from the peer or the network rather than from this machine.
 pub(crate) fn is_refusal(error: &io::Error) -> bool {
@@ -12,39 +13,31 @@ pub(crate) fn is_refusal(error: &io::Error) -> bool {
 /// Why a connection could not be made, or ended before it was. What routers and firewalls say of a peer comes as errors that
 /// calls can otherwise have for a reason of this machine's: packets to it are not allowed, or it is not there.
 pub(crate) fn reason_of(error: &io::Error) -> RefusedReason {
-    const EACCES: i32 = 13;
-    const ENONET: i32 = 64;
-    const EPROTO: i32 = 71;
-    const ENOPROTOOPT: i32 = 92;
-    const EHOSTDOWN: i32 = 112;
-    match error.raw_os_error() {
-        Some(EACCES | ENONET | EPROTO | ENOPROTOOPT | EHOSTDOWN) => RefusedReason::Unreachable,
-        _ => RefusedReason::of_error(error),
+    if is_of_network(error) || errno(error) == Some(Errno::EACCES) {
+        return RefusedReason::Unreachable;
     }
+    RefusedReason::of_error(error)
 }
 
 /// Whether accepting failed for what became of one peer, or for a signal: the next one is as good as ever.
 pub(crate) fn is_of_one_peer(error: &io::Error) -> bool {
-    const EPROTO: i32 = 71;
-    match error.kind() {
-        io::ErrorKind::Interrupted
-        | io::ErrorKind::ConnectionAborted
-        | io::ErrorKind::ConnectionReset
-        | io::ErrorKind::HostUnreachable
-        | io::ErrorKind::NetworkUnreachable
-        | io::ErrorKind::NetworkDown
-        | io::ErrorKind::TimedOut => true,
-        _ => error.raw_os_error() == Some(EPROTO),
-    }
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkDown, NetworkUnreachable, TimedOut};
+    let known = [ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkDown, NetworkUnreachable, TimedOut];
+    is_of_network(error) || known.contains(&error.kind())
 }
 
 /// Whether accepting failed for want of something that may come back.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
-    const ENOMEM: i32 = 12;
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-    const ENOBUFS: i32 = 105;
-    matches!(error.raw_os_error(), Some(ENOMEM | ENFILE | EMFILE | ENOBUFS))
+    matches!(errno(error), Some(Errno::ENOMEM | Errno::ENFILE | Errno::EMFILE | Errno::ENOBUFS))
+}
+
+/// Whether it is one of the network's errors for which the standard library has no kind.
+fn is_of_network(error: &io::Error) -> bool {
+    matches!(errno(error), Some(Errno::ENONET | Errno::EPROTO | Errno::ENOPROTOOPT | Errno::EHOSTDOWN))
+}
+
+fn errno(error: &io::Error) -> Option<Errno> {
+    error.raw_os_error().map(Errno::from_raw)
 }
 
 #[cfg(test)]
@@ -77,7 +70,7 @@ mod tests {
     #[test]
     fn only_what_becomes_of_one_peer_lets_accepting_go_on_at_once() {
         let of_one_peer = |errno| is_of_one_peer(&io::Error::from_raw_os_error(errno));
-        assert!([4, 71, 100, 101, 103, 104, 110, 113].into_iter().all(of_one_peer));
+        assert!([4, 64, 71, 92, 100, 101, 103, 104, 110, 112, 113].into_iter().all(of_one_peer));
         assert!(![1, 9, 12, 13, 22, 23, 24, 105].into_iter().any(of_one_peer));
     }
 }

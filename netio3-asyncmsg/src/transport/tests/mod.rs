@@ -1,0 +1,111 @@
+//! What real sockets do only by chance.
+
+mod failing;
+
+use std::cell::Cell;
+use std::net::{TcpListener, TcpStream};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use netio3_core::{ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetworkConfig, engine};
+use netio3_evloop::EpollEventLoop;
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::net::SystemOpener;
+
+use super::*;
+
+/// A network on which a connection meets itself.
+struct Mirror;
+
+/// Has the socket that is to be dialled with, bound to the address that is to be dialled.
+struct MirrorOpener(Mutex<Option<Socket>>);
+
+impl Net for Mirror {
+    type Stream = TcpStream;
+    type Listener = TcpListener;
+    type Opener = MirrorOpener;
+}
+
+impl Opener for MirrorOpener {
+    type Dialing = Dialing<TcpStream>;
+    type Listening = TcpListener;
+
+    fn dial(&self, address: &EndPointAddress, _: &ConnectionParameters) -> io::Result<Self::Dialing> {
+        let socket = self.0.lock().expect("nobody panicked").take().expect("dialled once");
+        socket.connect(&address.socket_addr().into())?;
+        socket.set_nonblocking(true)?;
+        Ok(Dialing { stream: socket.into(), refused: None })
+    }
+
+    fn listen(&self, _: &EndPointAddress, _: &ConnectionParametersRecv) -> io::Result<(TcpListener, EndPointAddress)> {
+        unreachable!("nobody listens")
+    }
+}
+
+#[test]
+fn a_socket_that_connected_to_itself_is_refused() {
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("descriptors are left");
+    socket.bind(&EndPointAddress::localhost(0).socket_addr().into()).expect("a port is free");
+    let bound = socket.local_addr().expect("it is bound").as_socket().expect("it is of IPv4");
+    let refused: Rc<Cell<Option<RefusedReason>>> = Rc::default();
+    let reason_told = refused.clone();
+    let callbacks = Handlers::new()
+        .on_connection_established(|_, _| panic!("there is no peer"))
+        .on_connection_refused(move |_, _, _, reason| assert_eq!(reason_told.replace(Some(reason)), None, "told once"));
+    let opener = MirrorOpener(Mutex::new(Some(socket)));
+    let backend = engine::create_local(Tcp::<Mirror>::new(), opener, NetworkConfig::default(), Box::new(callbacks), &ev);
+    let backend = backend.expect("the configuration is valid");
+    backend.open_send_endpoint(&bound.into(), &ConnectionParameters::default()).expect("it is started");
+    assert!(ev.run_until(&mut || refused.get().is_some(), Duration::from_secs(30)).expect("the loop can wait"));
+    assert_eq!(refused.get(), Some(RefusedReason::NoListener));
+    assert!(backend.connections().is_empty());
+}
+
+/// The system's network, of whose listener others have a descriptor.
+struct Shared;
+
+/// Leaves the other descriptor there.
+struct SharedOpener(Arc<Mutex<Option<TcpListener>>>);
+
+impl Net for Shared {
+    type Stream = TcpStream;
+    type Listener = TcpListener;
+    type Opener = SharedOpener;
+}
+
+impl Opener for SharedOpener {
+    type Dialing = Dialing<TcpStream>;
+    type Listening = TcpListener;
+
+    fn dial(&self, _: &EndPointAddress, _: &ConnectionParameters) -> io::Result<Self::Dialing> {
+        unreachable!("nobody dials")
+    }
+
+    fn listen(&self, address: &EndPointAddress, params: &ConnectionParametersRecv) -> io::Result<(TcpListener, EndPointAddress)> {
+        let (listener, bound) = SystemOpener.listen(address, params)?;
+        self.0.lock().expect("nobody panicked").replace(listener.try_clone()?);
+        Ok((listener, bound))
+    }
+}
+
+/// As by `ss -K`, by which sockets are killed, or by a child process that has inherited it: it never accepts again.
+#[test]
+fn a_listener_that_was_shut_down_from_outside_says_so_and_does_not_keep_the_loop_busy() {
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    let other = Arc::<Mutex<Option<TcpListener>>>::default();
+    let opener = SharedOpener(other.clone());
+    let backend = engine::create_local(Tcp::<Shared>::new(), opener, NetworkConfig::default(), Box::new(Handlers::new()), &ev);
+    let backend = backend.expect("the configuration is valid");
+    backend.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).expect("a port is left");
+    let other = other.lock().expect("nobody panicked").take().expect("it listens");
+    SockRef::from(&other).shutdown(std::net::Shutdown::Both).expect("a listener can be shut down");
+    let failures = || backend.totals().accept_failures.get();
+    assert!(ev.run_until(&mut || failures() > 0, Duration::from_secs(30)).expect("the loop can wait"), "nothing is told of it");
+    let turns = ev.counters().turns.get();
+    ev.run_for(Duration::from_millis(300)).expect("the loop can wait");
+    let turns = ev.counters().turns.get() - turns;
+    assert!(turns < 50, "{turns} turns in 0.3 s");
+}
