@@ -136,7 +136,8 @@ impl fmt::Display for RefusedReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ClosedReason {
-    /// Closed or aborted by this side; if `close_deadline` passed meanwhile, with what had not left pending.
+    /// Closed or aborted by this side; if `close_deadline` passed meanwhile, or the connection broke, with what had not left
+    /// pending: the first cause is the one that is told.
     Local,
     /// The peer closed in an orderly way: everything it had accepted has arrived.
     PeerClosed,
