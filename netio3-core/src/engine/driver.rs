@@ -7,7 +7,6 @@ use crate::address::EndPointAddress;
 use crate::callbacks::{Callbacks, ConnectionInfo};
 use crate::config::Limits;
 use crate::engine::core::{LISTENER, drop_each};
-use crate::engine::room::Amount;
 use crate::engine::{Connection, Engine, LocalBackend, OWN, Reception, Retired, State, Transport};
 use crate::event_loop::{Budget, EventLoop, Next, Polled, Ready, Source};
 use crate::liveness::Liveness;
@@ -67,13 +66,9 @@ impl<T: Transport> Driver<T> {
         // Before their memory is dropped, whose drop may send and flush: what that completes is told in the next round, when
         // its own memory is dropped.
         let spare = std::mem::take(&mut self.scratch.completions);
-        let has_completed = engine.ledger(connection).has_completed();
-        let (mut completions, untold) = match has_completed {
-            true => engine.ledger(connection).take_completed(spare),
-            false => (spare, Amount::default()),
-        };
+        let (mut completions, untold) = engine.ledger(connection).take_completed(spare);
         self.retire(engine, connection);
-        if has_completed && !engine.is_gone() {
+        if !completions.is_empty() && !engine.is_gone() {
             engine.ledger(connection).room.tell(untold);
             budget.spend(completions.len(), 0);
             self.callbacks.on_send_completed(&self.view, connection.endpoint, &connection.address, &completions);
