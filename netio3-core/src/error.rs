@@ -102,11 +102,20 @@ pub enum OpenListenError {
 /// What to do about an error of the operating system's that does not say so itself.
 fn remedy(cause: &io::Error, is_listening: bool) -> &'static str {
     match cause.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL) if is_listening => " (no interface of this machine has that address)",
+        Some(libc::EADDRNOTAVAIL) => {
+            " (no local address to connect from, as where IPv6 is off, or all its ports are taken, see net.ipv4.ip_local_port_range)"
+        }
+        Some(libc::EACCES) if is_listening => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
+        _ => descriptors_remedy(cause),
+    }
+}
+
+/// What to do where there are no more descriptors.
+pub(crate) fn descriptors_remedy(cause: &io::Error) -> &'static str {
+    match cause.raw_os_error() {
         Some(libc::EMFILE) => " (raise the limit of open files, `ulimit -n`)",
         Some(libc::ENFILE) => " (raise the system's limit of open files, fs.file-max)",
-        Some(libc::EADDRNOTAVAIL) if is_listening => " (no interface of this machine has that address)",
-        Some(libc::EADDRNOTAVAIL) => " (all local ports towards it are taken, see net.ipv4.ip_local_port_range)",
-        Some(libc::EACCES) if is_listening => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
         _ => "",
     }
 }

@@ -13,6 +13,7 @@ use crate::engine::connection::Accepted;
 use crate::engine::core::{LISTENER, Rcc};
 use crate::engine::deadlines::ACCEPT_RETRY;
 use crate::engine::{Connection, Engine, Listener, Opener, Release, State, Transport};
+use crate::error::descriptors_remedy;
 use crate::memory::BufferPool;
 use crate::stats::ListenerCounters;
 use crate::status::{ClosedReason, Direction, RefusedReason};
@@ -23,10 +24,8 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// What to do where accepting fails, if the error does not say so itself.
 fn accept_remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EMFILE) => "; raise the limit of open files (ulimit -n)",
-        Some(libc::ENFILE) => "; raise the system's limit of open files (fs.file-max)",
-        Some(libc::EINVAL) => "; if the listener was shut down from outside, close it and open it again",
-        _ => "",
+        Some(libc::EINVAL) => " (if the listener was shut down from outside, close it and open it again)",
+        _ => descriptors_remedy(error),
     }
 }
 
