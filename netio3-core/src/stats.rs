@@ -41,7 +41,8 @@ impl Counter {
 
     /// Lowers a level that several threads change.
     pub(crate) fn fall(&self, n: u64) {
-        self.0.fetch_sub(n, Ordering::SeqCst);
+        let before = self.0.fetch_sub(n, Ordering::SeqCst);
+        debug_assert!(before >= n, "a level falls below nothing");
     }
 
     /// Raises the value to at least `value`. For backends and loops, as above.
@@ -195,7 +196,8 @@ counters! {
         queued_messages,
         /// Level: their bytes.
         queued_bytes,
-        /// Level: connections now; of a synchronized backend until the callback of their end has returned.
+        /// Level: connections now; of a synchronized backend until the callback of their end has returned, and one more while its
+        /// shutdown has not reached the loop.
         connections,
         /// Level: taken-over messages still alive.
         owned_messages,

@@ -130,8 +130,11 @@ pub(super) fn a_panic_in_the_drop_of_memory_in_a_flush_ends_that_backend_alone(w
         let pair = Pair::new(world);
         [&pair.dialer, &pair.listener].into_iter().for_each(Node::counts_itself);
         let (bytes, _) = tracked_with(len, Some(Box::new(|| panic!("on purpose, while dropping"))));
-        assert_eq!(pair.dialer.backend().send(pair.out, &bytes, b"", 1), Ok(NetioStatus::Ok));
-        if catch_unwind(AssertUnwindSafe(|| drop(bytes))).is_err() {
+        // In short pieces, which every transport copies.
+        let pieces = (0..len).step_by(200).map(|at| bytes.slice(at..len.min(at + 200))).collect::<Vec<_>>();
+        drop(bytes);
+        assert_eq!(pair.dialer.backend().send_iov(pair.out, &pieces, b"", 1), Ok(NetioStatus::Ok));
+        if catch_unwind(AssertUnwindSafe(|| drop(pieces))).is_err() {
             // It was copied: this was the last share.
             continue;
         }

@@ -1,14 +1,16 @@
 //! Dropping the backend on another thread than the loop's.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use netio3::{ConnectionParameters, EndPointAddress, EpollEventLoop, EventLoop, Handlers, NetioStatus, NetworkType, RawSlice};
+use netio3::{
+    AcceptFilter, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, EpollEventLoop, EventLoop, Handlers, NetioStatus,
+    NetworkType, RawSlice,
+};
 
-use super::{Pair, Shared, WAIT, alongside, counted, kinds, no_heartbeats};
+use super::{Book, Pair, Shared, WAIT, alongside, counted, kinds, no_heartbeats};
 
 /// Dropping on another thread while the loop is busy with the backend: once it returns no callback comes, and raw
 /// memory may go away.
@@ -177,4 +179,39 @@ fn drop_after_a_shutdown(kind: NetworkType) {
             assert_eq!(ends, 2 - round % 2, "an end was never told");
         });
     }
+}
+
+/// Nor is it over before the loop knows of it: a peer that it is just accepting becomes a connection still.
+#[test]
+fn a_shutdown_counts_until_the_loop_knows_of_it() {
+    kinds().for_each(peer_in_a_shutdown);
+}
+
+fn peer_in_a_shutdown(kind: NetworkType) {
+    let ev = EpollEventLoop::new().unwrap();
+    let (book, dialers) = (Book::default(), Handlers::new());
+    let listener: Shared = netio3::create(kind, no_heartbeats(), Box::new(book.clone()), &ev).unwrap().into();
+    let dialer = netio3::create_local(kind, no_heartbeats(), Box::new(dialers), &ev).unwrap();
+    let (ask, asked) = mpsc::channel();
+    let (decide, decided) = mpsc::channel();
+    let decided = Mutex::new(decided);
+    let accept = AcceptFilter::new(move |_| {
+        ask.send(()).unwrap();
+        decided.lock().unwrap().recv_timeout(WAIT).is_ok()
+    });
+    let address = listener.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv { accept, ..Default::default() });
+    dialer.connect(&address.unwrap(), &Default::default()).unwrap();
+    alongside(&ev, move || {
+        asked.recv_timeout(WAIT).unwrap();
+        listener.shutdown(WAIT);
+        let totals = listener.totals();
+        assert_eq!(totals.connections.get(), 1, "over {kind}: the loop is still accepting");
+        decide.send(()).unwrap();
+        while totals.connections.get() > 0 {
+            thread::yield_now();
+        }
+        drop(listener);
+        let established = book.count(|story| story.established == 1);
+        assert_eq!(established, book.count(|story| story.closed == 1), "over {kind}: an end was never told");
+    });
 }

@@ -96,7 +96,7 @@ impl<T: Transport> SyncBackend<T> {
         let failed = |source: io::Error| OpenListenError::FailedOpenListenEndpoint { address, source: source.into() };
         address.check_listenable().map_err(|why| OpenListenError::InvalidEndpointAddress { address, why })?;
         let side = here::<T>(shared);
-        side.iter().for_each(|side| side.run_commands());
+        side.iter().for_each(|side| side.carry_out());
         let _one_at_a_time = shared.listening.lock();
         {
             let directory = shared.directory.read();
@@ -186,7 +186,7 @@ impl<T: Transport> SyncBackend<T> {
     /// The loop has a command; on its own thread it is carried out at once.
     fn commanded(&self) {
         if let Some(side) = here::<T>(&self.shared) {
-            side.run_commands();
+            side.carry_out();
         }
         // Here, too: other threads may have left something meanwhile, and relied on the command's waking the loop.
         self.shared.inbox.wake();
@@ -409,6 +409,8 @@ impl<T: Transport> NetworkBackend for SyncBackend<T> {
             }
             directory.life = Life::ShuttingDown;
             directory.listeners.clear();
+            // Until the loop knows of it peers may come about: it is not over before.
+            shared.totals.connections.rise(1);
             shared.inbox.command(Command::Shutdown { at });
         }
         shared.for_each(Mail::stop);

@@ -139,16 +139,25 @@ impl<T: Transport> LoopSide<T> {
 
     /// Carries out at once what calls have left for one connection.
     pub(super) fn settle(&self, endpoint: Endpoint) {
-        let settle = || {
+        self.in_a_call(|| {
             self.run_commands();
             // Not what other threads add meanwhile.
             let messages = self.shared.with(endpoint, |mail| mail.room.untold().messages as usize).unwrap_or(0);
             if self.hand_over(endpoint, &mut Budget { messages, ..UNLIMITED }) == Progress::OutOfBudget {
                 self.look_later(endpoint);
             }
-        };
-        // The user's call, out of which the panic of a drop of his memory goes past the loop.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(settle)) {
+        });
+    }
+
+    /// Carries out at once what calls have left as commands.
+    pub(super) fn carry_out(&self) {
+        self.in_a_call(|| self.run_commands());
+    }
+
+    /// Runs what may drop the user's memory in a call of his, out of which the panic of such a drop goes past the loop: it ends
+    /// the backend here.
+    fn in_a_call(&self, run: impl FnOnce()) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
             self.remove();
             self.tear_down();
             resume_unwind(panic);
@@ -266,7 +275,7 @@ impl<T: Transport> LoopSide<T> {
     // ----- commands -----
 
     /// Carries out all commands, in order.
-    pub(super) fn run_commands(&self) {
+    fn run_commands(&self) {
         self.shared.inbox.take_commands(&mut self.commands.borrow_mut());
         loop {
             let command = self.commands.borrow_mut().pop_front();
@@ -288,6 +297,7 @@ impl<T: Transport> LoopSide<T> {
                 Command::Shutdown { at } => {
                     self.close_where(|_| true);
                     self.inner.shutdown(at.saturating_duration_since(self.engine().event_loop().now()));
+                    self.shared.told_end();
                 }
             }
         }

@@ -192,6 +192,8 @@ pub(super) struct MockTransport(Rc<Wire>);
 pub(super) struct Wire {
     /// What was given to the transport, in order.
     pub(super) enqueued: RefCell<Vec<Vec<u8>>>,
+    /// Shared memory is copied.
+    pub(super) copies: Cell<bool>,
     /// Nothing leaves.
     pub(super) blocked: Cell<bool>,
     /// The loop cannot take anything on.
@@ -281,7 +283,9 @@ impl Transport for MockTransport {
         match message.payload {
             Payload::Shared(pieces) => {
                 pieces.iter().for_each(|piece| bytes.extend_from_slice(piece));
-                connection.link.held.borrow_mut().extend_from_slice(pieces);
+                if !self.copies.get() {
+                    connection.link.held.borrow_mut().extend_from_slice(pieces);
+                }
             }
             Payload::Copied(pieces) => pieces.iter().for_each(|piece| bytes.extend_from_slice(piece)),
             Payload::Raw(pieces) => pieces.held().for_each(|piece| bytes.extend_from_slice(piece.as_slice())),

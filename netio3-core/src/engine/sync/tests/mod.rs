@@ -1,16 +1,15 @@
 //! The front before a transport that goes nowhere, turn by turn.
 
 mod accounts;
+mod bad_memory;
 mod ends;
 mod mock;
 mod runs;
 mod staging;
 mod stuck;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
@@ -58,6 +57,7 @@ impl Callbacks for Tell {
 
     fn on_connection_refused(&mut self, backend: &dyn NetworkBackend, at: Endpoint, address: &EndPointAddress, reason: RefusedReason) {
         assert!(backend.limits(at).is_err() && backend.endpoint(address).is_none());
+        assert!(backend.totals().connections.get() > 0, "it counts until this was told");
         self.0.send(Told::Refused(reason)).unwrap();
     }
 
@@ -70,6 +70,7 @@ impl Callbacks for Tell {
         reason: ClosedReason,
     ) {
         assert!(backend.limits(at).is_err() && backend.endpoint(address).is_none());
+        assert!(backend.totals().connections.get() > 0, "it counts until this was told");
         self.0.send(Told::Closed(keys(pending), reason)).unwrap();
     }
 
@@ -415,85 +416,6 @@ fn a_drop_here_is_carried_out_at_once() {
     assert!(!ev.has_source() && told.try_iter().next().is_none());
 }
 
-/// Memory that panics when it is dropped, and is counted then.
-struct Bad([u8; 5_000], Arc<AtomicUsize>);
-
-impl AsRef<[u8]> for Bad {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Drop for Bad {
-    fn drop(&mut self) {
-        self.1.fetch_add(1, Ordering::SeqCst);
-        panic!("on purpose, while dropping");
-    }
-}
-
-/// A scene with so many messages of such memory: some with the backend, some left of a batch, the others in the
-/// mailbox.
-fn with_bad_memory(messages: u64) -> (Scene, Endpoint, Arc<AtomicUsize>) {
-    let (scene, to) = Scene::connected(&ConnectionParameters::default());
-    scene.wire.blocked.set(true);
-    let dropped = Arc::new(AtomicUsize::new(0));
-    let send = |key| {
-        let bytes = Bytes::from_owner(Bad([7; 5_000], dropped.clone()));
-        assert_eq!(scene.backend.send(to, &bytes, b"", key), Ok(NetioStatus::Ok));
-        // The last share is not this one, which would panic.
-        drop(bytes);
-    };
-    (0..4).for_each(send);
-    assert_eq!(scene.ev.turn_within(Budget { messages: 1, bytes: 1_000_000 }), Next::Again);
-    (4..messages).for_each(send);
-    (scene, to, dropped)
-}
-
-fn panics(f: impl FnOnce()) -> bool {
-    catch_unwind(AssertUnwindSafe(f)).is_err()
-}
-
-#[test]
-fn memory_that_panics_is_dropped_piece_by_piece_at_the_end_of_a_backend() {
-    let (scene, _, dropped) = with_bad_memory(8);
-    let Scene { backend, wire, told, ev } = scene;
-    assert!(panics(|| drop(backend)), "the first panic goes on");
-    drop((wire, told, ev));
-    assert_eq!(dropped.load(Ordering::SeqCst), 8, "all of it");
-}
-
-#[test]
-fn memory_that_panics_is_dropped_piece_by_piece_by_another_thread() {
-    let (scene, _, dropped) = with_bad_memory(8);
-    let Scene { backend, ev, .. } = scene;
-    let dropped_there = thread::scope(|scope| scope.spawn(|| panics(|| drop(backend))).join().unwrap());
-    assert!(dropped_there, "the first panic goes on");
-    // What the loop has goes when it next looks.
-    assert!(panics(|| _ = ev.turn()));
-    assert_eq!(dropped.load(Ordering::SeqCst), 8, "all of it");
-}
-
-#[test]
-fn memory_that_panics_is_dropped_piece_by_piece_at_the_end_of_a_connection() {
-    let (scene, to, dropped) = with_bad_memory(8);
-    scene.backend.abort(to).unwrap();
-    assert!(panics(|| while scene.ev.turn() == Next::Again {}), "the first panic goes on");
-    assert!(!scene.ev.has_source(), "and ends the backend");
-    drop(scene);
-    assert_eq!(dropped.load(Ordering::SeqCst), 8, "all of it");
-}
-
-#[test]
-fn memory_that_panics_is_dropped_during_another_panic() {
-    let (scene, _, dropped) = with_bad_memory(8);
-    let Scene { backend, wire, told, ev } = scene;
-    assert!(panics(|| {
-        let _kept = (backend, wire, told, ev);
-        panic!("the first");
-    }));
-    assert_eq!(dropped.load(Ordering::SeqCst), 8, "all of it");
-}
-
 #[test]
 fn an_end_before_the_loop_knows_the_connection_is_one_refusal() {
     for aborts in [false, true] {
@@ -526,6 +448,7 @@ fn an_end_that_overtakes_its_opening_is_one_refusal() {
     let endpoint = shared.ids.allocate(crate::MAX_ENDPOINTS).unwrap();
     let counters: Arc<ConnectionCounters> = Arc::default();
     shared.directory.write().connections += 1;
+    shared.totals.connections.rise(1);
     shared.put(Mail::new::<MockTransport>(endpoint, address, &params, &shared.config, counters.clone()));
     scene.elsewhere(|backend| backend.close(endpoint).unwrap());
     scene.ev.turn();
