@@ -32,8 +32,11 @@ const TRIM_AFTER: Duration = Duration::from_secs(2);
 impl<T: Transport> Engine<T> {
     /// Has a listener called as ready again after a while, since accepting failed for now.
     pub fn accept_later(&self, listener: &Listener<T::Listener>) {
-        self.deadlines.borrow_mut().insert((self.ev.now() + ACCEPT_RETRY, Due::Listener(listener.token)));
-        self.arm();
+        // Once for all who come meanwhile: each time would ask for the next one.
+        if !listener.retries.replace(true) {
+            self.deadlines.borrow_mut().insert((self.ev.now() + ACCEPT_RETRY, Due::Listener(listener.token)));
+            self.arm();
+        }
     }
 
     /// Sets the deadline of a connection anew, from what it waits for. One that is set for earlier stays: it
@@ -145,7 +148,10 @@ impl<T: Transport> Engine<T> {
                         self.update_deadline(&connection);
                     }
                 }
-                Due::Listener(token) => self.ev.redeliver(self.source(), token, Ready::READABLE),
+                Due::Listener(token) => {
+                    self.listener_at(token).inspect(|listener| listener.retries.set(false));
+                    self.ev.redeliver(self.source(), token, Ready::READABLE);
+                }
             }
         }
         self.arm();

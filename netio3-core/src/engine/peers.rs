@@ -53,8 +53,16 @@ impl<T: Transport> Engine<T> {
         let token = LISTENER | index;
         let link = self.transport.adopt_listener(self, token, listening)?;
         let connection_params = Arc::new(params.connection.clone());
-        let listener =
-            Listener { address, params: Arc::new(params), counters, link, token, connection_params, complained: Cell::default() };
+        let listener = Listener {
+            address,
+            params: Arc::new(params),
+            counters,
+            link,
+            token,
+            connection_params,
+            complained: Cell::default(),
+            retries: Cell::default(),
+        };
         self.listeners.borrow_mut()[index] = Some(Rc::new(listener));
         tracing::info!(backend = T::NAME, listener = %address, "listener opened");
         Ok(())
