@@ -132,7 +132,7 @@ impl Devices {
         // A name may stand for several providers: `^net` for all but that one.
         infos.retain(|info| info.provider() != UNSAFE_PROVIDER);
         let best = (0..infos.len()).filter(|index| rank(&infos[*index]).is_some() || self.params.provider.is_some());
-        let best = best.min_by_key(|index| rank(&infos[*index]));
+        let best = best.min_by_key(|index| rank(&infos[*index]).unwrap_or(PROVIDERS.len()));
         match best {
             Some(best) => Ok(infos.swap_remove(best)),
             None => Err(no_way(address, self.params.provider.as_deref())),
@@ -144,8 +144,7 @@ impl Devices {
     /// # Errors
     /// As of [`Devices::info`].
     pub(crate) fn place(&self, address: SocketAddr) -> io::Result<Info> {
-        let may_be_verbs = self.params.provider.as_ref().is_none_or(|provider| provider == "verbs");
-        if may_be_verbs && address.ip().is_unspecified() && address.port() == 0 {
+        if address.ip().is_unspecified() && address.port() == 0 {
             // Without a port the provider `verbs` understands one device alone, and turns away who comes to another. It
             // binds the port meanwhile, so that one in use does not do.
             for port in UNLIKELY_PORTS {
@@ -418,5 +417,26 @@ fn cannot_register(bytes: usize, error: FabricError) -> RegisterError {
     match limit {
         Some(limit) if error.code == ENOMEM && (bytes as u64) > limit => RegisterError::Memlock { wanted: bytes as u64, limit },
         _ => RegisterError::CannotPin { source: Arc::new(error.into()) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_leaves_out_stands_for_the_best_of_the_others() {
+        let Ok(library) = Library::open() else { return println!("skipped: no libfabric") };
+        let found = |provider: &str| {
+            let params = RdmaParameters { provider: Some(provider.into()), ..Default::default() };
+            let devices = Devices::new(library.clone(), params);
+            devices.place("127.0.0.1:0".parse().expect("an address")).map(|info| info.provider())
+        };
+        for provider in ["^verbs", "^net", "^shm", "tcp", "TCP"] {
+            assert_eq!(found(provider).expect("it is there"), "tcp", "{provider}");
+        }
+        // Which may be none.
+        let other = found("^tcp");
+        assert!(other.as_ref().map_or(true, |provider| provider != UNSAFE_PROVIDER && provider != "tcp"), "{other:?}");
     }
 }

@@ -15,6 +15,7 @@ use crate::helper::{Done, Job};
 use crate::link::{self, Body, Link, Listening, Stage};
 use crate::posting::{of_context, post_receives};
 use crate::receiving::Broken;
+use crate::sending::Sending;
 use crate::transport::{Conn, Rdma, Watched};
 use crate::wire::{CONTROL_CREDITS, Hello, Kind, VERSIONS};
 
@@ -176,7 +177,7 @@ impl Rdma {
                     let connection = self.connection(&engine, id).filter(|connection| !connection.is_over());
                     match (connection, result) {
                         (Some(connection), Ok(body)) => {
-                            self.opened(&engine, &connection, *body);
+                            self.opened(up, &engine, &connection, *body);
                             for receive in connection.link.early_receives.take() {
                                 self.completed(up, &receive, &mut Budget::DEFAULT.clone());
                             }
@@ -218,21 +219,23 @@ impl Rdma {
         }
     }
 
-    fn opened(&self, engine: &Engine<Self>, connection: &Conn, body: Body) {
+    fn opened(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn, body: Body) {
         let link = &connection.link;
         let queue = body.queue.clone();
         link.body.replace(Some(body));
         link.stage.set(Stage::Connecting);
         if let Err(error) = self.watch(engine, &queue) {
             tracing::warn!(endpoint = %connection.endpoint, %error, "cannot watch the queues of a device");
-            self.end(engine, connection, RefusedReason::LocalResource, ClosedReason::Limit);
+            self.not_connected(up, engine, connection, RefusedReason::LocalResource, ClosedReason::Limit);
         }
     }
 
     fn not_opened(&self, up: &mut Upcalls<'_, Self>, engine: &Engine<Self>, connection: &Conn, error: &io::Error) {
         tracing::warn!(endpoint = %connection.endpoint, peer = %connection.address, %error, "cannot connect over libfabric");
-        // What a peer was to be given is short here: it has not vanished.
-        self.not_connected(up, engine, connection, RefusedReason::of_error(error), ClosedReason::Limit);
+        let reason = RefusedReason::of_error(error);
+        // Where what a peer was to be given is short here it has not vanished.
+        let closed = if reason == RefusedReason::LocalResource { ClosedReason::Limit } else { ClosedReason::PeerLost };
+        self.not_connected(up, engine, connection, reason, closed);
     }
 
     /// Ends a connection that the provider did not connect. A peer whose hello was accepted was established and closed
@@ -419,8 +422,7 @@ impl Rdma {
                     // What does not answer as a provider does.
                     libc::ENOPROTOOPT => RefusedReason::Protocol,
                     libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::EADDRNOTAVAIL => RefusedReason::LocalResource,
-                    // The provider `tcp` says anything of a listener that hung up after it had accepted: whatever `errno` was left
-                    // by another call, of this thread's for whatever purpose.
+                    // The provider `tcp` has no error for a listener that hung up after it had accepted (see `forget_errno`).
                     _ => match RefusedReason::of_error(&io::Error::from(error.clone())) {
                         RefusedReason::LocalResource => RefusedReason::NoListener,
                         reason => reason,
@@ -455,7 +457,9 @@ impl Rdma {
                 continue;
             }
             let goodbye = &link.goodbye;
-            let sent_all = link.body.borrow().as_ref().is_none_or(|body| body.sending.is_empty());
+            // What the device has not completed has left for certain only where the peer says that it has all.
+            let has_left = |sending: &Sending| goodbye.farewell_heard.get() || !sending.has_messages_in_flight();
+            let sent_all = link.body.borrow().as_ref().is_none_or(|body| body.sending.is_empty() && has_left(&body.sending));
             match connection.state() {
                 State::Opening => self.not_connected(up, &engine, &connection, RefusedReason::NoListener, ClosedReason::PeerLost),
                 // It did not wait for what was left of ours, which was nothing, or for our goodbye.

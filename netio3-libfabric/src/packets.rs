@@ -164,28 +164,24 @@ impl Rdma {
             Ok(Found::End | Found::Message(_) | Found::Goodbye | Found::Farewell) => Ok(false),
             Err(broken) => Err(broken),
         };
-        match complete {
-            Ok(true) => {
-                let len = assembly.expected();
-                if assembly.wants_area() {
-                    self.ask_for_area(engine, connection, len, slab.layout().packet_len);
-                }
-                budget.spend(1, len);
-                let mut brought = Brought::default();
-                if brought.take(mode, len) {
-                    match assembly.landed() {
-                        Some(message) => up.data(connection, Message::borrowed(message, &connection.meter)),
-                        None => {
-                            let mut message = Assembled { memory: assembly.memory(), len, meter: &connection.meter };
-                            up.data(connection, Message::whole(&mut message))
-                        }
-                    };
-                }
-                assembly.end();
-                engine.count_brought(connection, brought);
+        if complete == Ok(true) {
+            let len = assembly.expected();
+            if assembly.wants_area() {
+                self.ask_for_area(engine, connection, len, slab.layout().packet_len);
             }
-            Ok(false) => {}
-            Err(broken) => self.broken(engine, connection, broken),
+            budget.spend(1, len);
+            let mut brought = Brought::default();
+            if brought.take(mode, len) {
+                match assembly.landed() {
+                    Some(message) => up.data(connection, Message::borrowed(message, &connection.meter)),
+                    None => {
+                        let mut message = Assembled { memory: assembly.memory(), len, meter: &connection.meter };
+                        up.data(connection, Message::whole(&mut message))
+                    }
+                };
+            }
+            assembly.end();
+            engine.count_brought(connection, brought);
         }
         let fits = engine.count_assembly(connection, assembly.held());
         let is_spare = fits && !assembly.is_under_way();
@@ -198,9 +194,14 @@ impl Rdma {
         if let Some(body) = &mut *connection.link.body.borrow_mut() {
             body.receiving.assembly = assembly;
         }
-        if !connection.is_over() && !fits {
+        if connection.is_over() {
+            return Ok(());
+        }
+        if let Err(broken) = complete {
+            self.broken(engine, connection, broken);
+        } else if !fits {
             engine.finish(connection, ClosedReason::Limit, Release::Reset);
-        } else if !connection.is_over() && is_kept {
+        } else if is_kept {
             engine.trim_later(connection);
         }
         Ok(())

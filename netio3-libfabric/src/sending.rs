@@ -167,6 +167,11 @@ impl Sending {
         self.flights.len()
     }
 
+    /// Whether some of them end messages.
+    pub(crate) fn has_messages_in_flight(&self) -> bool {
+        self.flights.iter().any(|flight| flight.messages > 0)
+    }
+
     /// The peer takes no longer packets than this.
     pub(crate) fn limit_packets(&mut self, packet_len: usize) {
         self.packet_len = self.packet_len.min(packet_len);

@@ -133,6 +133,7 @@ impl CompletionQueue {
     /// A failed operation comes alone. Completions before and after it are not lost.
     pub fn read(&self, into: &mut [Completion]) -> Result<usize, CqError> {
         loop {
+            super::forget_errno();
             // SAFETY: the queue is open, the memory is as long as told and of the format's layout.
             let count = unsafe { sys::fi_cq_read(self.raw.as_ptr(), into.as_mut_ptr().cast(), into.len()) };
             if count >= 0 {

@@ -196,6 +196,7 @@ impl EventQueue {
         let mut room = EventRoom { head: sys::fi_eq_cm_entry { fid: ptr::null_mut(), info: ptr::null_mut() }, data: [0; DATA_ROOM] };
         let place: *mut EventRoom = &raw mut room;
         let mut event = 0;
+        super::forget_errno();
         // SAFETY: the queue is open, the room as long as told.
         let count = unsafe { sys::fi_eq_read(self.raw.as_ptr(), &raw mut event, place.cast(), size_of::<EventRoom>(), 0) };
         if count < 0 {
@@ -337,6 +338,7 @@ impl EventQueue {
     }
 
     fn trywait_raw(&self) -> Result<bool, FabricError> {
+        super::forget_errno();
         // SAFETY: the queue is open, and of this fabric.
         unsafe { self.fabric.trywait(self.raw.as_ptr().cast()) }
     }

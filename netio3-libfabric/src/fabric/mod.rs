@@ -37,6 +37,8 @@ mod memory_region;
 mod passive_endpoint;
 mod signals;
 
+use nix::errno::Errno;
+
 pub use completion_queue::{Completion, CompletionError, CompletionQueue, CqError};
 pub use domain::Domain;
 pub use endpoint::{Direction, Endpoint, Posted};
@@ -59,4 +61,10 @@ unsafe fn close(object: *mut libfabric_sys::fid, what: &'static str) {
     if code != 0 {
         tracing::warn!(code = -code, what, "fi_close failed; the object stays behind");
     }
+}
+
+/// The provider `tcp` takes the error of a connection whose peer hung up from `errno`, which nothing has set then but some
+/// earlier call of this thread's: with none there it says EIO.
+fn forget_errno() {
+    Errno::clear();
 }

@@ -1,5 +1,7 @@
 //! Peers that vanish, hang up or say goodbye, in each phase.
 
+use netio3_core::Phase;
+
 use super::*;
 
 #[test]
@@ -210,5 +212,26 @@ fn data_after_a_goodbye_break_nothing_else() {
     assert_eq!(pending, 0);
     assert!(matches!(reason, ClosedReason::PeerClosed | ClosedReason::Protocol), "{reason:?}");
     assert_eq!(server.node.received(endpoint), [b"before"]);
+    server.check();
+}
+
+/// It has said that nothing more of its own comes, not that it has all of ours.
+#[test]
+fn what_is_under_way_when_a_peer_dies_after_its_goodbye_has_not_completed() {
+    let Some(_beside) = beside_others() else { return };
+    let server = Server::new();
+    // It takes long packets, and many; nothing of them is read there.
+    let mut hello = hello_with(16, &(1_u32 << 20).to_le_bytes());
+    hello[20..22].copy_from_slice(&4_000_u16.to_le_bytes());
+    let (peer, endpoint) = server.greeted_by(&hello);
+    let count = 90;
+    (0..count).for_each(|key| server.node.send(endpoint, &[5; 60_000], key));
+    let is_closing = || server.node.backend.connections().iter().any(|connection| connection.phase == Phase::Closing);
+    peer.send(&Packet::new(GOODBYE));
+    server.until(&[], "its goodbye is heard", is_closing);
+    peer.die();
+    let (pending, reason) = server.until_closed(&[], endpoint);
+    assert!(pending > 0 && reason == ClosedReason::PeerLost, "{pending} of {count} pending, {reason:?}");
+    server.node.check_keys(endpoint, count);
     server.check();
 }

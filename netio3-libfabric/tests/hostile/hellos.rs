@@ -1,9 +1,10 @@
 //! What the private data says.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::thread;
+
+use nix::errno::Errno;
 
 use super::*;
 
@@ -168,36 +169,45 @@ fn strange_answers_are_refusals_with_a_reason() {
     }
 }
 
+/// What a client is told that connects to somebody who answers so, and hangs up. `before` comes before each turn.
+fn refused_by(answer: &'static [u8], before: impl Fn()) -> Option<RefusedReason> {
+    let client = Client::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is left");
+    let address = listener.local_addr().expect("it is bound").into();
+    let stranger = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("somebody connects");
+        stream.read_exact(&mut [0; 8]).expect("a request comes");
+        stream.write_all(answer).expect("it is taken");
+        // So that the answer is not lost to a reset.
+        _ = stream.shutdown(Shutdown::Write);
+        _ = stream.read_to_end(&mut Vec::new());
+    });
+    let endpoint = client.node.backend.connect(&address, &ConnectionParameters::default()).expect("a connection is started");
+    until(&client.ev, &[], "it is refused", || {
+        before();
+        client.node.refused(endpoint).is_some()
+    });
+    let reason = client.node.refused(endpoint);
+    drop(client);
+    stranger.join().expect("it has said all");
+    reason
+}
+
 /// What listens there is no provider of libfabric's, such as netio3's own TCP backend.
 #[test]
 fn what_answers_otherwise_is_told_from_a_shortage_here() {
     let Some(_beside) = beside_others() else { return };
-    let answers: [(&[u8], RefusedReason); 2] = [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n and more than a provider's answer, whatever version of it", RefusedReason::Protocol),
-        (b"", RefusedReason::NoListener),
-    ];
-    for (answer, reason) in answers {
-        let client = Client::new();
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is left");
-        let address = listener.local_addr().expect("it is bound").into();
-        let stranger = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().expect("somebody connects");
-            let mut request = [0; 8];
-            stream.read_exact(&mut request).expect("a request comes");
-            stream.write_all(answer).expect("it is taken");
-            // So that the answer is not lost to a reset.
-            _ = stream.shutdown(Shutdown::Write);
-            _ = stream.read_to_end(&mut Vec::new());
-        });
-        let endpoint = client.node.backend.connect(&address, &ConnectionParameters::default()).expect("a connection is started");
-        until(&client.ev, &[], "it is refused", || {
-            // Of one who hangs up the provider says whatever `errno` is left from, which must not count.
-            assert!(fs::read_dir("/dev/null").is_err());
-            client.node.refused(endpoint).is_some()
-        });
-        assert_eq!(client.node.refused(endpoint), Some(reason));
-        drop(client);
-        stranger.join().expect("it has said all");
+    let answer = b"HTTP/1.1 400 Bad Request\r\n\r\n and more than a provider's answer, whatever version of it";
+    assert_eq!(refused_by(answer, || ()), Some(RefusedReason::Protocol));
+}
+
+/// Of one who hangs up the provider says whatever `errno` is left from earlier calls.
+#[test]
+fn who_hangs_up_is_no_listener_whatever_happened_here_before() {
+    let Some(_beside) = beside_others() else { return };
+    let left = [Errno::EAGAIN, Errno::ENOTDIR, Errno::EMFILE, Errno::ENOMEM, Errno::ENOPROTOOPT, Errno::EHOSTUNREACH, Errno::ETIMEDOUT];
+    for errno in left {
+        assert_eq!(refused_by(b"", || errno.set()), Some(RefusedReason::NoListener), "{errno}");
     }
 }
 
