@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
-use netio3_core::{EventLoop, SourceId, WatchId};
+use netio3_core::{EventLoop, RefusedReason, SourceId, WatchId};
 
 use crate::inbound::Inbound;
 use crate::net::Stream;
@@ -27,12 +27,20 @@ pub(crate) struct Link<S> {
     pub(crate) stash_held: Cell<usize>,
     /// The socket takes nothing more until it is writable again.
     pub(crate) blocked: Cell<bool>,
-    /// How writing failed; what is left to read is still delivered.
-    pub(crate) broken: Cell<Option<io::ErrorKind>>,
+    /// Writing failed; what is left to read is still delivered.
+    pub(crate) unwritable: Cell<Option<Unwritable>>,
     /// The system told that the stream ends.
     pub(crate) read_closed: Cell<bool>,
     /// From how many bytes on the system tells of what came.
     low_water: Cell<usize>,
+}
+
+/// What becomes of a connection that cannot be written to.
+#[derive(Clone, Copy)]
+pub(crate) struct Unwritable {
+    pub(crate) reason: RefusedReason,
+    /// So many bytes are read at most before it ends.
+    pub(crate) unread: usize,
 }
 
 struct Watched<S> {
@@ -42,6 +50,14 @@ struct Watched<S> {
 }
 
 impl<S: Stream> Link<S> {
+    /// Of a connection that cannot be written to, so many bytes less are read from now on. Tells whether it is one.
+    #[inline]
+    pub(crate) fn has_read(&self, bytes: usize) -> bool {
+        let Some(Unwritable { reason, unread }) = self.unwritable.get() else { return false };
+        self.unwritable.set(Some(Unwritable { reason, unread: unread.saturating_sub(bytes) }));
+        true
+    }
+
     pub(crate) fn new(socket: S, watch: WatchId, session: Session, max_len: usize, spares: &Rc<Spares>) -> Self {
         Self {
             socket: RefCell::new(Some(Watched { socket: Rc::new(socket), watch: Some(watch) })),
@@ -52,7 +68,7 @@ impl<S: Stream> Link<S> {
             stash: RefCell::default(),
             stash_held: Cell::new(0),
             blocked: Cell::new(false),
-            broken: Cell::new(None),
+            unwritable: Cell::new(None),
             read_closed: Cell::new(false),
             low_water: Cell::new(1),
         }

@@ -10,7 +10,7 @@ use netio3_core::engine::Opener;
 use netio3_core::{ConnectionParameters, ConnectionParametersRecv, EndPointAddress, EventLoop, Interest, SourceId, WatchId};
 use nix::libc;
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::SetUsize;
+use nix::sys::socket::sockopt::{IpBindAddressNoPort, SetUsize};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// Where the sockets come from.
@@ -76,6 +76,8 @@ impl Opener for SystemOpener {
                 let what = format!("the local address {local} is not of the family of {address}");
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
             }
+            // Else the port would be taken from all connections of that address, not only from those to this peer.
+            _ = setsockopt(&socket, IpBindAddressNoPort, &true);
             socket.bind(&SocketAddr::new(local, 0).into()).map_err(|error| naming(format_args!("the local address {local}"), &error))?;
         }
         let refused = match socket.connect(&address.socket_addr().into()) {
@@ -129,6 +131,10 @@ const LARGEST_BUFFER: usize = i32::MAX as usize;
 
 fn bind_device(socket: &Socket, params: &ConnectionParameters) -> io::Result<()> {
     let Some(interface) = &params.interface else { return Ok(()) };
+    // The kernel takes an empty name for none, and of others as much as a name can have.
+    if interface.is_empty() || interface.len() >= libc::IFNAMSIZ || interface.contains('\0') {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("the interface {interface:?}: no interface has such a name")));
+    }
     socket.bind_device(Some(interface.as_bytes())).map_err(|error| naming(format_args!("the interface {interface:?}"), &error))
 }
 
@@ -258,11 +264,13 @@ mod tests {
         let from = |ip: &str| ConnectionParameters { local_address: Some(ip.parse().unwrap()), ..Default::default() };
         assert!(dial(from("192.0.2.77")).contains("192.0.2.77"));
         assert!(dial(from("::1")).contains("not of the family of 127.0.0.1:1"));
-        let through = ConnectionParameters { interface: Some("no-such-nic".into()), ..Default::default() };
-        let listen = ConnectionParametersRecv { connection: through.clone(), ..Default::default() };
-        let listened = SystemOpener.listen(&EndPointAddress::localhost(0), &listen).expect_err("it cannot be had").to_string();
-        for error in [dial(through), listened] {
-            assert!(error.contains("no-such-nic"), "{error}");
+        for name in ["no-such-nic", "", "lo\0x", "lo\0and-of-16-byte"] {
+            let through = ConnectionParameters { interface: Some(name.into()), ..Default::default() };
+            let listen = ConnectionParametersRecv { connection: through.clone(), ..Default::default() };
+            let listened = SystemOpener.listen(&EndPointAddress::localhost(0), &listen).expect_err("it cannot be had").to_string();
+            for error in [dial(through), listened] {
+                assert!(error.contains(&format!("the interface {name:?}")), "{error}");
+            }
         }
     }
 

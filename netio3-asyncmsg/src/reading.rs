@@ -9,7 +9,7 @@ use netio3_core::{Budget, ClosedReason, Message, Next, RefusedReason};
 
 use crate::hello::{Hello, VERSIONS};
 use crate::inbound::{Broken, Incoming};
-use crate::link::Link;
+use crate::link::{Link, Unwritable};
 use crate::net::{Net, Stream};
 use crate::session::{Session, Stage};
 use crate::stash::Stash;
@@ -72,6 +72,12 @@ impl<N: Net> Tcp<N> {
             return Next::Wait;
         }
         let next = loop {
+            if let Some(Unwritable { reason, unread }) = link.unwritable.get()
+                && (unread == 0 || connection.is_paused())
+            {
+                self.lost_for(engine, connection, reason);
+                break Next::Wait;
+            }
             if matches!(engine.reception(connection), Reception::Hold | Reception::Stop) || link.session.get().has_heard_goodbye() {
                 break Next::Wait;
             }
@@ -152,14 +158,12 @@ impl<N: Net> Tcp<N> {
                 return Ok(false);
             }
             Ok(n) => n,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match link.broken.get() {
-                // The stream goes on, only this side cannot write: nothing will tell of its end.
-                Some(failure) => return Err(failure.into()),
-                None => return Ok(false),
-            },
+            // Where only this side cannot write the stream goes on, and nothing will tell of its end.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(link.has_read(usize::MAX)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
             Err(error) => return Err(error),
         };
+        link.has_read(n);
         engine.count_read(connection);
         engine.heard(connection);
         let mut latest = self.latest.borrow_mut();
@@ -242,11 +246,13 @@ impl<N: Net> Tcp<N> {
         let link = &connection.link;
         let held = link.inbound.borrow().held();
         link.stash_held.set(bytes.len());
-        if self.count_memory(engine, connection, held) {
-            self.put_back(engine, connection, Stash::new(bytes));
-        } else {
-            engine.count_discarded(connection, link.inbound.borrow().count_messages(bytes));
-            engine.finish(connection, ClosedReason::Limit, Release::Reset);
+        let stash = if self.count_memory(engine, connection, held) { Stash::new(bytes) } else { None };
+        match stash {
+            Some(stash) => self.put_back(engine, connection, stash),
+            None => {
+                engine.count_discarded(connection, link.inbound.borrow().count_messages(bytes));
+                engine.finish(connection, ClosedReason::Limit, Release::Reset);
+            }
         }
     }
 
@@ -378,6 +384,10 @@ impl<N: Net> Tcp<N> {
     /// The peer said goodbye.
     fn goodbye(&self, engine: &Engine<Self>, connection: &Conn<N>) {
         connection.link.with_session(Session::hear_goodbye);
+        if let Some(Unwritable { reason, .. }) = connection.link.unwritable.get() {
+            // Ours will never be written, and nothing comes behind it.
+            return self.lost_for(engine, connection, reason);
+        }
         if !connection.link.session.get().is_agreed() {
             engine.start_closing(connection, ClosedReason::PeerClosed);
         } else if self.outbound(engine, connection).is_empty() {

@@ -9,8 +9,12 @@ pub(crate) struct Stash {
 }
 
 impl Stash {
-    pub(crate) fn new(bytes: &[u8]) -> Self {
-        Self { memory: bytes.to_vec(), start: 0 }
+    /// `None` when the system has no memory for them.
+    pub(crate) fn new(bytes: &[u8]) -> Option<Self> {
+        let mut memory = Vec::new();
+        memory.try_reserve_exact(bytes.len()).ok()?;
+        memory.extend_from_slice(bytes);
+        Some(Self { memory, start: 0 })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -43,7 +47,7 @@ mod tests {
 
     #[test]
     fn what_is_left_stays_where_it_is_until_nothing_is() {
-        let mut stash = Stash::new(b"abcdef");
+        let mut stash = Stash::new(b"abcdef").expect("so much memory");
         let end = stash.rest().as_ptr_range().end;
         for left in (1..6).rev() {
             stash.keep_last(left);

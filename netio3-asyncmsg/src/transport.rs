@@ -14,7 +14,7 @@ use netio3_core::{Budget, ClosedReason, ConnectionParameters, Next, Polled, Read
 
 use crate::frame::{Frame, HEAD_LEN};
 use crate::hello::Hello;
-use crate::link::Link;
+use crate::link::{Link, Unwritable};
 use crate::net::{Dialing, Listen, Net, Stream};
 use crate::outbound::{Outbound, Spares};
 use crate::reading::{Cut, ReadBuffer};
@@ -54,6 +54,9 @@ const WRITE_LEN: usize = ConnectionParameters::DEFAULT_FLUSH_AT;
 const LONGEST_WRITE: usize = 8;
 /// With more connections it is faster to ask the kernel which of them have something.
 const POLLED_CONNECTIONS: u64 = 4;
+/// What is read at most after writing has failed: more than the system holds of what came before that, with buffers of its own
+/// choice.
+const MOST_UNREAD: usize = 64 << 20;
 /// Peers accepted in one go, before other descriptors get their turn.
 const ACCEPT_BATCH: usize = 128;
 
@@ -130,19 +133,22 @@ impl<N: Net> Tcp<N> {
     }
 
     /// Writing failed. What the peer sent before is still delivered; its end is then found by reading, or that there is nothing
-    /// more to read.
+    /// more to read, or the peer goes on for so long that it must have come since.
     fn write_failed(&self, engine: &Engine<Self>, connection: &Conn<N>, error: &io::Error) {
         let (endpoint, peer) = (connection.endpoint, connection.address);
-        if refusal::is_refusal(error) {
-            tracing::debug!(%endpoint, %peer, %error, "cannot write");
-        } else {
+        let reason = refusal::reason_of(error);
+        if reason == RefusedReason::LocalResource {
             tracing::warn!(%endpoint, %peer, %error, "cannot write, for a reason on this side: the connection ends");
+        } else {
+            tracing::debug!(%endpoint, %peer, %error, "cannot write");
         }
-        connection.link.broken.set(Some(error.kind()));
+        // Of a buffer whose size is asked for the kernel makes twice that.
+        let unread = MOST_UNREAD.max(connection.params.receive_buffer.unwrap_or(0).saturating_mul(2));
+        connection.link.unwritable.set(Some(Unwritable { reason, unread }));
         connection.link.read_closed.set(true);
         // At a cap the reading goes on when there is room. After the peer's goodbye there is nothing to read.
         if connection.is_paused() || connection.link.session.get().has_heard_goodbye() {
-            self.lost(engine, connection, error);
+            self.lost_for(engine, connection, reason);
         } else {
             engine.read_again(connection);
         }
@@ -150,7 +156,11 @@ impl<N: Net> Tcp<N> {
 
     /// The stream ended by an error.
     pub(crate) fn lost(&self, engine: &Engine<Self>, connection: &Conn<N>, error: &io::Error) {
-        let refused = refusal::reason_of(error);
+        self.lost_for(engine, connection, refusal::reason_of(error));
+    }
+
+    /// The stream ended, or cannot be used any more, for that reason.
+    pub(crate) fn lost_for(&self, engine: &Engine<Self>, connection: &Conn<N>, refused: RefusedReason) {
         let closed = if refused == RefusedReason::LocalResource { ClosedReason::Limit } else { ClosedReason::PeerLost };
         self.end(engine, connection, refused, closed);
     }
@@ -172,7 +182,7 @@ impl<N: Net> Tcp<N> {
     fn write_out(&self, engine: &Engine<Self>, connection: &Conn<N>, least: usize) {
         let link = &connection.link;
         let Some(socket) = link.socket() else { return };
-        if link.blocked.get() || link.broken.get().is_some() || link.session.get().stage == Stage::Connecting {
+        if link.blocked.get() || link.unwritable.get().is_some() || link.session.get().stage == Stage::Connecting {
             return;
         }
         let mut left = 0;

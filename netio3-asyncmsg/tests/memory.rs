@@ -6,11 +6,15 @@
 mod util;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use netio3_core::{ClosedReason, ConnectionParametersRecv, EndPointAddress, Handlers};
 use netio3_evloop::EpollEventLoop;
 
-use crate::util::{Bare, hello, message, node, until};
+use crate::util::{Bare, config, hello, message, node, until};
 
 /// Gives no piece of so many bytes or more.
 struct Limited;
@@ -44,6 +48,24 @@ unsafe impl GlobalAlloc for Limited {
     }
 }
 
+/// Holds for as long as it is there, for one test at a time.
+struct Limit(#[expect(dead_code, reason = "kept")] MutexGuard<'static, ()>);
+
+impl Limit {
+    fn new(bytes: usize) -> Self {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        LIMIT.store(bytes, Ordering::Relaxed);
+        Self(guard)
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        LIMIT.store(usize::MAX, Ordering::Relaxed);
+    }
+}
+
 #[global_allocator]
 static ALLOCATOR: Limited = Limited;
 
@@ -54,12 +76,33 @@ fn a_peer_for_whom_there_is_no_memory_to_read_into_is_dropped() {
     let ev = EpollEventLoop::new().expect("descriptors are left");
     let node = node(&ev);
     let address = node.listen();
-    LIMIT.store(256 << 10, Ordering::Relaxed);
+    let limit = Limit::new(256 << 10);
     let mut early = Bare::connect(address);
     early.write(&hello());
     until(&ev, "the peer is dropped", || node.backend.totals().failed_hello.get() == 1);
-    LIMIT.store(usize::MAX, Ordering::Relaxed);
+    drop(limit);
     let (mut peer, from) = Bare::greeted(&ev, &node, address);
     peer.write(&message(b"abc"));
     until(&ev, "what a later one sends arrives", || node.received(from) == [b"abc"]);
+}
+
+/// What it has read of a connection that is paused meanwhile is kept, in memory of its own.
+#[test]
+fn a_paused_peer_for_whose_bytes_there_is_no_memory_is_closed() {
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    let closed = Rc::new(Cell::new(None));
+    let end = closed.clone();
+    let callbacks = Handlers::new()
+        .on_data(|backend, from, _, _| backend.pause(from).expect("it is connected"))
+        .on_connection_closed(move |_, _, _, _, reason| end.set(Some(reason)));
+    let backend = netio3_asyncmsg::create_local(config(), Box::new(callbacks), &ev).expect("the configuration is valid");
+    let address =
+        backend.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).expect("a port is left");
+    let mut peer = Bare::connect(address);
+    peer.write(&hello());
+    until(&ev, "it is established", || backend.totals().established.get() == 1);
+    peer.write(&message(&[1; 1_000]).repeat(400));
+    let _limit = Limit::new(16 << 10);
+    until(&ev, "it ends", || closed.get().is_some());
+    assert_eq!(closed.get(), Some(ClosedReason::Limit));
 }

@@ -3,12 +3,12 @@
 mod util;
 
 use std::io::Read;
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 
 use netio3_asyncmsg::Frame;
-use netio3_core::{ConnectionParameters, EndPointAddress, RefusedReason};
+use netio3_core::{ConnectionParameters, ConnectionParametersRecv, EndPointAddress, RefusedReason};
 use netio3_evloop::EpollEventLoop;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use util::{Bare, Server, hello, until};
@@ -50,6 +50,39 @@ fn a_host_without_a_route_is_unreachable() {
     until(&ev, "it is refused", || node.refused(endpoint).is_some());
     assert_eq!(node.refused(endpoint), Some(RefusedReason::Unreachable));
     println!("unreachable as expected");
+}
+
+/// A port is taken by those that connect to the same peer, not by all of the local address.
+#[test]
+fn connections_from_one_address_to_several_peers_share_ports() {
+    const NAME: &str = "connections_from_one_address_to_several_peers_share_ports";
+    const PORTS: &str = "40000 40001";
+    if !is(NAME) {
+        // A network of its own has ports of its own.
+        let ready = format!("ip link set lo up && echo {PORTS} > /proc/sys/net/ipv4/ip_local_port_range && exec \"$@\"");
+        let output = this_test(NAME, &["unshare", "--map-root-user", "--net", "sh", "-c", &ready, "sh"]).output();
+        match output {
+            Ok(output) if String::from_utf8_lossy(&output.stdout).contains("connected as expected") => assert!(output.status.success()),
+            Ok(output) if output.stdout.is_empty() => println!("skipped: {}", String::from_utf8_lossy(&output.stderr).trim()),
+            Ok(output) => panic!("{output:?}"),
+            Err(error) => println!("skipped: cannot run unshare: {error}"),
+        }
+        return;
+    }
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    let node = util::node(&ev);
+    let params = ConnectionParameters { local_address: Some(Ipv4Addr::LOCALHOST.into()), ..Default::default() };
+    for port in [7_001, 7_002] {
+        let address = EndPointAddress::localhost(port);
+        let address = node.backend.open_listen_endpoint(&address, &ConnectionParametersRecv::default()).expect("nobody else is here");
+        for _ in 0..2 {
+            let endpoint = node.backend.connect(&address, &params).expect("a port is left");
+            until(&ev, "it is established", || node.established().contains(&endpoint));
+        }
+    }
+    let error = node.backend.connect(&EndPointAddress::localhost(7_001), &params).expect_err("all ports are taken");
+    assert!(error.to_string().contains("ip_local_port_range"), "{error}");
+    println!("connected as expected");
 }
 
 #[test]

@@ -1,14 +1,17 @@
 //! Calls that the system refuses.
 
 use std::cell::{Cell, RefCell};
-use std::io::{IoSlice, IoSliceMut};
-use std::net::TcpStream;
+use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use netio3_core::{ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetioStatus, NetworkConfig, SourceId, engine};
+use netio3_core::{
+    ConnectionParametersRecv, EndPointAddress, Endpoint, EventLoop, Handlers, NetioStatus, NetworkBackend, NetworkConfig, SourceId, engine,
+};
 use netio3_evloop::EpollEventLoop;
 
 use crate::net::SystemOpener;
@@ -118,51 +121,138 @@ impl Listen for NoListener {
     }
 }
 
+/// A client whose writes fail when they are to, and a peer that speaks for itself.
+struct Failed {
+    ev: EpollEventLoop,
+    client: Box<dyn NetworkBackend>,
+    to: Endpoint,
+    peer: TcpStream,
+    faults: Arc<Faults>,
+    received: Rc<Cell<usize>>,
+    closed: Rc<RefCell<Option<Ended>>>,
+}
+
+/// With the keys of what is pending.
+type Ended = (Vec<u64>, ClosedReason);
+
+impl Failed {
+    /// Each message takes the client so long.
+    fn new(each: Duration) -> Self {
+        let ev = EpollEventLoop::new().expect("descriptors are left");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is left");
+        let address = EndPointAddress::from(listener.local_addr().expect("it is bound"));
+        let faults = Arc::<Faults>::default();
+        let (received, closed, established) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(None)), Rc::new(Cell::new(false)));
+        let (count, end, known) = (received.clone(), closed.clone(), established.clone());
+        let callbacks = Handlers::new()
+            .on_connection_established(move |_, _| known.set(true))
+            .on_data(move |_, _, _, _| {
+                thread::sleep(each);
+                count.set(count.get() + 1);
+            })
+            .on_connection_closed(move |_, _, _, pending, reason| {
+                let keys: Vec<_> = pending.iter().map(|completion| completion.key).collect();
+                assert!(end.replace(Some((keys, reason))).is_none(), "closed once");
+            });
+        let config = NetworkConfig { heartbeat_interval: Duration::ZERO, ..NetworkConfig::default() };
+        let client = engine::create_local(Tcp::<Failing>::new(), FailingOpener(faults.clone()), config, Box::new(callbacks), &ev);
+        let client = client.expect("the configuration is valid");
+        let to = client.open_send_endpoint(&address, &ConnectionParameters::default()).expect("it is started");
+        let (mut peer, _) = listener.accept().expect("it connects");
+        // Its own hello, which accepts it as well.
+        let mut hello = [0; 72];
+        peer.set_nonblocking(true).expect("it is a socket");
+        let mut got = 0;
+        let mut has_read = || {
+            got += Read::read(&mut peer, &mut hello[got..]).unwrap_or(0);
+            got == hello.len()
+        };
+        assert!(ev.run_until(&mut has_read, WAIT).expect("the loop can wait"), "the client says hello");
+        peer.set_nonblocking(false).expect("it is a socket");
+        peer.write_all(&hello).expect("it is taken");
+        assert!(ev.run_until(&mut || established.get(), WAIT).expect("the loop can wait"), "it is established");
+        Self { ev, client, to, peer, faults, received, closed }
+    }
+
+    /// The peer says so many messages.
+    fn hear(&mut self, messages: usize) {
+        self.peer.write_all(&message(&[1; 5_000]).repeat(messages)).expect("they are taken");
+    }
+
+    /// A write fails.
+    fn fail(&self, errno: i32) {
+        self.faults.write.store(errno, Ordering::Relaxed);
+        assert_eq!(self.client.send_copy(self.to, b"hello", b"", 7), Ok(NetioStatus::Ok));
+        self.client.flush(self.to).expect("it is connected");
+    }
+
+    /// Waits until the connection has ended, for that reason.
+    fn expect_end(&self, reason: ClosedReason) {
+        assert!(self.ev.run_until(&mut || self.closed.borrow().is_some(), WAIT).expect("the loop can wait"), "it never ends");
+        assert_eq!(*self.closed.borrow(), Some((vec![7], reason)));
+    }
+}
+
+const WAIT: Duration = Duration::from_secs(30);
+const ENOMEM: i32 = 12;
+
+fn message(data: &[u8]) -> Vec<u8> {
+    [&Frame::Data(data.len()).head(), data].concat()
+}
+
 /// The system refuses a write for reasons of its own, as for memory that it cannot read or that it has not, while the
 /// stream goes on: what has come is still delivered, and then the connection ends, with nobody to wait for.
 #[test]
 fn a_write_that_fails_on_a_living_stream_ends_the_connection() {
-    const ENOMEM: i32 = 12;
     const EFAULT: i32 = 14;
     const ENOBUFS: i32 = 105;
     const EPIPE: i32 = 32;
     for (errno, told) in
         [(ENOMEM, ClosedReason::Limit), (EFAULT, ClosedReason::Limit), (ENOBUFS, ClosedReason::Limit), (EPIPE, ClosedReason::PeerLost)]
     {
-        let ev = EpollEventLoop::new().expect("descriptors are left");
-        let config = || NetworkConfig { heartbeat_interval: Duration::ZERO, ..NetworkConfig::default() };
-        let until = |what: &str, condition: &dyn Fn() -> bool| {
-            let met = ev.run_until(&mut || condition(), Duration::from_secs(10)).expect("the loop can wait");
-            assert!(met, "errno {errno}: {what}");
-        };
-        let greeting = Handlers::new().on_connection_established(|backend, connection| {
-            assert_eq!(backend.send_copy(connection.endpoint, b"hello", b"", 1), Ok(NetioStatus::Ok));
-        });
-        let server = crate::create_local(config(), Box::new(greeting), &ev).expect("the configuration is valid");
-        let address =
-            server.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).expect("a port is left");
-
-        let faults = Arc::<Faults>::default();
-        let (received, closed) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(None)));
-        let (count, end, fails) = (received.clone(), closed.clone(), faults.clone());
-        let callbacks = Handlers::new()
-            .on_connection_established(move |backend, connection| {
-                fails.write.store(errno, Ordering::Relaxed);
-                assert_eq!(backend.send_copy(connection.endpoint, b"hello", b"", 7), Ok(NetioStatus::Ok));
-            })
-            .on_data(move |_, _, _, _| count.set(count.get() + 1))
-            .on_connection_closed(move |_, _, _, pending, reason| {
-                let keys: Vec<_> = pending.iter().map(|completion| completion.key).collect();
-                assert!(end.replace(Some((keys, reason))).is_none(), "closed once");
-            });
-        let client = engine::create_local(Tcp::<Failing>::new(), FailingOpener(faults), config(), Box::new(callbacks), &ev);
-        let client = client.expect("the configuration is valid");
-        client.open_send_endpoint(&address, &ConnectionParameters::default()).expect("it is started");
-        until("the connection ends", &|| closed.borrow().is_some());
-        assert_eq!(*closed.borrow(), Some((vec![7], told)), "errno {errno}");
-        assert!(received.get() <= 1);
-        until("the other side learns of it", &|| server.connections().is_empty());
+        let mut failed = Failed::new(Duration::ZERO);
+        failed.hear(100);
+        failed.fail(errno);
+        failed.expect_end(told);
+        assert_eq!(failed.received.get(), 100, "errno {errno}");
+        // Its end arrives there, too.
+        failed.peer.set_read_timeout(Some(WAIT)).expect("it is a socket");
+        let end = Read::read(&mut failed.peer, &mut [0; 16]).map_err(|error| error.kind());
+        assert!(matches!(end, Ok(0) | Err(io::ErrorKind::ConnectionReset)), "errno {errno}: {end:?}");
     }
+}
+
+#[test]
+fn a_connection_that_is_paused_after_a_write_has_failed_ends() {
+    let failed = Failed::new(Duration::ZERO);
+    failed.fail(ENOMEM);
+    failed.client.pause(failed.to).expect("it is connected");
+    failed.expect_end(ClosedReason::Limit);
+}
+
+/// It ends when what was here must have been read, although reading it finds ever more.
+#[test]
+fn a_failed_write_ends_a_connection_whose_peer_goes_on_sending() {
+    let failed = Failed::new(Duration::from_millis(1));
+    let mut peer = failed.peer.try_clone().expect("descriptors are left");
+    let frames = message(&[1; 60_000]);
+    let sender = thread::spawn(move || while peer.write_all(&frames).is_ok() {});
+    assert!(failed.ev.run_until(&mut || failed.received.get() > 10, WAIT).expect("the loop can wait"));
+    failed.fail(ENOMEM);
+    failed.expect_end(ClosedReason::Limit);
+    sender.join().expect("its writes fail at last");
+}
+
+/// Ours can never be written.
+#[test]
+fn a_goodbye_behind_a_failed_write_ends_the_connection() {
+    let mut failed = Failed::new(Duration::ZERO);
+    failed.hear(1);
+    failed.peer.write_all(&Frame::Goodbye.head()).expect("it is taken");
+    failed.fail(ENOMEM);
+    // Waiting until `close_deadline`, it would end for the peer's sake.
+    failed.expect_end(ClosedReason::Limit);
+    assert_eq!(failed.received.get(), 1);
 }
 
 /// A socket that is polled fills up when the system has no room for its watch: until it has, what is queued goes on leaving.

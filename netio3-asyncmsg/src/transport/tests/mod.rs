@@ -5,10 +5,11 @@ mod failing;
 use std::cell::Cell;
 use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use netio3_core::{ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetworkConfig, engine};
+use netio3_core::{ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetworkConfig, SourceId, engine};
 use netio3_evloop::EpollEventLoop;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -108,4 +109,79 @@ fn a_listener_that_was_shut_down_from_outside_says_so_and_does_not_keep_the_loop
     ev.run_for(Duration::from_millis(300)).expect("the loop can wait");
     let turns = ev.counters().turns.get() - turns;
     assert!(turns < 50, "{turns} turns in 0.3 s");
+}
+
+/// The system's network, on which accepting fails for now.
+struct Short;
+
+/// The error that it fails with, if there is one.
+struct ShortOpener(Arc<AtomicI32>);
+
+struct ShortListener(TcpListener, Arc<AtomicI32>);
+
+impl Net for Short {
+    type Stream = TcpStream;
+    type Listener = ShortListener;
+    type Opener = ShortOpener;
+}
+
+impl Opener for ShortOpener {
+    type Dialing = Dialing<TcpStream>;
+    type Listening = ShortListener;
+
+    fn dial(&self, _: &EndPointAddress, _: &ConnectionParameters) -> io::Result<Self::Dialing> {
+        unreachable!("nobody dials")
+    }
+
+    fn listen(&self, address: &EndPointAddress, params: &ConnectionParametersRecv) -> io::Result<(ShortListener, EndPointAddress)> {
+        let (listener, bound) = SystemOpener.listen(address, params)?;
+        Ok((ShortListener(listener, self.0.clone()), bound))
+    }
+}
+
+impl Listen for ShortListener {
+    type Stream = TcpStream;
+
+    fn accept(&self, params: &ConnectionParameters) -> io::Result<(TcpStream, EndPointAddress)> {
+        match self.1.load(Ordering::Relaxed) {
+            0 => Listen::accept(&self.0, params),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    fn watch(&self, ev: &dyn EventLoop, source: SourceId, token: usize) -> io::Result<WatchId> {
+        self.0.watch(ev, source, token)
+    }
+
+    fn unwatch(&self, ev: &dyn EventLoop, watch: WatchId) {
+        self.0.unwatch(ev, watch);
+    }
+}
+
+/// Each who comes is told to the loop, and tried in vain; after that it is tried again once for all.
+#[test]
+fn a_listener_short_of_descriptors_tries_again_as_often_however_many_come() {
+    const EMFILE: i32 = 24;
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    let errno = Arc::new(AtomicI32::new(EMFILE));
+    let opener = ShortOpener(errno.clone());
+    let backend = engine::create_local(Tcp::<Short>::new(), opener, NetworkConfig::default(), Box::new(Handlers::new()), &ev);
+    let backend = backend.expect("the configuration is valid");
+    let listener =
+        backend.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).expect("a port is left");
+    let counters = backend.listeners().remove(0).counters;
+    let mut clients = Vec::new();
+    for come in 1..=40 {
+        clients.push(TcpStream::connect(listener.socket_addr()).expect("the backlog has room"));
+        let is_tried = ev.run_until(&mut || counters.accept_failures.get() >= come, Duration::from_secs(30));
+        assert!(is_tried.expect("the loop can wait"));
+    }
+    let failures = counters.accept_failures.get();
+    ev.run_for(Duration::from_millis(500)).expect("the loop can wait");
+    // Every 50 ms, at the earliest.
+    let tried = counters.accept_failures.get() - failures;
+    assert!((1..=11).contains(&tried), "{tried} times in half a second");
+    errno.store(0, Ordering::Relaxed);
+    let accepted = ev.run_until(&mut || counters.accepted.get() == 40, Duration::from_secs(30));
+    assert!(accepted.expect("the loop can wait"), "nobody was forgotten");
 }
