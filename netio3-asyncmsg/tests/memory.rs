@@ -48,21 +48,23 @@ unsafe impl GlobalAlloc for Limited {
     }
 }
 
-/// Holds for as long as it is there, for one test at a time.
-struct Limit(#[expect(dead_code, reason = "kept")] MutexGuard<'static, ()>);
+/// One test at a time: what is limited is the process.
+struct Alone(#[expect(dead_code, reason = "kept")] MutexGuard<'static, ()>);
 
-impl Limit {
-    fn new(bytes: usize) -> Self {
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+impl Alone {
+    fn new() -> Self {
+        static ONE: Mutex<()> = Mutex::new(());
+        Self(ONE.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn limit(&self, bytes: usize) {
         LIMIT.store(bytes, Ordering::Relaxed);
-        Self(guard)
     }
 }
 
-impl Drop for Limit {
+impl Drop for Alone {
     fn drop(&mut self) {
-        LIMIT.store(usize::MAX, Ordering::Relaxed);
+        self.limit(usize::MAX);
     }
 }
 
@@ -73,14 +75,15 @@ static ALLOCATOR: Limited = Limited;
 /// turned away, and the program goes on.
 #[test]
 fn a_peer_for_whom_there_is_no_memory_to_read_into_is_dropped() {
+    let alone = Alone::new();
     let ev = EpollEventLoop::new().expect("descriptors are left");
     let node = node(&ev);
     let address = node.listen();
-    let limit = Limit::new(256 << 10);
+    alone.limit(256 << 10);
     let mut early = Bare::connect(address);
     early.write(&hello());
     until(&ev, "the peer is dropped", || node.backend.totals().failed_hello.get() == 1);
-    drop(limit);
+    alone.limit(usize::MAX);
     let (mut peer, from) = Bare::greeted(&ev, &node, address);
     peer.write(&message(b"abc"));
     until(&ev, "what a later one sends arrives", || node.received(from) == [b"abc"]);
@@ -89,6 +92,7 @@ fn a_peer_for_whom_there_is_no_memory_to_read_into_is_dropped() {
 /// What it has read of a connection that is paused meanwhile is kept, in memory of its own.
 #[test]
 fn a_paused_peer_for_whose_bytes_there_is_no_memory_is_closed() {
+    let alone = Alone::new();
     let ev = EpollEventLoop::new().expect("descriptors are left");
     let closed = Rc::new(Cell::new(None));
     let end = closed.clone();
@@ -102,7 +106,7 @@ fn a_paused_peer_for_whose_bytes_there_is_no_memory_is_closed() {
     peer.write(&hello());
     until(&ev, "it is established", || backend.totals().established.get() == 1);
     peer.write(&message(&[1; 1_000]).repeat(400));
-    let _limit = Limit::new(16 << 10);
+    alone.limit(16 << 10);
     until(&ev, "it ends", || closed.get().is_some());
     assert_eq!(closed.get(), Some(ClosedReason::Limit));
 }
