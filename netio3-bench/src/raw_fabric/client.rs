@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::pattern::Content;
 use crate::plan::{Plan, first_that_answers};
 use crate::raw_fabric::link::{Link, RECEIVE};
-use crate::raw_fabric::net::{Batch, CONNECT_DEADLINE, Net, explain, find, greeting, is_ours};
+use crate::raw_fabric::net::{Batch, CONNECT_DEADLINE, GREETING, Net, explain, find, is_ours};
 use crate::raw_fabric::outbox::Outbox;
 use crate::raw_fabric::receives::Came;
 
@@ -54,7 +54,7 @@ impl Client {
             let content = content.of_stream(index as u16);
             let outbox = Outbox::new(&link, bodies.as_ref(), content, plan.layout.size, limit, mode).map_err(failed)?;
             link.outbox = Some(outbox);
-            link.endpoint.connect(address, greeting()).map_err(|error| failed(error.to_string()))?;
+            link.endpoint.connect(address, GREETING).map_err(|error| failed(error.to_string()))?;
             client.links.push(link);
             client.wait_until_connected(index).map_err(failed)?;
         }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use netio3_libfabric::fabric::{Desc, Domain, Endpoint};
+use netio3_libfabric::fabric::{Domain, Endpoint};
 use nix::libc::iovec;
 
 use crate::raw_fabric::memory::Block;
@@ -101,11 +101,9 @@ impl Link {
             let start = self.memory.at(self.said % CONTROLS * (HEAD_LEN + CONTROL_LEN));
             // SAFETY: each part of the block is used once, and is long enough for what is said.
             unsafe { start.copy_from_nonoverlapping(packet.as_ptr(), packet.len().min(HEAD_LEN + CONTROL_LEN)) };
-            let descs = [self.memory.desc()];
-            let descs: &[Desc] = if descs == [Desc::NONE] { &[] } else { &descs };
             let pieces = [iovec { iov_base: start.cast(), iov_len: packet.len() }];
             // SAFETY: as above; the block goes after the endpoint.
-            if !unsafe { self.sends.post(&self.endpoint, &pieces, descs, true)? } {
+            if !unsafe { self.sends.post(&self.endpoint, &pieces, self.memory.descs(), true)? } {
                 break;
             }
             self.receives.grant(head.credits);

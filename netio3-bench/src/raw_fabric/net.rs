@@ -24,7 +24,7 @@ pub const STALL_DEADLINE: Duration = Duration::from_secs(30);
 pub const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Told in the private data of a connection, so that other programs are noticed.
-const GREETING: &[u8] = b"netio3-bench raw-fabric 1";
+pub const GREETING: &[u8] = b"netio3-bench raw-fabric 1";
 
 /// Providers that carry message endpoints, the preferred first.
 const PROVIDERS: [&str; 2] = ["verbs", "tcp"];
@@ -229,11 +229,6 @@ impl Net {
 
 /// Completions that a queue holds: all that its connections can have on their way.
 const QUEUE_LEN: usize = LINKS_PER_QUEUE * (RECEIVES + DEPTH);
-
-/// The private data of a connection.
-pub fn greeting() -> &'static [u8] {
-    GREETING
-}
 
 /// Whether private data are those of this program; providers may add zeros.
 pub fn is_ours(data: &[u8]) -> bool {

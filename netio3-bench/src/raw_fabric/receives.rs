@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use netio3_libfabric::fabric::{Domain, Endpoint, Posted};
+use netio3_libfabric::fabric::{Desc, Domain, Endpoint, Posted};
 
 use crate::raw_fabric::memory::Block;
 use crate::raw_fabric::packet::{CONTROL_RECEIVES, CREDIT_LEN, CREDITS, HEAD_LEN, Head, Kind, LEN_LEN, RECEIVE_LEN, RECEIVES, parts};
@@ -123,6 +123,15 @@ impl Receives {
         }
     }
 
+    /// The block that it lies in.
+    #[inline]
+    fn block(&self, number: u64) -> &Block {
+        match &self.later {
+            Some(later) if number >= later.from => &later.block,
+            _ => &self.first,
+        }
+    }
+
     fn slots(&self) -> u64 {
         self.later.as_ref().map_or(RECEIVES as u64, |later| later.slots)
     }
@@ -133,10 +142,7 @@ impl Receives {
     pub fn post(&mut self, endpoint: &Endpoint) -> Result<(), String> {
         let end = (self.received + RECEIVES as u64).min(self.released + self.slots());
         while self.posted < end {
-            let desc = match &self.later {
-                Some(later) if self.posted >= later.from => later.block.desc(),
-                _ => self.first.desc(),
-            };
+            let desc = self.block(self.posted).desc();
             // SAFETY: the slot is nobody's until the receive completes: what was in it before is released. The block
             // goes after the endpoint.
             match unsafe { endpoint.recv(self.slot(self.posted), RECEIVE_LEN, desc, self.context) } {
@@ -189,13 +195,9 @@ impl Receives {
         };
     }
 
-    /// The memory of a packet that was received and not released.
-    pub fn packet(&self, number: u64) -> (*mut u8, netio3_libfabric::fabric::Desc) {
-        let desc = match &self.later {
-            Some(later) if number >= later.from => later.block.desc(),
-            _ => self.first.desc(),
-        };
-        (self.slot(number), desc)
+    /// The memory of a packet that was received and not released, and what operations are given to use it.
+    pub fn packet(&self, number: u64) -> (*mut u8, &[Desc]) {
+        (self.slot(number), self.block(number).descs())
     }
 
     /// Understands the next packet, and hands out what it completes.
@@ -208,9 +210,9 @@ impl Receives {
         // SAFETY: the receive has completed with that many bytes, and its slot is not posted again before its release.
         let bytes = unsafe { std::slice::from_raw_parts(slot, len.min(RECEIVE_LEN)) };
         let mut packet = Packet { number, len: bytes.len(), credits: 0, place: Place::Other };
-        if let Some(credits) = bytes.as_array_of::<CREDIT_LEN>() {
+        if let Ok(credits) = <&[u8; CREDIT_LEN]>::try_from(bytes) {
             self.uncharged += 1;
-            packet.credits = u16::from_le_bytes(credits).into();
+            packet.credits = u16::from_le_bytes(*credits).into();
             return Ok(packet);
         }
         if self.message.is_some() {
@@ -297,17 +299,5 @@ impl Receives {
     /// Whether a message has begun and not ended.
     pub fn is_within_message(&self) -> bool {
         self.message.is_some()
-    }
-}
-
-/// A slice as an array, if it has that length.
-trait AsArrayOf {
-    fn as_array_of<const N: usize>(&self) -> Option<[u8; N]>;
-}
-
-impl AsArrayOf for [u8] {
-    #[inline]
-    fn as_array_of<const N: usize>(&self) -> Option<[u8; N]> {
-        self.try_into().ok()
     }
 }

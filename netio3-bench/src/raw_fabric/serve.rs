@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use netio3_libfabric::fabric::{CmEvent, Desc, Info};
+use netio3_libfabric::fabric::{CmEvent, Info};
 use nix::libc::iovec;
 
 use crate::args::{Backend, Common, EchoArgs, RecvArgs};
@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::ledger::{Answer, Incoming, Ledger};
 use crate::plan::{announce, parse_listen};
 use crate::raw_fabric::link::{Link, RECEIVE};
-use crate::raw_fabric::net::{Batch, LISTENER, Net, STALL_DEADLINE, explain, find, greeting, is_ours};
+use crate::raw_fabric::net::{Batch, GREETING, LISTENER, Net, STALL_DEADLINE, explain, find, is_ours};
 use crate::raw_fabric::packet::CREDIT_LEN;
 use crate::raw_fabric::receives::{Came, Packet, Place};
 use crate::report::{Report, complain};
@@ -120,7 +120,7 @@ impl Server {
     fn accept(&mut self, info: &Info) {
         let index = self.peers.len();
         let accepted = self.net.link(info, index, |allowed| allowed).and_then(|link| {
-            link.endpoint.accept(greeting()).map_err(|error| error.to_string())?;
+            link.endpoint.accept(GREETING).map_err(|error| error.to_string())?;
             Ok(link)
         });
         match accepted {
@@ -208,7 +208,7 @@ impl Peer {
                 if !sends.room() {
                     break;
                 }
-                let (start, desc) = receives.packet(number);
+                let (start, descs) = receives.packet(number);
                 // SAFETY: the packet was received and is not released, so that its memory is ours.
                 let bytes = unsafe { std::slice::from_raw_parts_mut(start, len) };
                 let credits = receives.owed();
@@ -218,8 +218,6 @@ impl Peer {
                 let sent = if len <= endpoint.inject_size() {
                     sends.inject(endpoint, bytes)?
                 } else {
-                    let descs = [desc];
-                    let descs: &[Desc] = if descs == [Desc::NONE] { &[] } else { &descs };
                     // SAFETY: it is released after the send is over, and its block goes after the endpoint.
                     unsafe { sends.post(endpoint, &[iovec { iov_base: start.cast(), iov_len: len }], descs, false)? }
                 };
