@@ -121,15 +121,15 @@ impl Ledger {
         report
     }
 
-    /// Prints a report once all senders have gone, and starts afresh.
+    /// Where any number of senders may come, prints a report once all have gone, and starts afresh.
     pub fn print_round(&mut self, backend: Backend, json: bool) {
-        if self.ended > 0 && self.sessions.is_empty() {
+        if self.senders.is_none() && self.ended > 0 && self.sessions.is_empty() {
             let report = self.report(backend, None);
             report.print(json);
             if let Err(failure) = report.verdict() {
                 complain(failure);
             }
-            *self = Self::new(self.purpose, self.verify, self.senders);
+            *self = Self::new(self.purpose, self.verify, None);
         }
     }
 

@@ -5,6 +5,7 @@ mod outgoing;
 mod ping;
 mod recv;
 mod send;
+mod serve;
 mod table;
 mod threads;
 

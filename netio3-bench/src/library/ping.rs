@@ -12,34 +12,21 @@ use netio3::{
 use crate::args::{Backend, Common, Mode, PingArgs};
 use crate::begin::begin;
 use crate::check::StreamCheck;
-use crate::control::{Control, Tally};
+use crate::control::{Control, Purpose, Tally};
 use crate::failure::Failure;
 use crate::library::echo::Echo;
 use crate::library::outgoing::{Messages, Outgoing};
-use crate::library::recv::End;
 use crate::library::send::say;
-use crate::library::{CONNECT_DEADLINE, Ground, STALL_DEADLINE, chain, listen};
-use crate::plan::{Plan, dial};
+use crate::library::serve::other_side;
+use crate::library::{CONNECT_DEADLINE, Ground, STALL_DEADLINE, chain};
+use crate::plan::Plan;
 use crate::report::{Report, RttHistogram};
 
 /// Measures round trips.
 pub fn ping(common: &Common, backend: Backend, args: &PingArgs) -> Result<Report, Failure> {
     let plan = Plan::of_ping(common, args, Mode::ZeroCopy)?;
     let ground = Ground::new(common, backend)?;
-    // The other side, where it has to live in this process.
-    let mut own = None;
-    let addresses = if backend == Backend::Loopback {
-        let echo = Echo::new(backend, End::After(1), common.verify);
-        let done = echo.done.clone();
-        let network = ground.backend(echo)?;
-        let address = listen(&*network, &EndPointAddress::localhost(0))?;
-        own = Some((network, done));
-        vec![address]
-    } else {
-        dial(args.connect.as_deref())?
-    };
-
-    ground.note(addresses[0], false);
+    let (addresses, own) = other_side(&ground, backend, Purpose::RoundTrips, args.connect.as_deref(), Echo::new)?;
     let start = |stream: usize, plan: Plan, args: &PingArgs| {
         let client = Rc::new(RefCell::new(Client::new(stream, plan, common, args, addresses.clone())));
         let network = ground.backend(ClientCallbacks(client.clone()))?;

@@ -11,14 +11,15 @@ use netio3::{
 
 use crate::args::{Backend, Common, Mode, SendArgs};
 use crate::begin::begin;
-use crate::control::{Control, Tally};
+use crate::control::{Control, Purpose, Tally};
 use crate::failure::Failure;
 use crate::library::outgoing::{Filled, Messages, Outgoing};
-use crate::library::recv::{End, Receiver};
+use crate::library::recv::Receiver;
+use crate::library::serve::other_side;
 use crate::library::table::Table;
 use crate::library::threads;
-use crate::library::{CONNECT_DEADLINE, Ground, STALL_DEADLINE, calls, chain, listen};
-use crate::plan::{Plan, dial};
+use crate::library::{CONNECT_DEADLINE, Ground, STALL_DEADLINE, calls, chain};
+use crate::plan::Plan;
 use crate::report::Report;
 
 /// Sends.
@@ -26,20 +27,7 @@ pub fn send(common: &Common, backend: Backend, args: &SendArgs) -> Result<Report
     let mode = args.mode.unwrap_or(Mode::ZeroCopy);
     let plan = Plan::new(common, args, mode)?;
     let ground = Ground::new(common, backend)?;
-    // The other side, where it has to live in this process.
-    let mut own = None;
-    let addresses = if backend == Backend::Loopback {
-        let receiver = Receiver::new(backend, End::After(1), common.verify);
-        let done = receiver.done.clone();
-        let network = ground.backend(receiver)?;
-        let address = listen(&*network, &EndPointAddress::localhost(0))?;
-        own = Some((network, done));
-        vec![address]
-    } else {
-        dial(args.connect.as_deref())?
-    };
-
-    ground.note(addresses[0], false);
+    let (addresses, own) = other_side(&ground, backend, Purpose::Stream, args.connect.as_deref(), Receiver::new)?;
     if args.threads {
         return threads::send(&ground, backend, &plan, mode, &addresses);
     }

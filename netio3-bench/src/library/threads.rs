@@ -322,8 +322,10 @@ mod tests {
 
     use super::*;
     use crate::args::{Cli, Command};
+    use crate::control::Purpose;
     use crate::library::listen;
-    use crate::library::recv::{End, Receiver};
+    use crate::library::recv::Receiver;
+    use crate::library::serve::Book;
 
     #[test]
     fn threads_try_one_address_after_the_other() {
@@ -331,7 +333,7 @@ mod tests {
         let cli = Cli::parse_from(line.split(' '));
         let Some(Command::Send(args)) = &cli.command else { panic!("{cli:?}") };
         let ground = Ground::new(&cli.common, Backend::Loopback).unwrap();
-        let receiver = ground.backend(Receiver::new(Backend::Loopback, End::After(1), false)).unwrap();
+        let receiver = ground.backend(Receiver::new(Book::new(&cli.common, Backend::Loopback, Purpose::Stream, Some(1)))).unwrap();
         let alive = listen(&*receiver, &EndPointAddress::localhost(0)).unwrap();
         // Nobody listens there.
         let dead = SocketAddr::new(Ipv4Addr::new(127, 0, 0, 9).into(), alive.port());

@@ -29,7 +29,7 @@ pub fn recv(common: &Common, args: &RecvArgs) -> Result<Report, Failure> {
         first.incoming.close(&mut ledger, None);
         error
     } else {
-        receive_many(common, args, &mut ledger, &listener, first).map_err(failed)?;
+        receive_many(common, &mut ledger, &listener, first).map_err(failed)?;
         None
     };
     Ok(ledger.report(Backend::Raw, error.as_ref().map(explain)))
@@ -108,7 +108,7 @@ enum Rest {
 const LISTENER: Token = Token(usize::MAX);
 
 /// Many connections: edge-triggered readiness.
-fn receive_many(common: &Common, args: &RecvArgs, ledger: &mut Ledger, listener: &TcpListener, first: Peer) -> io::Result<()> {
+fn receive_many(common: &Common, ledger: &mut Ledger, listener: &TcpListener, first: Peer) -> io::Result<()> {
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(1_024);
     listener.set_nonblocking(true)?;
@@ -147,9 +147,7 @@ fn receive_many(common: &Common, args: &RecvArgs, ledger: &mut Ledger, listener:
                 Ok(Turn::MoreToCome) => again.push(name),
                 Ok(Turn::Over) | Err(_) => {
                     members.remove(&name).into_iter().for_each(|member| member.incoming.close(ledger, None));
-                    if args.forever {
-                        ledger.print_round(Backend::Raw, common.json);
-                    }
+                    ledger.print_round(Backend::Raw, common.json);
                 }
             }
         }
