@@ -8,10 +8,10 @@ use nix::poll::PollFlags;
 use crate::args::{Backend, Common, EchoArgs};
 use crate::control::Purpose;
 use crate::failure::Failure;
-use crate::ledger::{Answer, Incoming, Ledger};
+use crate::ledger::{Incoming, Ledger};
 use crate::plan::{announce, parse_listen};
-use crate::raw::frame::{Inbox, frame};
-use crate::raw::socket::{ANSWER_DEADLINE, START_DEADLINE, Waiting, explain, listen, prepare, receive_first, wait_for};
+use crate::raw::frame::Inbox;
+use crate::raw::socket::{ANSWER_DEADLINE, START_DEADLINE, Waiting, explain, listen, prepare, receive_first, reply, wait_for};
 use crate::report::Report;
 
 /// Sends everything back until the client said goodbye; with `--forever`, each client on a thread of its own.
@@ -62,10 +62,8 @@ fn converse(common: &Common, socket: TcpStream, ledger: &mut Ledger, incoming: &
     let mut socket = Waiting::new(socket, common)?;
     let mut answer = incoming.control(ledger, &first);
     loop {
-        match answer {
-            Answer::Send(message) => socket.write_all(&frame(&message))?,
-            Answer::Refuse(message) => return socket.write_all(&frame(&message)),
-            Answer::HangUp => return Ok(()),
+        if !reply(&mut socket, answer)? {
+            return Ok(());
         }
         answer = loop {
             // What arrived is sent back from where it lies, all whole messages at once.

@@ -1,7 +1,7 @@
 //! `ping` over bare sockets.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::Instant;
 
 use nix::poll::PollFlags;
@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::pattern::Content;
 use crate::plan::{Plan, dial, first_that_answers, only_with_netio3};
 use crate::raw::frame::{Inbox, head};
-use crate::raw::socket::{ANSWER_DEADLINE, Waiting, connect, explain, receive_first, receive_one, send_one, wait};
+use crate::raw::socket::{Waiting, await_welcome, connect, explain, receive_one, send_one, silent, wait};
 use crate::report::{Report, RttHistogram};
 
 /// Measures round trips.
@@ -31,13 +31,8 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
     let mut run = Run::new(common, args, &plan);
     let (socket, address) = first_that_answers(&dial(args.connect.as_deref())?, connect)?;
     let mut inbox = Inbox::new();
-    let silent = |_| no_echo(address);
-    send_one(&socket, &Control::Start(plan.start(0)).encode(args.size)).map_err(silent)?;
-    match Control::decode(&receive_first(&socket, &mut inbox, ANSWER_DEADLINE).map_err(silent)?) {
-        Some(Control::Welcome) => {}
-        Some(Control::Refused { why }) => return Err(Failure::NoConnection(format!("{address} refused: {why}"))),
-        _ => return Err(silent(io::ErrorKind::InvalidData.into())),
-    }
+    send_one(&socket, &Control::Start(plan.start(0)).encode(args.size)).map_err(|_| silent(address, "echo"))?;
+    await_welcome(&socket, &mut inbox, address, "echo")?;
 
     let began = begin();
     let result = if run.sent_at.len() == 1 {
@@ -66,10 +61,6 @@ pub fn ping(common: &Common, args: &PingArgs) -> Result<Report, Failure> {
     Ok(report)
 }
 
-fn no_echo(address: SocketAddr) -> Failure {
-    Failure::NoConnection(format!("what listens on {address} does not answer as `netio3-bench echo --backend raw` does"))
-}
-
 /// A connection for each round trip.
 fn reconnect(common: &Common, args: &PingArgs, plan: &Plan) -> Result<Report, Failure> {
     let addresses = dial(args.connect.as_deref())?;
@@ -93,7 +84,7 @@ fn reconnect(common: &Common, args: &PingArgs, plan: &Plan) -> Result<Report, Fa
         inbox.begin_with(&[]);
         match run.once(&socket, &mut inbox, &Control::Start(plan.start(stream.into()))) {
             Ok(tally) => total.add_faults(&tally),
-            Err(_) if stream == 0 => return Err(no_echo(address)),
+            Err(_) if stream == 0 => return Err(silent(address, "echo")),
             Err(cause) => {
                 error = Some(format!("{}: {} round trips were not made", explain(&cause), args.count - u64::from(stream)));
                 break;

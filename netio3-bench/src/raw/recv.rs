@@ -1,7 +1,7 @@
 //! `recv` over bare sockets.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use mio::{Events, Interest, Poll, Token};
 use crate::args::{Backend, Common, RecvArgs};
 use crate::control::Purpose;
 use crate::failure::Failure;
-use crate::ledger::{Answer, Incoming, Ledger};
+use crate::ledger::{Incoming, Ledger};
 use crate::plan::{announce, parse_listen};
-use crate::raw::frame::{Inbox, frame};
-use crate::raw::socket::{START_DEADLINE, Waiting, explain, listen, poll_all, prepare, receive_first};
+use crate::raw::frame::Inbox;
+use crate::raw::socket::{START_DEADLINE, Waiting, explain, listen, poll_all, prepare, receive_first, reply};
 use crate::report::Report;
 
 /// Receives; with `--forever` prints a report whenever the last of the senders has gone.
@@ -49,7 +49,7 @@ fn accept(ledger: &mut Ledger, listener: &TcpListener) -> io::Result<Peer> {
         let begin = || -> io::Result<bool> {
             prepare(&socket)?;
             let message = receive_first(&socket, &mut inbox, START_DEADLINE)?;
-            answer(&mut &socket, incoming.control(ledger, &message))
+            reply(&mut &socket, incoming.control(ledger, &message))
         };
         // A stranger, or one that died at once: the next one.
         if let Ok(true) = { begin }() {
@@ -58,21 +58,12 @@ fn accept(ledger: &mut Ledger, listener: &TcpListener) -> io::Result<Peer> {
     }
 }
 
-/// Sends an answer; tells whether the connection goes on.
-fn answer(socket: &mut impl Write, answer: Answer) -> io::Result<bool> {
-    match answer {
-        Answer::Send(message) => socket.write_all(&frame(&message)).map(|()| true),
-        Answer::Refuse(message) => socket.write_all(&frame(&message)).map(|()| false),
-        Answer::HangUp => Ok(false),
-    }
-}
-
 /// One connection.
 fn receive_alone(common: &Common, ledger: &mut Ledger, peer: &mut Peer) -> io::Result<()> {
     let mut socket = Waiting::new(peer.socket.try_clone()?, common)?;
     loop {
         while let Some(message) = peer.inbox.next()? {
-            if !peer.incoming.observe(message) && !answer(&mut socket, peer.incoming.control(ledger, message))? {
+            if !peer.incoming.observe(message) && !reply(&mut socket, peer.incoming.control(ledger, message))? {
                 return Ok(());
             }
         }
@@ -190,7 +181,7 @@ impl Member {
                 Err(error) => return Err(error),
             }
             while let Some(message) = inbox.next()? {
-                if !incoming.observe(message) && !answer(socket, incoming.control(ledger, message))? {
+                if !incoming.observe(message) && !reply(socket, incoming.control(ledger, message))? {
                     return Ok(Turn::Over);
                 }
             }

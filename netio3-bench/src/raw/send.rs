@@ -15,7 +15,7 @@ use crate::pattern::Content;
 use crate::plan::{Plan, dial, first_that_answers};
 use crate::raw::frame::Inbox;
 use crate::raw::outbox::{COPY_UP_TO, Outbox, Written};
-use crate::raw::socket::{ANSWER_DEADLINE, STALL_DEADLINE, connect, explain, poll_all, receive_first, receive_one, send_one};
+use crate::raw::socket::{STALL_DEADLINE, await_welcome, connect, explain, poll_all, receive_one, send_one};
 use crate::report::Report;
 
 /// Sends, and prints the report.
@@ -35,12 +35,7 @@ pub fn send(common: &Common, args: &SendArgs) -> Result<Report, Failure> {
         send_one(socket, &start).map_err(|cause| Failure::connecting(format_args!("cannot talk to {address}"), &cause))?;
     }
     for (socket, inbox) in &mut connections {
-        let answer = receive_first(socket, inbox, ANSWER_DEADLINE).map_err(|_| silent(address))?;
-        match Control::decode(&answer) {
-            Some(Control::Welcome) => {}
-            Some(Control::Refused { why }) => return Err(Failure::NoConnection(format!("{address} refused: {why}"))),
-            _ => return Err(silent(address)),
-        }
+        await_welcome(socket, inbox, address, "recv")?;
     }
 
     let outbox = |stream: usize| {
@@ -84,10 +79,6 @@ pub fn send(common: &Common, args: &SendArgs) -> Result<Report, Failure> {
     report.connections = plan.connections;
     report.broken_by(error.as_ref().map(explain));
     Ok(report)
-}
-
-fn silent(address: std::net::SocketAddr) -> Failure {
-    Failure::NoConnection(format!("what listens on {address} does not answer as `netio3-bench recv --backend raw` does"))
 }
 
 /// One connection: a blocking socket.

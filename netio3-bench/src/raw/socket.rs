@@ -14,7 +14,9 @@ use nix::sys::socket::sockopt::SetUsize;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::args::Common;
+use crate::control::Control;
 use crate::failure::Failure;
+use crate::ledger::Answer;
 use crate::raw::frame::{Inbox, frame};
 
 /// The time for a connection to come about.
@@ -72,6 +74,30 @@ pub fn receive_one(socket: &mut impl Read, inbox: &mut Inbox) -> io::Result<Vec<
         if inbox.read(socket)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+    }
+}
+
+/// Waits until the announcement made is welcome. `role`: what should listen there.
+pub fn await_welcome(socket: &TcpStream, inbox: &mut Inbox, address: SocketAddr, role: &str) -> Result<(), Failure> {
+    let answer = receive_first(socket, inbox, ANSWER_DEADLINE).ok();
+    match answer.and_then(|answer| Control::decode(&answer)) {
+        Some(Control::Welcome) => Ok(()),
+        Some(Control::Refused { why }) => Err(Failure::NoConnection(format!("{address} refused: {why}"))),
+        _ => Err(silent(address, role)),
+    }
+}
+
+/// What listens there is something else.
+pub fn silent(address: SocketAddr, role: &str) -> Failure {
+    Failure::NoConnection(format!("what listens on {address} does not answer as `netio3-bench {role} --backend raw` does"))
+}
+
+/// Sends an answer; tells whether the connection goes on.
+pub fn reply(socket: &mut impl Write, answer: Answer) -> io::Result<bool> {
+    match answer {
+        Answer::Send(message) => socket.write_all(&frame(&message)).map(|()| true),
+        Answer::Refuse(message) => socket.write_all(&frame(&message)).map(|()| false),
+        Answer::HangUp => Ok(false),
     }
 }
 
