@@ -79,12 +79,8 @@ impl Findings {
 
     /// Prints the table, and the object as the last line if asked for.
     pub fn print(&self, json: bool) {
-        let of = |wanted: fn(&Quantity) -> bool| {
-            let rows = self.rows.iter().filter(move |row| wanted(&row.quantity));
-            rows.flat_map(Row::summaries).collect::<Vec<_>>()
-        };
-        let throughput = of(|quantity| matches!(quantity, Quantity::Throughput(_)));
-        let round_trips = of(|quantity| matches!(quantity, Quantity::RoundTrips(_)));
+        let summaries = self.rows.iter().flat_map(Row::summaries);
+        let (throughput, round_trips): (Vec<_>, Vec<_>) = summaries.partition(|summary| summary.msgs_per_s.is_some());
         let (messages, verified) = (self.messages(), self.all().all(|measured| measured.verified));
         let mut text = String::from(
             "between two processes on this machine (loopback: within one); % is the share of the machine's limit,\n\
@@ -158,8 +154,13 @@ impl Row {
 
     fn summaries(&self) -> Vec<Summary> {
         let of = |wanted: Backend| self.cells.iter().find(|(backend, _)| *backend == wanted).map(|(_, measured)| measured);
+        let (size, rate_counts) = match self.quantity {
+            Quantity::Throughput(size) => (size, true),
+            Quantity::RoundTrips(size) => (size, false),
+        };
         let summary = |(backend, measured): &(Backend, Vec<Measured>)| {
             let over = |value: fn(&Measured) -> Option<f64>| median(measured.iter().filter_map(value));
+            let rate = |value: fn(&Measured) -> Option<f64>| over(value).filter(|_| rate_counts);
             let share = |bare: &[Measured]| {
                 median(measured.iter().zip(bare).filter_map(|(own, bare)| match (own.rtt_us, bare.rtt_us) {
                     (Some(own), Some(bare)) => Some(bare.p50 / own.p50),
@@ -170,32 +171,17 @@ impl Row {
             let share_of_raw = share(of(Backend::Raw)?)?;
             let baseline = if *backend == Backend::Rdma && of(Backend::RawFabric).is_some() { Backend::RawFabric } else { Backend::Raw };
             let share_of_baseline = share(of(baseline)?)?;
-            let rounds = measured.len();
-            Some(match self.quantity {
-                Quantity::Throughput(size) => Summary {
-                    backend: *backend,
-                    size,
-                    msgs_per_s: over(|measured| Some(measured.msgs_per_s)),
-                    gbytes_per_s: over(|measured| Some(measured.gbytes_per_s)),
-                    p50_us: None,
-                    p99_us: None,
-                    share_of_raw,
-                    baseline,
-                    share_of_baseline,
-                    rounds,
-                },
-                Quantity::RoundTrips(size) => Summary {
-                    backend: *backend,
-                    size,
-                    msgs_per_s: None,
-                    gbytes_per_s: None,
-                    p50_us: over(|measured| measured.rtt_us.map(|rtt| rtt.p50)),
-                    p99_us: over(|measured| measured.rtt_us.map(|rtt| rtt.p99)),
-                    share_of_raw,
-                    baseline,
-                    share_of_baseline,
-                    rounds,
-                },
+            Some(Summary {
+                backend: *backend,
+                size,
+                msgs_per_s: rate(|measured| Some(measured.msgs_per_s)),
+                gbytes_per_s: rate(|measured| Some(measured.gbytes_per_s)),
+                p50_us: over(|measured| measured.rtt_us.map(|rtt| rtt.p50)),
+                p99_us: over(|measured| measured.rtt_us.map(|rtt| rtt.p99)),
+                share_of_raw,
+                baseline,
+                share_of_baseline,
+                rounds: measured.len(),
             })
         };
         self.cells.iter().filter_map(summary).collect()
