@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use netio3::NetworkType;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -215,14 +216,13 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// The name on the command line.
-    pub fn name(self) -> &'static str {
+    /// The network of the library that it is, or whose libfabric it needs; bare sockets need nothing.
+    pub fn network(self) -> Option<NetworkType> {
         match self {
-            Self::Tcp => "tcp",
-            Self::Rdma => "rdma",
-            Self::Loopback => "loopback",
-            Self::Raw => "raw",
-            Self::RawFabric => "raw-fabric",
+            Self::Tcp => Some(NetworkType::Tcp),
+            Self::Rdma | Self::RawFabric => Some(NetworkType::Rdma),
+            Self::Loopback => Some(NetworkType::Loopback),
+            Self::Raw => None,
         }
     }
 
@@ -232,9 +232,10 @@ impl Backend {
     }
 }
 
+/// The name on the command line.
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.pad(self.to_possible_value().expect("every one can be chosen").get_name())
     }
 }
 

@@ -74,7 +74,7 @@ struct Info {
 /// A backend or baseline, by its name on the command line.
 #[derive(Serialize, Debug)]
 struct BackendInfo {
-    name: &'static str,
+    name: Backend,
     compiled_in: bool,
     usable: bool,
     /// Why not, and what to do.
@@ -98,27 +98,17 @@ pub fn info(common: &Common) -> Result<(), Failure> {
     } else {
         show(&info.text());
     }
-    let Some(asked) = common.backend else { return Ok(()) };
-    match info.backends.iter().find(|backend| backend.name == asked.name()) {
-        Some(BackendInfo { usable: true, .. }) => Ok(()),
-        Some(BackendInfo { why: Some(why), .. }) => Err(Failure::NotDelivered(why.clone())),
-        _ => Err(Failure::NotDelivered(format!("the {asked} backend cannot be used here"))),
-    }
+    let asked = info.backends.into_iter().find(|backend| Some(backend.name) == common.backend);
+    asked.and_then(|asked| asked.why).map_or(Ok(()), |why| Err(Failure::NotDelivered(why)))
 }
 
 /// What using a backend or baseline would fail with.
 pub fn usable(backend: Backend) -> Result<(), String> {
-    let kind = match backend {
-        Backend::Tcp => NetworkType::Tcp,
-        Backend::Rdma => NetworkType::Rdma,
-        Backend::Loopback => NetworkType::Loopback,
-        Backend::Raw => return Ok(()),
-        Backend::RawFabric if NetworkType::Rdma.is_compiled_in() => NetworkType::Rdma,
-        Backend::RawFabric => {
-            return Err("the raw-fabric baseline is not compiled in; it comes with the rdma backend, build with `--features rdma`".into());
-        }
-    };
-    kind.availability().map_err(|error| error.to_string())
+    let Some(network) = backend.network() else { return Ok(()) };
+    if backend == Backend::RawFabric && !network.is_compiled_in() {
+        return Err("the raw-fabric baseline is not compiled in; it comes with the rdma backend, build with `--features rdma`".into());
+    }
+    network.availability().map_err(|error| error.to_string())
 }
 
 /// The same, and what libfabric would fail with.
@@ -150,13 +140,8 @@ pub fn choose(common: &Common, wanted: &[Backend]) -> Result<(Vec<Backend>, Vec<
 impl BackendInfo {
     fn of(backend: Backend, found: &Found) -> Self {
         let outcome = usable_with(backend, found);
-        let compiled_in = match backend {
-            Backend::Tcp => NetworkType::Tcp.is_compiled_in(),
-            Backend::Rdma | Backend::RawFabric => NetworkType::Rdma.is_compiled_in(),
-            Backend::Loopback => NetworkType::Loopback.is_compiled_in(),
-            Backend::Raw => true,
-        };
-        Self { name: backend.name(), compiled_in, usable: outcome.is_ok(), why: outcome.err() }
+        let compiled_in = backend.network().is_none_or(NetworkType::is_compiled_in);
+        Self { name: backend, compiled_in, usable: outcome.is_ok(), why: outcome.err() }
     }
 }
 

@@ -159,7 +159,7 @@ impl Process {
     fn start(common: &Common, backend: Backend, role: &str, args: &[String]) -> Result<Self, String> {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let mut command = Command::new(program);
-        command.arg(role).args(["--backend", backend.name(), "--json", "--log", "off"]).args(args);
+        command.arg(role).args(["--backend", &backend.to_string(), "--json", "--log", "off"]).args(args);
         command.args(["--spin", &common.spin.to_string(), "--parent", &std::process::id().to_string()]);
         for (flag, is_set) in [("--verify", common.verify), ("--held", common.held), ("--epoll", common.epoll)] {
             command.args(is_set.then_some(flag));

@@ -49,13 +49,7 @@ struct Ground {
 
 impl Ground {
     fn new(common: &Common, backend: Backend) -> Result<Self, Failure> {
-        let kind = match backend {
-            Backend::Tcp => NetworkType::Tcp,
-            Backend::Rdma => NetworkType::Rdma,
-            Backend::Loopback => NetworkType::Loopback,
-            Backend::Raw | Backend::RawFabric => unreachable!("baselines use no library"),
-        };
-        kind.availability().map_err(|error| Failure::NoConnection(error.to_string()))?;
+        let kind = backend.network().expect("baselines use no library");
         let ev = EpollEventLoop::new().map_err(|cause| Failure::connecting("cannot make an event loop", &cause))?;
         ev.set_spin(common.spin());
         Ok(Self { kind, common: common.clone(), ev })
