@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_object_has_the_promised_names() {
+    fn the_object_has_the_promised_units() {
         let tally = Tally { messages: 10, bytes: 640, ..Default::default() };
         let mut report = Report::new("ping", Backend::RawFabric, &tally, Duration::from_millis(500));
         let mut times = RttHistogram::new();
@@ -338,30 +338,6 @@ mod tests {
         report.rtt_us = times.summary();
         report.mode = Some(Mode::ZeroCopy);
         let object = serde_json::to_value(&report).unwrap();
-        for name in [
-            "role",
-            "backend",
-            "provider",
-            "mode",
-            "size",
-            "connections",
-            "messages",
-            "bytes",
-            "seconds",
-            "msgs_per_s",
-            "gbytes_per_s",
-            "rtt_us",
-            "cpu_s",
-            "max_rss_kib",
-            "lost",
-            "duplicated",
-            "reordered",
-            "corrupted",
-            "verified",
-            "refused_sends",
-        ] {
-            assert!(object.get(name).is_some(), "{name}");
-        }
         for name in ["min", "p50", "p90", "p99", "p999", "max"] {
             assert!((object["rtt_us"][name].as_f64().unwrap() - 10.0).abs() < 0.1, "{name}");
         }

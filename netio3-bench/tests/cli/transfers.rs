@@ -3,7 +3,7 @@
 use crate::util::{backends, fabric, pair, run, start};
 use serde_json::Value;
 
-const FIELDS: [&str; 22] = [
+const FIELDS: [&str; 24] = [
     "role",
     "backend",
     "provider",
@@ -16,6 +16,7 @@ const FIELDS: [&str; 22] = [
     "msgs_per_s",
     "gbytes_per_s",
     "rtt_us",
+    "turn_us",
     "cpu_s",
     "max_rss_kib",
     "lost",
@@ -26,6 +27,7 @@ const FIELDS: [&str; 22] = [
     "refused_sends",
     "calls",
     "slowest",
+    "error",
 ];
 
 /// Sends a number of messages and checks both reports.
