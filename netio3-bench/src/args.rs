@@ -200,7 +200,7 @@ pub struct PingArgs {
 }
 
 /// Through what messages go.
-#[derive(ValueEnum, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(ValueEnum, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
     /// netio3 over TCP

@@ -8,32 +8,10 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use serde::Deserialize;
 
 use crate::args::{Backend, Common};
 use crate::failure::Failure;
-use crate::report::CpuTime;
-
-/// What is read of a report.
-#[derive(Deserialize, Clone, Copy, Debug)]
-pub struct Measured {
-    pub messages: u64,
-    pub bytes: u64,
-    pub msgs_per_s: f64,
-    pub gbytes_per_s: f64,
-    pub rtt_us: Option<MeasuredRtt>,
-    pub turn_us: Option<f64>,
-    pub cpu_s: CpuTime,
-    pub slowest: Option<f64>,
-    pub verified: bool,
-}
-
-/// What is read of the round-trip times.
-#[derive(Deserialize, Clone, Copy, Debug)]
-pub struct MeasuredRtt {
-    pub p50: f64,
-    pub p99: f64,
-}
+use crate::report::Report;
 
 /// A measurement between two processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,7 +80,7 @@ impl Pairing {
 }
 
 /// What the two processes of a measurement told: the active one, and the passive one if there was one.
-pub type Outcome = (Measured, Option<Measured>);
+pub type Outcome = (Report, Option<Report>);
 
 /// The processes of a measurement; ended when dropped.
 pub struct Running<'a> {
@@ -209,7 +187,7 @@ impl Process {
     }
 
     /// Waits for the end; the report is the last line.
-    fn report(mut self, limit: Duration) -> Result<Measured, String> {
+    fn report(mut self, limit: Duration) -> Result<Report, String> {
         let status = self.wait(limit)?;
         if !status.success() {
             return Err(self.complaint());

@@ -25,11 +25,11 @@ pub fn set_provider(name: String) {
     PROVIDER.get_or_init(|| name);
 }
 
-/// The result of one run; the field names are those of the JSON object.
-#[derive(Serialize, Clone, Debug)]
+/// The result of one run; the field names are those of the JSON object, which the tour and `limits` read.
+#[derive(Serialize, Deserialize, Clone, Debug)]
 pub struct Report {
     /// `recv`, `send`, `echo` or `ping`.
-    pub role: &'static str,
+    pub role: String,
     pub backend: Backend,
     /// The libfabric provider, if one is at work.
     pub provider: Option<String>,
@@ -72,7 +72,7 @@ pub struct Report {
 }
 
 /// System calls of TCP, posts and completions of RDMA.
-#[derive(Serialize, Clone, Copy, Debug)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug)]
 pub struct Calls {
     /// Those that sent something.
     pub writes: u64,
@@ -83,7 +83,7 @@ pub struct Calls {
 }
 
 /// Round-trip times in microseconds.
-#[derive(Serialize, Clone, Copy, Debug)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug)]
 pub struct RoundTrips {
     pub min: f64,
     pub p50: f64,
@@ -102,13 +102,13 @@ pub struct CpuTime {
 
 impl Report {
     /// A report from the counts; processor time and memory are those of the process until now.
-    pub fn new(role: &'static str, backend: Backend, tally: &Tally, time: Duration) -> Self {
+    pub fn new(role: &str, backend: Backend, tally: &Tally, time: Duration) -> Self {
         let seconds = time.as_secs_f64();
         let rate = |amount: u64| if seconds > 0.0 { amount as f64 / seconds } else { 0.0 };
         let usage = getrusage(UsageWho::RUSAGE_SELF).ok();
         let in_seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
         Self {
-            role,
+            role: role.to_owned(),
             backend,
             provider: PROVIDER.get().cloned(),
             mode: None,

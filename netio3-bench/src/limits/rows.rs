@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::args::{Backend, Mode};
-use crate::peers::{Measured, Outcome, Pairing};
-use crate::report::bytes;
+use crate::peers::{Outcome, Pairing};
+use crate::report::{Report, bytes};
 
 /// One line of the table.
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ pub enum Figure {
 impl Figure {
     /// Its value in a measurement.
     pub fn of(self, (active, passive): &Outcome) -> Option<f64> {
-        let time = |side: &Measured| (side.cpu_s.user + side.cpu_s.sys) / side.bytes as f64 * 1e9;
+        let time = |side: &Report| (side.cpu_s.user + side.cpu_s.sys) / side.bytes as f64 * 1e9;
         match self {
             Self::Rate => Some(active.msgs_per_s),
             Self::P50 => active.rtt_us.map(|rtt| rtt.p50),

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use crate::args::{Backend, Common};
 use crate::failure::Failure;
 use crate::info::choose;
-use crate::peers::{Measured, Pairing};
-use crate::report::{bytes, progress};
+use crate::peers::Pairing;
+use crate::report::{Report, bytes, progress};
 use crate::tour::table::Findings;
 
 /// Message sizes of the table.
@@ -86,7 +86,7 @@ fn backends(common: &Common) -> Result<(Vec<Backend>, Vec<String>), Failure> {
     choose(common, wanted)
 }
 
-fn measure(common: &Common, quantity: Quantity, backend: Backend, transfer: Duration) -> Result<Measured, Failure> {
+fn measure(common: &Common, quantity: Quantity, backend: Backend, transfer: Duration) -> Result<Report, Failure> {
     let pairing = match quantity {
         Quantity::Throughput(size) => Pairing::transfer(backend, size, transfer),
         Quantity::RoundTrips(size) => Pairing::round_trips(backend, size, ROUND_TRIPS),

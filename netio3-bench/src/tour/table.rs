@@ -3,8 +3,7 @@
 use serde::Serialize;
 
 use crate::args::Backend;
-use crate::peers::Measured;
-use crate::report::{bytes, median, metric, show};
+use crate::report::{Report, bytes, median, metric, show};
 use crate::tour::Quantity;
 
 /// What the tour found.
@@ -21,7 +20,7 @@ pub struct Findings {
 pub struct Row {
     quantity: Quantity,
     /// One entry per backend, the baseline first; in each, one measurement per round.
-    cells: Vec<(Backend, Vec<Measured>)>,
+    cells: Vec<(Backend, Vec<Report>)>,
 }
 
 /// The summary of all rounds of one quantity over one backend; the field names are those of the JSON object.
@@ -69,7 +68,7 @@ impl Findings {
     }
 
     /// Every measurement.
-    fn all(&self) -> impl Iterator<Item = &Measured> {
+    fn all(&self) -> impl Iterator<Item = &Report> {
         self.rows.iter().flat_map(|row| &row.cells).flat_map(|(_, measured)| measured)
     }
 
@@ -147,7 +146,7 @@ fn column(backend: Backend) -> String {
 
 impl Row {
     /// Adds the measurement of a round.
-    pub fn add(&mut self, backend: Backend, measured: Measured) {
+    pub fn add(&mut self, backend: Backend, measured: Report) {
         let cell = self.cells.iter_mut().find(|(owner, _)| *owner == backend);
         cell.expect("the row has every backend of the tour").1.push(measured);
     }
@@ -158,10 +157,10 @@ impl Row {
             Quantity::Throughput(size) => (size, true),
             Quantity::RoundTrips(size) => (size, false),
         };
-        let summary = |(backend, measured): &(Backend, Vec<Measured>)| {
-            let over = |value: fn(&Measured) -> Option<f64>| median(measured.iter().filter_map(value));
-            let rate = |value: fn(&Measured) -> Option<f64>| over(value).filter(|_| rate_counts);
-            let share = |bare: &[Measured]| {
+        let summary = |(backend, measured): &(Backend, Vec<Report>)| {
+            let over = |value: fn(&Report) -> Option<f64>| median(measured.iter().filter_map(value));
+            let rate = |value: fn(&Report) -> Option<f64>| over(value).filter(|_| rate_counts);
+            let share = |bare: &[Report]| {
                 median(measured.iter().zip(bare).filter_map(|(own, bare)| match (own.rtt_us, bare.rtt_us) {
                     (Some(own), Some(bare)) => Some(bare.p50 / own.p50),
                     (None, None) => Some(own.msgs_per_s / bare.msgs_per_s),
@@ -190,25 +189,18 @@ impl Row {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::report::CpuTime;
+    use crate::control::Tally;
 
     #[test]
     fn shares_are_taken_within_a_round() {
         let mut findings = Findings::new(&[Quantity::Throughput(64)], &[Backend::Tcp]);
         // The machine becomes ten times slower from round to round; the share stays.
         for factor in [1.0, 0.1, 0.01] {
-            let measured = |rate: f64| Measured {
-                messages: 1,
-                bytes: 64,
-                msgs_per_s: rate,
-                gbytes_per_s: rate,
-                rtt_us: None,
-                turn_us: None,
-                cpu_s: CpuTime::default(),
-                slowest: None,
-                verified: true,
-            };
+            let tally = Tally { messages: 1, bytes: 64, ..Default::default() };
+            let measured = |rate: f64| Report { msgs_per_s: rate, ..Report::new("send", Backend::Raw, &tally, Duration::ZERO) };
             findings.rows[0].add(Backend::Raw, measured(100.0 * factor));
             findings.rows[0].add(Backend::Tcp, measured(80.0 * factor));
         }
