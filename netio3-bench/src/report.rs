@@ -130,7 +130,7 @@ impl Report {
             duplicated: tally.duplicated,
             reordered: tally.reordered,
             corrupted: tally.corrupted,
-            verified: tally.verified == tally.messages,
+            verified: tally.messages > 0 && tally.verified == tally.messages,
             refused_sends: 0,
             calls: None,
             slowest: None,

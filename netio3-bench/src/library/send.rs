@@ -31,14 +31,20 @@ pub fn send(common: &Common, backend: Backend, args: &SendArgs) -> Result<Report
     if args.threads {
         return threads::send(&ground, backend, &plan, mode, &addresses);
     }
+    let connections = plan.connections;
     let sender = Sender::new(plan, mode, addresses.clone());
     let (ready, done) = (sender.ready.clone(), sender.done.clone());
     let sender = Rc::new(RefCell::new(sender));
     let network = ground.backend(SenderCallbacks(sender.clone()))?;
     sender.borrow_mut().open(&*network);
-    if !ground.run_until(&ready, CONNECT_DEADLINE)? {
-        let text = format!("what listens on {} does not answer as `netio3-bench recv` does", addresses[0]);
-        return Err(Failure::NoConnection(text));
+    let mut welcomed = 0;
+    while !ground.run_until(&ready, CONNECT_DEADLINE)? {
+        let before = std::mem::replace(&mut welcomed, sender.borrow().welcomed);
+        if welcomed == before {
+            let what = format!("what listens on {} does not answer as `netio3-bench recv` does", addresses[0]);
+            let how_often = if welcomed > 0 { format!(", but on {welcomed} of {connections} connections") } else { String::new() };
+            return Err(Failure::NoConnection(what + &how_often));
+        }
     }
     if let Some(why) = ground.run_while_busy(&done, &*network, args.size)? {
         sender.borrow_mut().break_off(why);

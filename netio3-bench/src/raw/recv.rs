@@ -44,7 +44,10 @@ struct Peer {
 /// Waits for a connection that announces itself properly.
 fn accept(ledger: &mut Ledger, listener: &TcpListener) -> io::Result<Peer> {
     loop {
-        let (socket, _) = listener.accept()?;
+        let socket = match listener.accept() {
+            Err(error) if is_of_one_peer(&error) => continue,
+            accepted => accepted?.0,
+        };
         let (mut inbox, mut incoming) = (Inbox::new(), Incoming::default());
         let begin = || -> io::Result<bool> {
             prepare(&socket)?;
@@ -56,6 +59,11 @@ fn accept(ledger: &mut Ledger, listener: &TcpListener) -> io::Result<Peer> {
             return Ok(Peer { socket, inbox, incoming });
         }
     }
+}
+
+/// Whether accepting failed for one that went again meanwhile, or for a signal.
+fn is_of_one_peer(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
 }
 
 /// One connection.
@@ -123,7 +131,12 @@ fn receive_many(common: &Common, ledger: &mut Ledger, listener: &TcpListener, fi
         let mut ready = std::mem::take(&mut again);
         for event in &events {
             if event.token() == LISTENER {
-                while let Ok((socket, _)) = listener.accept() {
+                loop {
+                    let socket = match listener.accept() {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                        Err(error) if is_of_one_peer(&error) => continue,
+                        accepted => accepted?.0,
+                    };
                     prepare(&socket)?;
                     join(&poll, &mut members, socket, Incoming::default(), Rest::Small(Vec::new()))?;
                 }

@@ -280,6 +280,14 @@ fn a_receiver_short_of_descriptors_says_so_once() {
 }
 
 #[test]
+fn bare_sockets_short_of_descriptors_say_so() {
+    let mut receiver = start_within("-n 20", "recv --backend raw --listen 127.0.0.1:0 --senders 2");
+    let sender = start(&format!("send --backend raw --connect {} --connections 30 --size 64 --messages 100", receiver.address()));
+    receiver.end().failed(1, "raise the limit of open files");
+    assert_ne!(sender.end().status, 0);
+}
+
+#[test]
 fn the_log_has_what_was_asked_for() {
     for (option, lines) in [("", 0), ("--log off", 0), ("--log info", 2)] {
         let mut receiver = start(&format!("recv --listen 127.0.0.1:0 {option}"));
