@@ -5,7 +5,7 @@ use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use netio3_core::engine::{Engine, Listener, Reception, Release, State, Upcalls};
+use netio3_core::engine::{Engine, Listener, Reception, Release, State, Upcalls, drop_each};
 use netio3_core::{Budget, ClosedReason, Direction, EndPointAddress, Next, RefusedReason};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -201,8 +201,13 @@ impl Rdma {
                     if let Some(connection) = self.connection(&engine, id)
                         && let Some(body) = &mut *connection.link.body.borrow_mut()
                     {
-                        body.receiving.add_area(slab, len);
-                        body.area_asked = false;
+                        // It counts with all memory that messages are put together in, and leaves half of that to others.
+                        let more = slab.layout().bytes() as u64;
+                        if engine.totals.assembly_bytes.get() + more <= engine.config.total_assembly_bytes as u64 / 2 {
+                            body.receiving.add_area(slab, len);
+                            body.area_asked = false;
+                            engine.count_assembly(&connection, body.receiving.held());
+                        }
                     }
                 }
                 Done::Closed { id, body } => {
@@ -333,7 +338,7 @@ impl Rdma {
             let hello = Hello { verdict: Err(verdict), ..own };
             self.ask(Job::Refuse { passive: listener.link.passive.clone(), info, hello });
         };
-        let hello = match Hello::decode(data) {
+        let hello = match Hello::decode(data).and_then(Hello::asking) {
             Ok(hello) => hello,
             Err(error) => {
                 tracing::info!(listener = %listener.address, %error, "a peer did not say hello");
@@ -444,12 +449,15 @@ impl Rdma {
             }
             let link = &connection.link;
             let reception = engine.reception(&connection);
-            if reception == Reception::Hold {
+            let has_packets = link.body.borrow().as_ref().is_some_and(|body| body.receiving.has_packets());
+            // Who has paused it may wait for what he has sent, which never leaves.
+            let awaits = |sending: &Sending| !sending.is_empty() || sending.has_messages_in_flight();
+            let awaits = connection.is_paused() && link.body.borrow().as_ref().is_some_and(|body| awaits(&body.sending));
+            if reception == Reception::Hold && has_packets && !awaits {
                 // What came before its end is the user's when he receives again.
                 link.listed_lost.set(false);
                 continue;
             }
-            let has_packets = link.body.borrow().as_ref().is_some_and(|body| body.receiving.has_packets());
             if has_packets && reception == Reception::Deliver && connection.state() != State::Opening {
                 // They wait for the budget of a turn; the end comes behind them.
                 engine.read_again(&connection);
@@ -515,7 +523,12 @@ impl Rdma {
                     let engine = up.engine().clone();
                     if let Some(connection) = self.connection(&engine, id) {
                         tracing::debug!(endpoint = %connection.endpoint, error = %error.error, "a transfer failed");
-                        self.lose(&engine, &connection);
+                        if error.error.code == libfabric_sys::FI_ETRUNC {
+                            // Longer than this side said that it takes.
+                            self.broken(&engine, &connection, Broken::Length);
+                        } else {
+                            self.lose(&engine, &connection);
+                        }
                     }
                 }
             }
@@ -535,10 +548,11 @@ impl Rdma {
         };
         if is_send {
             let left = open.sending.left(number);
+            let moved = open.sending.take_moved();
             let idle = open.sending.in_flight() == 0;
             let more = !open.sending.is_empty() || link.goodbye.due.get() || open.receiving.owes_much();
             drop(body);
-            if left > 0 {
+            if moved {
                 engine.left_messages(&connection, left);
             }
             if more {
@@ -610,5 +624,13 @@ impl Drop for Rdma {
         // Endpoints that the helper thread is still closing use memory of the user's, who may free it from now on.
         self.closing.get_mut().values().for_each(|(_, endpoint)| link::end(endpoint));
         self.helper.join();
+        // What was closed meanwhile has memory of the user's, each piece of which is dropped by itself.
+        let mut retired = Vec::new();
+        for done in self.done.try_iter() {
+            if let Done::Closed { body, .. } = done {
+                body.dissolve(&mut retired);
+            }
+        }
+        drop_each(&mut retired, drop);
     }
 }

@@ -128,14 +128,16 @@ impl Helper {
         Ok((helper, done))
     }
 
-    /// Leaves a job to the thread. Where that cannot be started now, it does the job when it is started for another one.
+    /// Leaves a job to the thread. Where that cannot be started the job is done here.
     pub(crate) fn ask(&self, job: Job) {
         let Some(jobs) = &self.jobs else { return };
         let mut running = self.work.running.lock();
         // It is there for as long as this sender is.
         let _ = jobs.send(job);
         if let Err(error) = self.run(&mut running) {
-            tracing::error!(%error, "cannot start the thread that connects and closes, which has to wait");
+            tracing::error!(%error, "cannot start the thread that connects and closes, which the loop has to do itself");
+            drop(running);
+            self.work.run_here();
         }
     }
 
@@ -198,6 +200,14 @@ impl Work {
     fn run(&self) {
         let jobs = self.jobs.lock();
         while let Some(job) = self.next(&jobs) {
+            self.work(job);
+        }
+    }
+
+    /// Does the jobs that are there, where there can be no thread for them: nobody would look at them again.
+    fn run_here(&self) {
+        let jobs = self.jobs.lock();
+        while let Ok(job) = jobs.try_recv() {
             self.work(job);
         }
     }

@@ -183,12 +183,13 @@ impl Rdma {
             assembly.end();
             engine.count_brought(connection, brought);
         }
-        let fits = engine.count_assembly(connection, assembly.held());
+        let areas = connection.link.body.borrow().as_ref().map_or(0, |body| body.receiving.area_bytes());
+        let fits = engine.count_assembly(connection, assembly.held() + areas);
         let is_spare = fits && !assembly.is_under_way();
         // Memory kept for the next message must not use up the limit that others assemble within.
         if is_spare && engine.totals.assembly_bytes.get() > engine.config.total_assembly_bytes as u64 / 2 {
             assembly.trim();
-            engine.count_assembly(connection, assembly.held());
+            engine.count_assembly(connection, assembly.held() + areas);
         }
         let is_kept = is_spare && assembly.held() > 0;
         if let Some(body) = &mut *connection.link.body.borrow_mut() {

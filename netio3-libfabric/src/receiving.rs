@@ -143,6 +143,16 @@ impl Receiving {
         self.areas.push(Area { slab, first, free: slots.into_iter().map(Some).collect(), next });
     }
 
+    /// Bytes of the memory that long messages land in.
+    pub(crate) fn area_bytes(&self) -> usize {
+        self.areas.iter().map(|area| area.slab.layout().bytes()).sum()
+    }
+
+    /// Bytes of memory for putting messages together.
+    pub(crate) fn held(&self) -> usize {
+        self.assembly.held() + self.area_bytes()
+    }
+
     /// How many data packets the peer was told that it may send.
     pub(crate) fn credits(&self) -> u16 {
         self.credits

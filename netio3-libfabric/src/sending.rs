@@ -25,6 +25,9 @@ pub(crate) const MAX_PIECES: usize = 16;
 /// Pieces up to so many bytes are rather copied than posted, where the number of pieces is short.
 const COPIED_PIECE: usize = 256;
 
+/// So many packets may wait whose memory is hardly used.
+const FEW_ITEMS: usize = 64;
+
 /// The queue of one connection.
 pub(crate) struct Sending {
     items: VecDeque<Item>,
@@ -48,6 +51,8 @@ pub(crate) struct Sending {
     packet_len: usize,
     /// Bytes that wait to be posted.
     waiting: usize,
+    /// Something of a message has left.
+    moved: bool,
     retired: Vec<Retired>,
     /// Registrations of the user's memory that packets lie in, each with the tag of the last one.
     used: Vec<(Held, u16)>,
@@ -109,6 +114,7 @@ struct Flight {
     memory: Option<Memory>,
     messages: u32,
     pieces: usize,
+    is_control: bool,
 }
 
 impl Sending {
@@ -128,6 +134,7 @@ impl Sending {
             spare: Vec::new(),
             packet_len,
             waiting: 0,
+            moved: false,
             retired: Vec::new(),
             used: Vec::new(),
             unknown: None,
@@ -287,7 +294,15 @@ impl Sending {
     }
 
     fn close_open(&mut self) {
-        if let Some(open) = self.open.take() {
+        if let Some(mut open) = self.open.take() {
+            // Of many that wait none keeps much more memory than it has messages.
+            if self.items.len() >= FEW_ITEMS
+                && let Memory::Heap(memory) = &mut open.memory
+                && open.len <= memory.len() / 2
+            {
+                let short = memory[..open.len].into();
+                self.spare.push(mem::replace(memory, short));
+            }
             self.items.push_back(Item::Packed(open));
         }
     }
@@ -335,9 +350,15 @@ impl Sending {
         let head_len = if kind.is_some() { HEAD_LEN } else { 0 };
         // Nothing but a head or a short header must be copied, if that.
         let rest = self.pieces.range(self.flying_pieces + self.cursor.pieces..).take(pieces - self.cursor.pieces);
+        // Looked up once and held from here on: another thread may take a region off the list meanwhile.
+        let first = self.cursor.pieces;
+        let mut found: [Option<(Desc, Option<Held>)>; MAX_PIECES] = [const { None }; MAX_PIECES];
         let known = |(at, piece): (usize, &Piece)| {
             let bytes = &piece.as_slice()[if at == 0 { self.cursor.offset } else { 0 }..];
-            abilities.find.is_none_or(|find| find(bytes).is_some())
+            abilities.find.is_none_or(|find| {
+                found[at] = find(bytes);
+                found[at].is_some()
+            })
         };
         let has_own = head_len + header > 0;
         let entries_needed = pieces - self.cursor.pieces + usize::from(has_own);
@@ -383,6 +404,7 @@ impl Sending {
             }
             let n = bytes.len().min(packet_len - total);
             let (desc, registered) = match abilities.find {
+                Some(_) if short => found[self.cursor.pieces - first].take().unzip(),
                 Some(find) => find(bytes).unzip(),
                 None => (Some(Desc::NONE), None),
             };
@@ -455,7 +477,13 @@ impl Sending {
         if !mem::take(&mut built.is_ready) {
             return;
         }
-        let flight = Flight { tag: self.next_tag, memory: built.memory.take(), messages: built.messages, pieces: built.user_pieces };
+        let flight = Flight {
+            tag: self.next_tag,
+            memory: built.memory.take(),
+            messages: built.messages,
+            pieces: built.user_pieces,
+            is_control: false,
+        };
         for registered in built.used.drain(..) {
             match self.used.iter_mut().find(|(known, _)| ptr::addr_eq(Arc::as_ptr(known), Arc::as_ptr(&registered))) {
                 Some((_, last)) => *last = flight.tag,
@@ -473,7 +501,7 @@ impl Sending {
 
     /// A control packet was posted from a slot.
     pub(crate) fn posted_control(&mut self, slot: Slot) {
-        self.flights.push_back(Flight { tag: self.next_tag, memory: Some(Memory::Head(slot)), messages: 0, pieces: 0 });
+        self.flights.push_back(Flight { tag: self.next_tag, memory: Some(Memory::Head(slot)), messages: 0, pieces: 0, is_control: true });
         self.next_tag = self.next_tag.wrapping_add(1);
     }
 
@@ -505,6 +533,7 @@ impl Sending {
         for _ in 0..count {
             let Some(flight) = self.flights.pop_front() else { break };
             messages += flight.messages as usize;
+            self.moved |= !flight.is_control;
             flight.memory.into_iter().for_each(|memory| self.give_back(memory));
             self.flying_pieces -= flight.pieces;
             for _ in 0..flight.pieces {
@@ -518,6 +547,11 @@ impl Sending {
         let (first, flying) = (self.flights.front().map_or(self.next_tag, |flight| flight.tag), self.flights.len());
         self.used.retain(|(_, last)| usize::from(last.wrapping_sub(first)) < flying);
         messages
+    }
+
+    /// Whether something of a message has left since this was asked last, be it only a part.
+    pub(crate) fn take_moved(&mut self) -> bool {
+        mem::take(&mut self.moved)
     }
 
     /// Everything that was posted has left: gives the number of messages.
@@ -549,7 +583,8 @@ impl Sending {
         match memory {
             Memory::Send(slot) => self.sends.push(slot),
             Memory::Head(slot) => self.heads.push(slot),
-            Memory::Heap(memory) => self.spare.push(memory),
+            Memory::Heap(memory) if memory.len() >= self.packet_len => self.spare.push(memory),
+            Memory::Heap(_) => {}
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::devices::{Device, Devices, Known, Net, Queue, Registered};
 use crate::events::BATCH;
 use crate::fabric::{Completion, Desc, EventQueue};
 use crate::helper::{Done, Helper, Job};
-use crate::link::{Link, Listening, SharedEndpoint, Stage};
+use crate::link::{self, Link, Listening, SharedEndpoint, Stage};
 use crate::opener::{Dialing, FabricOpener};
 use crate::sending::Long;
 use crate::slab::Layout;
@@ -308,6 +308,10 @@ impl Transport for Rdma {
     fn listener_ready(&self, engine: &Rc<Engine<Self>>, listener: &Rc<Listener<Listening>>, _budget: &mut Budget) -> Next {
         // Their events come through event queues, which are looked at anyway, but for one that could not accept before.
         listener.link.waits.set(false);
+        // Where there are descriptors it was not for want of them: of peers that say nothing each look accepts one.
+        if listener.link.events.fd().try_clone_to_owned().is_ok() {
+            listener.link.vain.set(0);
+        }
         self.events_due.set(true);
         self.look_soon(engine);
         Next::Wait
@@ -333,8 +337,11 @@ impl Transport for Rdma {
 
     fn flush(&self, engine: &Engine<Self>, connection: &Conn) {
         let link = &connection.link;
-        if connection.is_over() || link.stage.get() != Stage::Open || link.gone.get() {
+        if connection.is_over() || link.stage.get() != Stage::Open {
             return;
+        }
+        if link.gone.get() {
+            return self.lose(engine, connection);
         }
         let mut body = link.body.borrow_mut();
         let Some(open) = &mut *body else { return };
@@ -439,14 +446,16 @@ impl Transport for Rdma {
         let mut held = 0;
         if let Some(body) = &mut *connection.link.body.borrow_mut() {
             body.sending.trim();
-            let assembly = &mut body.receiving.assembly;
-            assembly.trim();
-            held = assembly.held();
+            body.receiving.assembly.trim();
+            held = body.receiving.held();
         }
         engine.count_assembly(connection, held);
     }
 
     fn tear_down(&self, engine: &Engine<Self>) {
+        // Endpoints that the helper thread is still closing use memory of the user's, who may free it when a drop in a callback
+        // returns: this is dropped later then.
+        self.closing.borrow().values().for_each(|(_, endpoint)| link::end(endpoint));
         self.unwatch_all(engine);
         self.watched.take();
     }

@@ -48,6 +48,8 @@ pub(crate) enum BadHello {
     Magic,
     #[error("the peer announces packets of {packet_len} bytes and {credits} credits")]
     Sizes { packet_len: u32, credits: u16 },
+    #[error("the peer asks and refuses at once")]
+    Verdict,
 }
 
 impl Hello {
@@ -97,6 +99,11 @@ impl Hello {
             return Err(BadHello::Sizes { packet_len: hello.packet_len, credits: hello.credits });
         }
         Ok(hello)
+    }
+
+    /// One of a request: it has no verdict, with which its sizes would not have been looked at.
+    pub(crate) fn asking(self) -> Result<Self, BadHello> {
+        if self.verdict.is_ok() { Ok(self) } else { Err(BadHello::Verdict) }
     }
 
     /// The version that both sides speak.

@@ -2,7 +2,8 @@
 
 mod util;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::fs;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -115,4 +116,47 @@ fn a_peer_that_there_are_no_buffers_for_is_closed_by_the_limit() {
     until(&ev, &[], "both sides are told", || client.refused(to).is_some() && server.told().len() == 2);
     let [Told::Established(from, _), Told::Closed(closed, _, reason)] = &server.told()[..] else { panic!("{:?}", server.told()) };
     assert_eq!((from, *reason), (closed, ClosedReason::Limit));
+}
+
+/// Connected sockets of this port on this side.
+fn connected(port: u16) -> usize {
+    let text = fs::read_to_string("/proc/net/tcp").expect("there is /proc");
+    let fields = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    fields.filter(|fields| fields[1].ends_with(&format!(":{port:04X}")) && fields[3] == "01").count()
+}
+
+/// Nor has a device any of the user's memory when a drop in a callback has returned, be it that of a connection which ended before.
+#[test]
+fn an_endpoint_is_closed_when_a_drop_in_a_callback_returns() {
+    if !is_here() {
+        return;
+    }
+    for aborts in [false, true] {
+        let ev = EpollEventLoop::new().expect("descriptors are left");
+        let held: Rc<RefCell<Option<Box<dyn NetworkBackend>>>> = Rc::default();
+        let (port, seen) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(None)));
+        let (mine, at, told) = (held.clone(), port.clone(), seen.clone());
+        let server = Handlers::new().on_data(move |backend, from, _, _| {
+            if aborts {
+                // So that the helper thread has something to do before.
+                for n in 0..300 {
+                    backend.connect(&EndPointAddress::localhost(2_000 + n), &Default::default()).expect("it is started");
+                }
+                backend.abort(from).expect("it is connected");
+            }
+            let before = connected(at.get());
+            drop(mine.take());
+            told.set(Some((before, connected(at.get()))));
+        });
+        let server = netio3_libfabric::create_local(config(), Box::new(server), &ev).expect("libfabric is here");
+        let address = server.open_listen_endpoint(&EndPointAddress::localhost(0), &Default::default()).expect("a port is left");
+        port.set(address.port());
+        *held.borrow_mut() = Some(server);
+        let client = node(&ev);
+        let to = client.backend.connect(&address, &Default::default()).expect("a connection is started");
+        until(&ev, &[], "it is established", || client.established() == [to]);
+        client.send(to, b"go", 0);
+        until(&ev, &[], "the backend is dropped", || seen.get().is_some());
+        assert_eq!(seen.get().map(|(_, after)| after), Some(0), "aborted before: {aborts}");
+    }
 }

@@ -374,7 +374,7 @@ pub(super) fn look_up<C>(table: &[Option<Rc<Connection<C>>>], endpoint: Endpoint
 
 /// Drops memory whose drop is the user's code. One that panics does not keep the others from being dropped;
 /// its panic goes on afterwards, or is only logged during another panic, where it would end the process.
-pub(crate) fn drop_each<M>(memory: &mut Vec<M>, give_up: impl Fn(M)) {
+pub fn drop_each<M>(memory: &mut Vec<M>, give_up: impl Fn(M)) {
     let mut first = None;
     for piece in memory.drain(..) {
         if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| give_up(piece))) {

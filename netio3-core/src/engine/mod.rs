@@ -26,7 +26,7 @@ mod transport;
 
 pub use self::connection::{Connection, State};
 pub use self::copies::{Copies, Run};
-pub use self::core::{Engine, Listener};
+pub use self::core::{Engine, Listener, drop_each};
 pub use self::driver::Upcalls;
 pub(crate) use self::ledger::Ledger;
 pub(crate) use self::local::LocalBackend;

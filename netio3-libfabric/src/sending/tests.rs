@@ -388,3 +388,32 @@ fn registrations_are_held_until_their_packets_have_left() {
     side.sending.abandon();
     assert_eq!(count(&other), 1);
 }
+
+/// Another thread may take a region off the list between two looks at it (`deregister` of a synchronized backend).
+#[test]
+fn memory_that_is_forgotten_while_a_packet_is_built_is_sent_whole() {
+    for (len, forgotten) in [(3_000_usize, 1), (3_000, 2), (9_000, 1), (9_000, 2), (9_000, 3)] {
+        let mut side = Side::new(4_096, 4, true);
+        let plan = Plan { header: 10, pieces: vec![len], how: How::Shared };
+        side.send(&plan, 0, 0);
+        let looks = Cell::new(0);
+        let find = |_: &[u8]| {
+            looks.set(looks.get() + 1);
+            (looks.get() <= forgotten).then_some((Desc::NONE, None))
+        };
+        let abilities = Abilities { iov_limit: 4, find: Some(&find) };
+        while let Some(built) = side.sending.build(&side.slab, &abilities) {
+            built.write_head(&side.slab, 3, 1);
+            // SAFETY: the pieces are memory that the packet holds.
+            let piece = |(start, len, _): &(usize, usize, Desc)| unsafe { std::slice::from_raw_parts(*start as *const u8, *len) };
+            side.packets.push(built.pieces().iter().flat_map(|it| piece(it).iter().copied()).collect());
+            let tag = side.sending.next_tag();
+            side.sending.posted();
+            side.sending.left(tag);
+            assert!(side.packets.len() < 100, "{len} {forgotten}");
+        }
+        let lens: Vec<usize> = side.packets.iter().map(Vec::len).collect();
+        let got = std::panic::catch_unwind(|| receive(&side.packets, 4_096, 0)).ok();
+        assert_eq!(got, Some(vec![plan.whole(0)]), "{len} {forgotten}: packets of {lens:?}");
+    }
+}

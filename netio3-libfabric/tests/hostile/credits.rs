@@ -109,3 +109,23 @@ fn who_is_dealt_fewer_receives_tells_of_no_more_credits() {
     server.until_closed(&[&peer], endpoint);
     server.check();
 }
+
+/// Each of its parts is progress.
+#[test]
+fn a_long_message_that_leaves_slowly_is_not_stalled() {
+    let Some(_beside) = beside_others() else { return };
+    let params = ConnectionParameters { stall_timeout: Some(Duration::from_secs(1)), ..Default::default() };
+    let server = Server::with(config(), params);
+    let (peer, endpoint) = server.greeted_by(&hello_with(20, &[2, 0]));
+    server.node.send(endpoint, &[5; 8_000 * 20], 0);
+    let (mut told, mut last) = (0, Instant::now());
+    server.until(&[&peer], "all of it has arrived, or it is over", || {
+        // Each packet is handled after a tenth of the time.
+        if peer.data_packets() > told && last.elapsed() > Duration::from_millis(100) {
+            (told, last) = (told + 1, Instant::now());
+            peer.send(&Packet::credits(1, 0));
+        }
+        server.node.completed(endpoint).len() == 1 || server.node.closed(endpoint).is_some()
+    });
+    assert_eq!(server.node.closed(endpoint), None, "{told} packets were handled");
+}

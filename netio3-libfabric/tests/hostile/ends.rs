@@ -235,3 +235,23 @@ fn what_is_under_way_when_a_peer_dies_after_its_goodbye_has_not_completed() {
     server.node.check_keys(endpoint, count);
     server.check();
 }
+
+/// Who is paused until his own answers have left, as an echo may be, hears of it when they never will; and who has nothing to
+/// wait for but what was read before.
+#[test]
+fn a_paused_connection_ends_with_its_peer_where_nothing_can_come_of_waiting() {
+    let Some(_beside) = beside_others() else { return };
+    for (queued, held) in [(30, 0), (30, 3), (0, 0)] {
+        let server = Server::new();
+        let (peer, endpoint) = server.paused();
+        (0..queued).for_each(|key| server.node.send(endpoint, &[5; 8_000], key));
+        (0..held).for_each(|_| _ = peer.send(&Packet::messages(&[b"held"])));
+        if queued > 0 {
+            server.until(&[&peer], "the credits are used up", || peer.data_packets() == 16);
+        }
+        peer.die();
+        let (pending, reason) = server.until_closed(&[], endpoint);
+        assert_eq!((pending > 0, reason), (queued > 0, ClosedReason::PeerLost), "{queued} queued, {held} held");
+        server.node.check_keys(endpoint, queued);
+    }
+}

@@ -1,7 +1,7 @@
 //! What the private data says.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 
 use nix::errno::Errno;
@@ -231,4 +231,33 @@ fn a_listener_that_never_accepts_is_a_timeout() {
         }
         client.node.established() == [later]
     });
+}
+
+/// A verdict is for answers; the sizes of one that refuses mean nothing.
+#[test]
+fn a_request_with_a_verdict_fails_whatever_its_sizes_are() {
+    let Some(_beside) = beside_others() else { return };
+    let server = Server::new();
+    for (verdict, packet_len, credits) in [(2, 0_u32, 16_u16), (5, 11, 16), (1, 13, 16), (2, 64, 1), (2, 8_192, 0), (3, 8_192, 16)] {
+        let mut hello = hello_with(16, &packet_len.to_le_bytes());
+        hello[6] = verdict;
+        hello[20..22].copy_from_slice(&credits.to_le_bytes());
+        let failed = server.node.listener().failed_hello;
+        let peer = Peer::connect(server.address, &hello);
+        server.until(&[&peer], "it is turned away", || peer.end().is_some());
+        assert_eq!(server.node.listener().failed_hello, failed + 1, "{verdict}, {packet_len} bytes, {credits} credits");
+    }
+    server.check();
+}
+
+/// They are no want of descriptors, after which a listener would look for one peer at a time.
+#[test]
+fn who_says_nothing_keeps_nobody_waiting() {
+    let Some(_beside) = beside_others() else { return };
+    let server = Server::new();
+    let silent: Vec<_> = (0..800).map(|_| TcpStream::connect(server.address.socket_addr()).expect("there is room")).collect();
+    let (peer, _) = server.greeted();
+    let failures = server.node.listener().accept_failures;
+    assert!(failures < 20, "{failures} times it was in vain to look for the peer that speaks");
+    drop((peer, silent));
 }

@@ -8,6 +8,7 @@ mod drops;
 mod ends;
 mod heartbeats;
 mod hellos;
+mod memory;
 mod packets;
 #[path = "../util/mod.rs"]
 mod util;

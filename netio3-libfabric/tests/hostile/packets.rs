@@ -198,3 +198,13 @@ fn a_message_in_many_packets_arrives_whole() {
     server.until_closed(&[&peer], endpoint);
     server.check();
 }
+
+#[test]
+fn a_packet_longer_than_receives_are_breaks_the_protocol() {
+    let Some(_beside) = beside_others() else { return };
+    let server = Server::new();
+    let (peer, endpoint) = server.greeted();
+    peer.send_bytes(&[MESSAGES; 70_000]);
+    assert_eq!(server.until_closed(&[&peer], endpoint), (0, ClosedReason::Protocol));
+    server.check();
+}
