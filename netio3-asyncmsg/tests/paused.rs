@@ -4,9 +4,13 @@ mod util;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::thread;
+use std::time::Duration;
 
+use netio3_asyncmsg::Frame;
 use netio3_core::{
-    ClosedReason, ConnectionParametersRecv, EndPointAddress, Endpoint, Handlers, Message, NetioStatus, NetworkBackend, NetworkConfig,
+    ClosedReason, ConnectionParametersRecv, EndPointAddress, Endpoint, EventLoop, Handlers, Message, NetioStatus, NetworkBackend,
+    NetworkConfig,
 };
 use netio3_evloop::EpollEventLoop;
 use util::{Bare, config, hello, message, until};
@@ -14,7 +18,7 @@ use util::{Bare, config, hello, message, until};
 /// A server that pauses, or does something else, for each message.
 struct Server {
     ev: EpollEventLoop,
-    backend: Box<dyn NetworkBackend>,
+    backend: Rc<dyn NetworkBackend>,
     address: EndPointAddress,
     established: Rc<RefCell<Vec<Endpoint>>>,
     closed: Rc<RefCell<Vec<(Endpoint, ClosedReason)>>>,
@@ -29,7 +33,8 @@ impl Server {
             .on_data(on_data)
             .on_connection_established(move |_, connection| came.borrow_mut().push(connection.endpoint))
             .on_connection_closed(move |_, endpoint, _, _, reason| went.borrow_mut().push((endpoint, reason)));
-        let backend = netio3_asyncmsg::create_local(config, Box::new(callbacks), &ev).expect("the configuration is valid");
+        let backend: Rc<dyn NetworkBackend> =
+            netio3_asyncmsg::create_local(config, Box::new(callbacks), &ev).expect("the configuration is valid").into();
         let address = backend.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default());
         Self { ev, backend, address: address.expect("a port is free"), established, closed }
     }
@@ -50,6 +55,10 @@ impl Server {
             bare.arrived.len() >= 72 && self.established.borrow().len() > before
         });
         (bare, self.established.borrow()[before])
+    }
+
+    fn turns(&self, count: usize) {
+        (0..count).for_each(|_| self.ev.run_once(Some(Duration::ZERO)).expect("the loop can wait"));
     }
 
     fn closed(&self, endpoint: Endpoint) -> Option<ClosedReason> {
@@ -199,4 +208,61 @@ fn a_failed_write_at_the_cap_keeps_what_arrived_before() {
     server.until("the loss is told", || server.closed(endpoint).is_some());
     assert_eq!((server.closed(endpoint), &seen.borrow()[..]), (Some(ClosedReason::PeerLost), &[0, 1, 2, 3, 4][..]));
     assert_eq!(stats.messages_discarded.get(), 0);
+}
+
+/// Its reading is put off at the cap; paused there, nobody reads it any more.
+#[test]
+fn one_that_cannot_be_written_to_ends_when_it_is_paused_at_the_cap() {
+    let held = Rc::new(RefCell::new(Vec::new()));
+    let holds = held.clone();
+    let config = NetworkConfig { owned_messages: 1, ..config() };
+    let server = Server::new(config, move |_, _, _, message| holds.borrow_mut().push(message.into_bytes()));
+    let (mut bare, endpoint) = server.greeted();
+    bare.write(&message(b"held").repeat(3));
+    server.until("it is at the cap", || held.borrow().len() == 1);
+    bare.reset();
+    assert_eq!(server.backend.send_copy(endpoint, b"never written", b"", 1), Ok(NetioStatus::Ok));
+    server.backend.flush(endpoint).expect("it is there");
+    server.turns(5);
+    assert_eq!(server.closed(endpoint), None, "what came before is delivered first");
+    server.backend.pause(endpoint).expect("it is there");
+    server.turns(5);
+    held.borrow_mut().clear();
+    server.until("it ends", || server.closed(endpoint).is_some());
+    assert_eq!(server.closed(endpoint), Some(ClosedReason::PeerLost));
+}
+
+/// What the peer has said meanwhile lies unread behind messages that were held back, whose handing out reads nothing.
+#[test]
+fn a_peer_is_not_blamed_for_what_was_not_read_while_messages_were_held_back() {
+    for (messages, pauses_again) in [(100, true), (20_000, false)] {
+        let got = Rc::new(Cell::new(0));
+        let count = got.clone();
+        let config = NetworkConfig { missed_heartbeats: 1, ..config() };
+        let server = Server::new(config, move |backend, from, _, _| {
+            count.set(count.get() + 1);
+            if pauses_again || count.get() == 1 {
+                backend.pause(from).expect("it is there");
+            }
+        });
+        let mut bare = Bare::connect(server.address);
+        let mut hello = hello();
+        hello[24..28].copy_from_slice(&2_000_u32.to_le_bytes());
+        bare.write(&hello);
+        server.until("it is established", || !server.established.borrow().is_empty());
+        let endpoint = server.established.borrow()[0];
+        bare.write(&message(b"").repeat(messages));
+        server.until("the first message pauses it", || got.get() == 1);
+        bare.write(&Frame::Heartbeat.head());
+        // The program is busy for longer than the peer may be silent, and resumes in the same turn.
+        let backend = server.backend.clone();
+        server.ev.add_timer(Duration::ZERO, move |ev| {
+            thread::sleep(Duration::from_millis(2_200));
+            let backend = backend.clone();
+            ev.post(move |_| backend.resume(endpoint).expect("it is there"));
+        });
+        server.until("it is handed more", || got.get() >= if pauses_again { 2 } else { messages });
+        server.turns(3);
+        assert_eq!(server.closed(endpoint), None, "after {} of {messages} messages", got.get());
+    }
 }

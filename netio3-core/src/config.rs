@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::address::EndPointAddress;
 use crate::error::CreateError;
+use crate::memory::HEADROOM;
 
 /// What holds for a whole backend.
 #[derive(Clone, Debug)]
@@ -164,6 +165,7 @@ impl NetworkConfig {
             ("total_owned_bytes", self.total_owned_bytes),
             ("total_queue_messages", self.total_queue_messages),
             ("total_queue_bytes", self.total_queue_bytes),
+            ("total_assembly_bytes", self.total_assembly_bytes),
         ] {
             if value == 0 {
                 return bad(field, "must be at least 1");
@@ -182,6 +184,18 @@ pub struct Buffers {
     pub size: usize,
     /// How many.
     pub count: usize,
+}
+
+impl Buffers {
+    /// From one buffer to the next in memory, in bytes.
+    pub(crate) fn stride(&self) -> Option<usize> {
+        self.size.checked_next_multiple_of(HEADROOM)?.checked_add(HEADROOM)
+    }
+
+    /// All memory that they take, in bytes; `None` if it is more than there are addresses.
+    pub(crate) fn bytes(&self) -> Option<usize> {
+        self.stride()?.checked_mul(self.count).filter(|bytes| *bytes <= isize::MAX as usize)
+    }
 }
 
 /// What holds for one connection; for accepted ones, as part of [`ConnectionParametersRecv`].
@@ -245,6 +259,9 @@ impl ConnectionParameters {
         match self.buffers {
             Some(Buffers { size: 0, .. } | Buffers { count: 0, .. }) => {
                 Err(io::Error::new(io::ErrorKind::InvalidInput, "`buffers` must be at least one of at least one byte"))
+            }
+            Some(buffers) if buffers.bytes().is_none() => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, "`buffers` come to more memory than there are addresses"))
             }
             _ => Ok(()),
         }

@@ -1,4 +1,6 @@
-//! A slab whose keys are never reused, so that a stale key finds nothing.
+//! A slab whose keys are never reused in the process, so that a stale key finds nothing, nor one of another loop's.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use slab::Slab;
 
@@ -23,15 +25,15 @@ impl Key {
 /// Entries found by index and checked by serial number.
 pub(crate) struct Arena<T> {
     entries: Slab<(Key, T)>,
-    serial: u64,
 }
 
 impl<T> Arena<T> {
     pub(crate) fn insert_with(&mut self, make: impl FnOnce(Key) -> T) -> Key {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
         let vacant = self.entries.vacant_entry();
-        let key = Key::new(self.serial, vacant.key());
+        // Relaxed: the number only has to be unique, and to grow on each thread.
+        let key = Key::new(SERIAL.fetch_add(1, Ordering::Relaxed), vacant.key());
         vacant.insert((key, make(key)));
-        self.serial += 1;
         key
     }
 
@@ -59,7 +61,7 @@ impl<T> Arena<T> {
 
 impl<T> Default for Arena<T> {
     fn default() -> Self {
-        Self { entries: Slab::new(), serial: 0 }
+        Self { entries: Slab::new() }
     }
 }
 

@@ -13,7 +13,8 @@ impl Handle {
     ///
     /// The closure gets the descriptor, which should not block, and what it is ready for. Readiness comes by edge:
     /// the closure is called when it changes, so it must read or write until that would block, or return
-    /// [`Next::Again`] to be called again with the same in the next turn. It may be called when nothing is ready.
+    /// [`Next::Again`] to be called again with the same in the next turn. It may be called when nothing is ready. It must not put
+    /// another descriptor in its place.
     ///
     /// # Errors
     /// The kernel cannot watch this descriptor, such as that of a file, or it is on this loop already, or the

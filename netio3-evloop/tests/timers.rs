@@ -224,3 +224,15 @@ fn an_interval_of_zero_keeps_nobody_else_waiting() {
     run_until(&event_loop, || fired.get() == 1 && passed.get() == 1);
     assert!(ticks.get() as u64 <= event_loop.counters().snapshot().turns, "once a turn");
 }
+
+#[test]
+fn a_timer_of_another_loop_is_unknown() {
+    let (one, two) = (event_loop(), event_loop());
+    let of_one = one.add_timer(ms(10_000), |_| panic!("long before"));
+    let fired = Count::default();
+    let count = fired.clone();
+    two.add_timer(ms(1), move |_| count.add());
+    assert!(!two.cancel_timer(of_one), "it is somebody else's here");
+    run_until(&two, || fired.get() == 1);
+    assert!(one.cancel_timer(of_one));
+}

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -171,6 +172,21 @@ pub(super) fn listeners_count_their_own(world: &World) {
         assert_eq!(state.counters.established.get(), i as u64 + 1);
         assert!(state.counters.accepted.get() > i as u64);
     }
+}
+
+/// That there is no room for connections is no reason against listening; a shutdown is.
+pub(super) fn nothing_is_listened_on_after_a_shutdown_of_a_full_backend(world: &World) {
+    let listener = world.node("listener", NetworkConfig { max_connections: 1, ..config() });
+    let dialer = world.node("dialer", config());
+    let params = ConnectionParametersRecv::default();
+    let address = listener.listen(world.harness.listen_address(), &params);
+    connected(world, &dialer, &listener, || dialer.connect(address, &ConnectionParameters::default()));
+    let backend = listener.backend();
+    let another = backend.open_listen_endpoint(&world.harness.listen_address(), &params).expect("it may listen");
+    backend.close_listen_endpoint(&another).expect("it listens");
+    backend.shutdown(Duration::from_secs(20));
+    assert!(backend.open_listen_endpoint(&world.harness.listen_address(), &params).is_err());
+    assert!(backend.listeners().is_empty());
 }
 
 /// A listener may be closed from inside a callback of a connection that it accepted, which closes with it.

@@ -101,6 +101,7 @@ macro_rules! conformance_suite {
                 a_filtered_peer_is_refused_and_counted
                 a_peer_beyond_the_limit_is_refused_and_counted
                 listeners_count_their_own
+                nothing_is_listened_on_after_a_shutdown_of_a_full_backend
                 a_listener_may_be_closed_by_its_own_connection
                 an_ipv6_listener_takes_ipv6_only
                 a_closed_listeners_address_is_free_at_once
@@ -187,6 +188,7 @@ macro_rules! conformance_suite {
             }
             regions {
                 registered_memory_is_sent_from
+                a_region_of_another_backend_is_unknown
                 memory_is_registered_while_a_connection_opens
                 the_limit_of_regions_is_told
                 a_region_is_busy_while_sends_hold_it

@@ -252,7 +252,8 @@ fn fails_or_is_refused(
 pub(super) fn buffers_of_no_bytes_are_refused(world: &World) {
     let pair = Pair::new(world);
     let (backend, nowhere) = (pair.dialer.backend(), world.harness.nobody_listens());
-    for (size, count) in [(0, 4), (4, 0), (0, 0)] {
+    // And those of more than there can be.
+    for (size, count) in [(0, 4), (4, 0), (0, 0), (usize::MAX, 1), (1, usize::MAX), (1 << 40, 1 << 30)] {
         let connection = ConnectionParameters { buffers: Some(Buffers { size, count }), ..Default::default() };
         let refused = backend.open_send_endpoint(&nowhere, &connection).expect_err("buffers of no bytes");
         assert!(matches!(refused, OpenSendError::FailedOpenSendEndpoint { .. }), "{refused:?}");

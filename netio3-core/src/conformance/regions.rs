@@ -30,6 +30,15 @@ fn send(node: &Node, to: Endpoint, data: &[Bytes]) -> NetioStatus {
     status
 }
 
+/// A handle of another backend's is unknown, though that has as many.
+pub(super) fn a_region_of_another_backend_is_unknown(world: &World) {
+    let pair = Pair::new(world);
+    let [one, two] = [&pair.dialer, &pair.listener].map(|node| node.backend().register(&region(4_096).0).expect("there is room"));
+    assert_eq!(pair.dialer.backend().deregister(two), Err(DeregisterError::Unknown(two)));
+    pair.listener.backend().deregister(two).expect("nothing holds it");
+    pair.dialer.backend().deregister(one).expect("nothing holds it");
+}
+
 /// A registered region can be sent from, in part and in pieces, on every connection.
 pub(super) fn registered_memory_is_sent_from(world: &World) {
     let pair = Pair::new(world);

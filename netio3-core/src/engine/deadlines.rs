@@ -242,10 +242,15 @@ impl<T: Transport> Engine<T> {
                 LivenessAction::Probe => {
                     let reads = connection.counters.reads.get();
                     let mut budget = Budget::DEFAULT;
-                    if self.transport.ready(up, connection, Ready::READABLE, &mut budget) == Next::Again {
+                    let again = self.transport.ready(up, connection, Ready::READABLE, &mut budget) == Next::Again;
+                    if again {
                         self.read_again(connection);
                     }
-                    let found = connection.counters.reads.get() != reads;
+                    if connection.is_over() {
+                        return;
+                    }
+                    // What was held back may have been handed out instead, so that nothing was read that found nothing.
+                    let found = again || connection.counters.reads.get() != reads || !self.is_receiving(connection);
                     let probed = connection.liveness.borrow_mut().as_mut().map(|liveness| liveness.probed(found, now));
                     if probed == Some(LivenessAction::Dead) {
                         return self.finish(connection, ClosedReason::HeartbeatTimeout, Release::Reset);

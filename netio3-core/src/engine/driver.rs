@@ -187,6 +187,9 @@ impl<T: Transport> Driver<T> {
             connection.listed.capped.set(stays);
             if !rests && !stays {
                 engine.resume_reading(connection);
+            } else if rests && !connection.is_over() {
+                // Nobody reads it any more: one that cannot be written to ends by that.
+                engine.read_again(connection);
             }
             stays
         });

@@ -112,18 +112,21 @@ pub(super) fn too_many(limit: usize) -> io::Error {
 }
 
 impl<T: Transport> Engine<T> {
-    /// Whether anything may be opened now.
-    fn check_open(&self) -> io::Result<()> {
+    /// Whether anything may be opened or listened on now.
+    fn check_alive(&self) -> io::Result<()> {
         if self.gone.get() {
             return Err(io::Error::other("the backend has ended"));
         }
         if self.shutdown_at.get().is_some() {
             return Err(io::Error::other("the backend is being shut down"));
         }
-        if self.is_full() {
-            return Err(too_many(self.config.max_connections));
-        }
         Ok(())
+    }
+
+    /// Whether a connection may be opened now.
+    fn check_open(&self) -> io::Result<()> {
+        self.check_alive()?;
+        if self.is_full() { Err(too_many(self.config.max_connections)) } else { Ok(()) }
     }
 
     pub(super) fn note_refusal(&self, connection: &Rc<Connection<T::Link>>) {
@@ -180,7 +183,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         if address.port() != 0 && engine.listens_on(&address) {
             return Err(OpenListenError::ListenEndpointAlreadyExists { address });
         }
-        engine.check_open().or_else(|error| if engine.is_full() && !engine.is_gone() { Ok(()) } else { Err(error) }).map_err(failed)?;
+        engine.check_alive().map_err(failed)?;
         params.connection.check().map_err(failed)?;
         let (listening, bound) = engine.opener.listen(&address, params).map_err(failed)?;
         engine.adopt_listener(bound, params.clone(), Arc::default(), listening).map_err(failed)?;

@@ -8,6 +8,7 @@ mod region_table;
 
 pub use buffer::{BufferFull, NetworkBuffer};
 pub use pool::BufferPool;
+pub(crate) use pool::HEADROOM;
 pub use raw::{HeldSlice, RawSlice};
 pub use region::{MemoryKind, MemoryRegion, RegionInUse, RegionOptions};
 pub use region_table::RegionId;

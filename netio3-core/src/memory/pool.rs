@@ -47,7 +47,7 @@ struct Returned {
 }
 
 /// Bytes before each buffer of a connection, for a transport's head: a line of the processor's cache.
-const HEADROOM: usize = 64;
+pub(crate) const HEADROOM: usize = 64;
 
 impl BufferPool {
     /// The pool of a connection, if it is to have one.
@@ -55,11 +55,9 @@ impl BufferPool {
     /// # Errors
     /// Not that much memory.
     pub(crate) fn of_connection(owner: Endpoint, buffers: Option<Buffers>, remote: &Arc<dyn Remote>) -> std::io::Result<Option<Self>> {
-        let Some(Buffers { size, count }) = buffers else { return Ok(None) };
-        let too_much = std::io::ErrorKind::OutOfMemory;
-        let stride = size.checked_next_multiple_of(HEADROOM).and_then(|size| size.checked_add(HEADROOM)).ok_or(too_much)?;
-        let region = MemoryRegion::new(stride.checked_mul(count).ok_or(too_much)?)?;
-        let pool = Self::new(region, stride, HEADROOM, size, Some(owner), Some(remote.clone()));
+        let Some(buffers) = buffers else { return Ok(None) };
+        let (Some(stride), Some(bytes)) = (buffers.stride(), buffers.bytes()) else { return Err(std::io::ErrorKind::OutOfMemory.into()) };
+        let pool = Self::new(MemoryRegion::new(bytes)?, stride, HEADROOM, buffers.size, Some(owner), Some(remote.clone()));
         Ok(Some(pool.expect("nobody else has the region")))
     }
 

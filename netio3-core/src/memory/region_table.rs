@@ -1,13 +1,14 @@
 //! Which memory is registered.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
 use crate::error::{DeregisterError, RegisterError};
 use crate::memory::{MemoryRegion, RawSlice};
 
-/// Names a registered region of one backend; never reused.
+/// Names a registered region of one backend; never reused in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RegionId(u64);
 
@@ -27,7 +28,6 @@ pub(crate) struct RegionTable {
     slots: Vec<Option<Registered>>,
     limit: usize,
     strict: bool,
-    next_id: u64,
     count: usize,
     /// Places that are kept for regions to be entered.
     reserved: usize,
@@ -55,8 +55,9 @@ impl RegionTable {
             return Err(RegisterError::TooManyRegions { limit: self.limit });
         }
         self.reserved += 1;
-        self.next_id += 1;
-        Ok(RegionId(self.next_id))
+        // Relaxed: the number only has to be unique, so that other backends' are unknown here.
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        Ok(RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)))
     }
 
     /// Gives a place up that was kept.

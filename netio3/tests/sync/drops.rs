@@ -1,10 +1,12 @@
 //! Dropping the backend on another thread than the loop's.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use netio3::bytes::Bytes;
 use netio3::{
     AcceptFilter, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, EpollEventLoop, EventLoop, Handlers, NetioStatus,
     NetworkType, RawSlice,
@@ -214,4 +216,58 @@ fn peer_in_a_shutdown(kind: NetworkType) {
         let established = book.count(|story| story.established == 1);
         assert_eq!(established, book.count(|story| story.closed == 1), "over {kind}: an end was never told");
     });
+}
+
+/// Memory whose drop panics, but during another panic.
+struct Bad([u8; 100]);
+
+impl AsRef<[u8]> for Bad {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Bad {
+    fn drop(&mut self) {
+        assert!(thread::panicking(), "on purpose, while dropping");
+    }
+}
+
+/// In a callback a call drops such memory, which ends the backend; then the callback drops it, as the panic goes through it or
+/// having caught that.
+#[test]
+fn a_backend_that_has_ended_may_be_dropped_in_a_callback() {
+    for catches in [true, false] {
+        let (tell, told) = mpsc::channel();
+        // It may hang.
+        thread::spawn(move || {
+            let ev = EpollEventLoop::new().unwrap();
+            let listener = netio3::create_local(NetworkType::Tcp, no_heartbeats(), Box::new(Handlers::new()), &ev).unwrap();
+            let address = listener.open_listen_endpoint(&EndPointAddress::localhost(0), &Default::default()).unwrap();
+            let owned: Arc<Mutex<Option<Shared>>> = Arc::default();
+            let own = owned.clone();
+            let callbacks = Handlers::new().on_connection_established(move |_, connection| {
+                let backend = own.lock().unwrap().take().unwrap();
+                // The short piece is copied, and its last share dropped, when the message is handed over.
+                let pieces = [Bytes::from(vec![1; 5_000]), Bytes::from_owner(Bad([2; 100]))];
+                assert_eq!(backend.send_iov(connection.endpoint, &pieces, b"", 1), Ok(NetioStatus::Ok));
+                drop(pieces);
+                let flush = || backend.flush(connection.endpoint);
+                if catches {
+                    assert!(catch_unwind(AssertUnwindSafe(flush)).is_err(), "it panics");
+                } else {
+                    _ = flush();
+                }
+                drop(backend);
+            });
+            let backend: Shared = netio3::create(NetworkType::Tcp, no_heartbeats(), Box::new(callbacks), &ev).unwrap().into();
+            *owned.lock().unwrap() = Some(backend.clone());
+            backend.connect(&address, &Default::default()).unwrap();
+            drop(backend);
+            let ran = catch_unwind(AssertUnwindSafe(|| ev.run_until(&mut || owned.lock().unwrap().is_none(), WAIT).unwrap()));
+            _ = tell.send(ran.ok());
+        });
+        let ran = told.recv_timeout(2 * WAIT).expect("the loop does not wait for itself");
+        assert_eq!(ran, catches.then_some(true));
+    }
 }

@@ -29,6 +29,7 @@ mod tests;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::thread;
 
 use crate::backend::NetworkBackend;
 use crate::callbacks::Callbacks;
@@ -147,7 +148,10 @@ impl<T: Transport> Drop for SyncBackend<T> {
         let remains = self.shared.end();
         self.shared.inbox.wake();
         // Once the gate was open, the loop is outside the backend and finds it ended when it comes again.
-        drop(self.shared.gate.lock());
+        // On its own thread, where a call inside the backend may have ended it before, the loop would wait for itself.
+        if self.shared.thread != thread::current().id() {
+            drop(self.shared.gate.lock());
+        }
         self.shared.opener.end();
         drop(remains);
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, ThreadId};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -33,6 +34,8 @@ use crate::status::{CompletionKind, NetioStatus};
 pub(super) struct Shared<O: Opener> {
     /// Names it in the table of the loop's thread.
     pub(super) id: u64,
+    /// The loop's.
+    pub(super) thread: ThreadId,
     pub(super) opener: Arc<O>,
     pub(super) config: NetworkConfig,
     pub(super) ids: EndpointIds,
@@ -102,6 +105,7 @@ impl<O: Opener> Shared<O> {
         Self {
             // Relaxed: the number only has to be unique.
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            thread: thread::current().id(),
             opener,
             ids,
             totals,
