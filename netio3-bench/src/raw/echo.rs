@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::ledger::{Incoming, Ledger};
 use crate::plan::{announce, parse_listen};
 use crate::raw::frame::Inbox;
-use crate::raw::socket::{ANSWER_DEADLINE, START_DEADLINE, Waiting, explain, listen, prepare, receive_first, reply, wait_for};
+use crate::raw::socket::{ANSWER_DEADLINE, START_DEADLINE, Waiting, accept_one, explain, listen, prepare, receive_first, reply, wait_for};
 use crate::report::Report;
 
 /// Sends everything back until the client said goodbye; with `--forever`, each client on a thread of its own.
@@ -30,7 +30,7 @@ pub fn echo(common: &Common, args: &EchoArgs) -> Result<Report, Failure> {
             }
             continue;
         }
-        let (socket, _) = listener.accept().map_err(failed)?;
+        let socket = accept_one(|| listener.accept()).map_err(failed)?;
         if args.forever {
             let (common, mut ledger) = (common.clone(), book());
             std::thread::spawn(move || {

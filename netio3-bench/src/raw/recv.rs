@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::ledger::{Incoming, Ledger};
 use crate::plan::{announce, parse_listen};
 use crate::raw::frame::Inbox;
-use crate::raw::socket::{START_DEADLINE, Waiting, explain, listen, poll_all, prepare, receive_first, reply};
+use crate::raw::socket::{START_DEADLINE, Waiting, accept_one, explain, listen, poll_all, prepare, receive_first, reply};
 use crate::report::Report;
 
 /// Receives; with `--forever` prints a report whenever the last of the senders has gone.
@@ -44,10 +44,7 @@ struct Peer {
 /// Waits for a connection that announces itself properly.
 fn accept(ledger: &mut Ledger, listener: &TcpListener) -> io::Result<Peer> {
     loop {
-        let socket = match listener.accept() {
-            Err(error) if is_of_one_peer(&error) => continue,
-            accepted => accepted?.0,
-        };
+        let socket = accept_one(|| listener.accept())?;
         let (mut inbox, mut incoming) = (Inbox::new(), Incoming::default());
         let begin = || -> io::Result<bool> {
             prepare(&socket)?;
@@ -59,11 +56,6 @@ fn accept(ledger: &mut Ledger, listener: &TcpListener) -> io::Result<Peer> {
             return Ok(Peer { socket, inbox, incoming });
         }
     }
-}
-
-/// Whether accepting failed for one that went again meanwhile, or for a signal.
-fn is_of_one_peer(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
 }
 
 /// One connection.
@@ -132,10 +124,9 @@ fn receive_many(common: &Common, ledger: &mut Ledger, listener: &TcpListener, fi
         for event in &events {
             if event.token() == LISTENER {
                 loop {
-                    let socket = match listener.accept() {
+                    let socket = match accept_one(|| listener.accept()) {
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                        Err(error) if is_of_one_peer(&error) => continue,
-                        accepted => accepted?.0,
+                        accepted => accepted?,
                     };
                     prepare(&socket)?;
                     join(&poll, &mut members, socket, Incoming::default(), Rest::Small(Vec::new()))?;

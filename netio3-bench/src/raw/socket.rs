@@ -50,6 +50,16 @@ pub fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     Ok(socket)
 }
 
+/// Accepts a connection, whatever has become of others meanwhile.
+pub fn accept_one<S>(mut accept: impl FnMut() -> io::Result<(S, SocketAddr)>) -> io::Result<S> {
+    loop {
+        match accept() {
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+            accepted => return accepted.map(|(socket, _)| socket),
+        }
+    }
+}
+
 /// Sets the options that every connection has: no delay, and a dead peer is noticed.
 pub fn prepare(socket: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);

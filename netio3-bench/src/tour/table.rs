@@ -80,7 +80,8 @@ impl Findings {
     pub fn print(&self, json: bool) {
         let summaries = self.rows.iter().flat_map(Row::summaries);
         let (throughput, round_trips): (Vec<_>, Vec<_>) = summaries.partition(|summary| summary.msgs_per_s.is_some());
-        let (messages, verified) = (self.messages(), self.all().all(|measured| measured.verified));
+        let messages = self.messages();
+        let verified = messages > 0 && self.all().all(|measured| measured.verified);
         let mut text = String::from(
             "between two processes on this machine (loopback: within one); % is the share of the machine's limit,\n\
              which is what bare sockets reach (for rdma: bare libfabric calls), measured in turns\n\n",
