@@ -22,17 +22,22 @@ impl Key {
     }
 }
 
+/// What an arena holds.
+pub(crate) trait Entry {
+    /// The next serial number for entries of this kind. They have numbers of their own: some come at every turn.
+    fn serials() -> &'static AtomicU64;
+}
+
 /// Entries found by index and checked by serial number.
 pub(crate) struct Arena<T> {
     entries: Slab<(Key, T)>,
 }
 
-impl<T> Arena<T> {
+impl<T: Entry> Arena<T> {
     pub(crate) fn insert_with(&mut self, make: impl FnOnce(Key) -> T) -> Key {
-        static SERIAL: AtomicU64 = AtomicU64::new(0);
         let vacant = self.entries.vacant_entry();
         // Relaxed: the number only has to be unique, and to grow on each thread.
-        let key = Key::new(SERIAL.fetch_add(1, Ordering::Relaxed), vacant.key());
+        let key = Key::new(T::serials().fetch_add(1, Ordering::Relaxed), vacant.key());
         vacant.insert((key, make(key)));
         key
     }
@@ -73,6 +78,13 @@ const MAX_ENTRIES: usize = 1 << INDEX_BITS;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Entry for char {
+        fn serials() -> &'static AtomicU64 {
+            static SERIAL: AtomicU64 = AtomicU64::new(0);
+            &SERIAL
+        }
+    }
 
     #[test]
     fn a_stale_key_finds_nothing_though_its_place_is_taken_again() {

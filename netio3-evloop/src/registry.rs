@@ -3,11 +3,12 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::os::fd::RawFd;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use netio3_core::{Ready, Source};
 
-use crate::arena::{Arena, Key};
+use crate::arena::{self, Arena, Key};
 
 /// The books of a loop.
 #[derive(Default)]
@@ -68,6 +69,20 @@ struct Token {
     asked: Option<Ready>,
     /// Whether it is in [`Entry::due`] or [`Entry::late`].
     queued: bool,
+}
+
+impl arena::Entry for Entry {
+    fn serials() -> &'static AtomicU64 {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        &SERIAL
+    }
+}
+
+impl arena::Entry for Token {
+    fn serials() -> &'static AtomicU64 {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        &SERIAL
+    }
 }
 
 /// A delivery to be made.

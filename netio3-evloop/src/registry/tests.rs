@@ -130,3 +130,18 @@ fn deadlines_pass_in_order_and_only_when_set() {
     registry.remove(b);
     assert_eq!(registry.nearest_deadline(), None);
 }
+
+/// Those must last as long as the process: once they begin anew, a later source no longer comes behind the earlier ones.
+#[test]
+fn what_is_redelivered_takes_no_numbers_of_sources() {
+    let mut registry = Registry::default();
+    let first = registry.add(true, |_| Box::new(Nothing));
+    for _ in 0..100_000 {
+        registry.redeliver(first, 7, Ready::READABLE);
+        assert_eq!(deliver(&mut registry).0.len(), 1);
+    }
+    let second = registry.add(true, |_| Box::new(Nothing));
+    // Other tests may run beside this.
+    let taken = (second.0 - first.0) >> 24;
+    assert!(taken < 50_000, "{taken} numbers");
+}
