@@ -37,8 +37,8 @@ pub struct Listener<L> {
     pub(super) connection_params: Arc<ConnectionParameters>,
     /// When it was last said that it cannot accept.
     pub(super) complained: Cell<Option<Instant>>,
-    /// It is to try again after a while.
-    pub(super) retries: Cell<bool>,
+    /// When it is to try again, if it could not accept.
+    pub(super) retry_at: Cell<Option<Instant>>,
 }
 
 /// Watch tokens of listeners have this bit; the others are places in the table of connections.

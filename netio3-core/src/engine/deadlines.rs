@@ -33,8 +33,10 @@ impl<T: Transport> Engine<T> {
     /// Has a listener called as ready again after a while, since accepting failed for now.
     pub fn accept_later(&self, listener: &Listener<T::Listener>) {
         // Once for all who come meanwhile: each time would ask for the next one.
-        if !listener.retries.replace(true) {
-            self.deadlines.borrow_mut().insert((self.ev.now() + ACCEPT_RETRY, Due::Listener(listener.token)));
+        if listener.retry_at.get().is_none() {
+            let at = self.ev.now() + ACCEPT_RETRY;
+            listener.retry_at.set(Some(at));
+            self.deadlines.borrow_mut().insert((at, Due::Listener(listener.token)));
             self.arm();
         }
     }
@@ -139,7 +141,7 @@ impl<T: Transport> Engine<T> {
             let later = deadlines.split_off(&(now, Due::LAST));
             std::mem::replace(&mut *deadlines, later)
         };
-        for (_, due) in due {
+        for (at, due) in due {
             match due {
                 Due::Connection(endpoint) => {
                     if let Some(connection) = self.get(endpoint) {
@@ -148,9 +150,12 @@ impl<T: Transport> Engine<T> {
                         self.update_deadline(&connection);
                     }
                 }
+                // Another time is that of one that was closed, whose place this one has.
                 Due::Listener(token) => {
-                    self.listener_at(token).inspect(|listener| listener.retries.set(false));
-                    self.ev.redeliver(self.source(), token, Ready::READABLE);
+                    if let Some(listener) = self.listener_at(token).filter(|listener| listener.retry_at.get() == Some(at)) {
+                        listener.retry_at.set(None);
+                        self.ev.redeliver(self.source(), token, Ready::READABLE);
+                    }
                 }
             }
         }

@@ -61,7 +61,7 @@ impl<T: Transport> Engine<T> {
             token,
             connection_params,
             complained: Cell::default(),
-            retries: Cell::default(),
+            retry_at: Cell::default(),
         };
         self.listeners.borrow_mut()[index] = Some(Rc::new(listener));
         tracing::info!(backend = T::NAME, listener = %address, "listener opened");

@@ -185,3 +185,30 @@ fn a_listener_short_of_descriptors_tries_again_as_often_however_many_come() {
     let accepted = ev.run_until(&mut || counters.accepted.get() == 40, Duration::from_secs(30));
     assert!(accepted.expect("the loop can wait"), "nobody was forgotten");
 }
+
+/// What was put off for a listener that is closed is not done for one that takes its place.
+#[test]
+fn a_listener_opened_in_place_of_one_that_was_short_tries_again_as_often() {
+    const EMFILE: i32 = 24;
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    let errno = Arc::new(AtomicI32::new(EMFILE));
+    let backend = engine::create_local(Tcp::<Short>::new(), ShortOpener(errno), NetworkConfig::default(), Box::new(Handlers::new()), &ev);
+    let backend = backend.expect("the configuration is valid");
+    let totals = backend.totals();
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let listener =
+            backend.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).expect("a port is left");
+        let before = totals.accept_failures.get();
+        clients.push(TcpStream::connect(listener.socket_addr()).expect("the backlog has room"));
+        let is_tried = ev.run_until(&mut || totals.accept_failures.get() > before, Duration::from_secs(30));
+        assert!(is_tried.expect("the loop can wait"));
+        if clients.len() < 8 {
+            backend.close_listen_endpoint(&listener).expect("it listens");
+        }
+    }
+    let failures = totals.accept_failures.get();
+    ev.run_for(Duration::from_millis(500)).expect("the loop can wait");
+    let tried = totals.accept_failures.get() - failures;
+    assert!((1..=11).contains(&tried), "{tried} times in half a second");
+}
