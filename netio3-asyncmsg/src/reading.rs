@@ -385,8 +385,7 @@ impl<N: Net> Tcp<N> {
     fn goodbye(&self, engine: &Engine<Self>, connection: &Conn<N>) {
         connection.link.with_session(Session::hear_goodbye);
         if let Some(Unwritable { reason, .. }) = connection.link.unwritable.get() {
-            // Ours will never be written, and nothing comes behind it.
-            return self.lost_for(engine, connection, reason);
+            return self.unanswered(engine, connection, reason);
         }
         if !connection.link.session.get().is_agreed() {
             engine.start_closing(connection, ClosedReason::PeerClosed);
@@ -398,9 +397,11 @@ impl<N: Net> Tcp<N> {
 
     /// The stream ended in order of the system's, which is not this protocol's: no goodbye came.
     fn end_of_stream(&self, engine: &Engine<Self>, connection: &Conn<N>) {
-        let session = connection.link.session.get();
+        let has_said = connection.link.session.get().has_said_goodbye();
+        // Nothing waits where it was given up, either.
+        let has_left = self.outbound(engine, connection).is_empty() && !engine.has_unsent(connection);
         match connection.state() {
-            State::Closing(reason) if session.has_said_goodbye() && self.outbound(engine, connection).is_empty() => {
+            State::Closing(reason) if has_said && has_left => {
                 engine.finish(connection, reason, Release::Orderly);
             }
             _ => self.lost(engine, connection, &io::ErrorKind::UnexpectedEof.into()),

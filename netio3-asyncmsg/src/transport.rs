@@ -147,10 +147,34 @@ impl<N: Net> Tcp<N> {
         connection.link.unwritable.set(Some(Unwritable { reason, unread }));
         connection.link.read_closed.set(true);
         // At a cap the reading goes on when there is room. After the peer's goodbye there is nothing to read.
-        if connection.is_paused() || connection.link.session.get().has_heard_goodbye() {
+        if connection.link.session.get().has_heard_goodbye() {
+            self.unanswered(engine, connection, reason);
+        } else if connection.is_paused() {
             self.lost_for(engine, connection, reason);
         } else {
+            self.give_up_writing(engine, connection);
             engine.read_again(connection);
+        }
+    }
+
+    /// Gives the memory back of what waits to leave a connection that cannot be written to, which may be just what the user has
+    /// taken over and keeps the reading at a cap. The messages are pending when it ends.
+    fn give_up_writing(&self, engine: &Engine<Self>, connection: &Conn<N>) {
+        let mut outbound = self.outbound(engine, connection);
+        if !outbound.is_empty() {
+            outbound.abandon();
+            drop(outbound);
+            engine.retire_soon(connection);
+        }
+    }
+
+    /// Our goodbye will never be written, and nothing comes behind the peer's. That one has closed, as far as it is concerned,
+    /// unless messages of ours did not leave.
+    pub(crate) fn unanswered(&self, engine: &Engine<Self>, connection: &Conn<N>, reason: RefusedReason) {
+        if engine.has_unsent(connection) {
+            self.lost_for(engine, connection, reason);
+        } else {
+            engine.finish(connection, ClosedReason::PeerClosed, Release::Orderly);
         }
     }
 
@@ -182,7 +206,10 @@ impl<N: Net> Tcp<N> {
     fn write_out(&self, engine: &Engine<Self>, connection: &Conn<N>, least: usize) {
         let link = &connection.link;
         let Some(socket) = link.socket() else { return };
-        if link.blocked.get() || link.unwritable.get().is_some() || link.session.get().stage == Stage::Connecting {
+        if link.unwritable.get().is_some() {
+            return self.give_up_writing(engine, connection);
+        }
+        if link.blocked.get() || link.session.get().stage == Stage::Connecting {
             return;
         }
         let mut left = 0;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use netio3_asyncmsg::Frame;
 use netio3_core::{
-    ClosedReason, ConnectionParametersRecv, EndPointAddress, Endpoint, EventLoop, Handlers, Message, NetioStatus, NetworkBackend,
-    NetworkConfig,
+    ClosedReason, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, Endpoint, EventLoop, Handlers, Message, NetioStatus,
+    NetworkBackend, NetworkConfig,
 };
 use netio3_evloop::EpollEventLoop;
 use util::{Bare, config, hello, message, until};
@@ -265,4 +265,63 @@ fn a_peer_is_not_blamed_for_what_was_not_read_while_messages_were_held_back() {
         server.turns(3);
         assert_eq!(server.closed(endpoint), None, "after {} of {messages} messages", got.get());
     }
+}
+
+/// It has said goodbye, all that it sent has arrived, and nothing of this side's was under way: only heartbeats could not be
+/// written any more while its messages waited at the cap.
+#[test]
+fn a_peer_that_said_goodbye_and_went_while_it_was_not_read_has_closed() {
+    for first_write_fails_after_the_goodbye in [false, true] {
+        let (held, got) = (Rc::new(RefCell::new(Vec::new())), Rc::new(Cell::new(0)));
+        let (holds, count) = (held.clone(), got.clone());
+        let interval = Duration::from_millis(if first_write_fails_after_the_goodbye { 400 } else { 20 });
+        let config = NetworkConfig { owned_messages: 1, heartbeat_interval: interval, ..config() };
+        let server = Server::new(config, move |_, _, _, message| {
+            count.set(count.get() + 1);
+            holds.borrow_mut().push(message.into_bytes());
+        });
+        let (mut bare, endpoint) = server.greeted();
+        bare.write(&[message(b"one"), message(b"two"), Frame::Goodbye.head().to_vec()].concat());
+        server.until("it is at the cap", || got.get() == 1);
+        bare.read();
+        bare.shutdown().expect("it is connected");
+        drop(bare);
+        // Heartbeats go to nobody.
+        server.ev.run_for(Duration::from_millis(600)).expect("the loop can wait");
+        assert_eq!(server.closed(endpoint), None);
+        held.borrow_mut().clear();
+        server.until("the other one comes", || got.get() == 2);
+        held.borrow_mut().clear();
+        server.until("it ends", || server.closed(endpoint).is_some());
+        assert_eq!(server.closed(endpoint), Some(ClosedReason::PeerClosed), "{first_write_fails_after_the_goodbye}");
+    }
+}
+
+/// What it has taken over is what waits to be sent back, which keeps it at its cap: that is given up once it cannot be written.
+#[test]
+fn an_echo_at_its_cap_hears_of_the_end_of_its_peer() {
+    const LEN: usize = 4 << 20;
+    let taken = Rc::new(Cell::new(0));
+    let count = taken.clone();
+    // So that it hears of the end though it does not read.
+    let config = NetworkConfig { owned_messages: 4, heartbeat_interval: Duration::from_millis(100), ..config() };
+    let server = Server::new(config, move |backend, from, _, message| {
+        // What the queue does not take is dropped.
+        _ = backend.send(from, &message.into_bytes(), b"", count.get());
+        count.set(count.get() + 1);
+    });
+    let client = util::node(&server.ev);
+    let to = client.backend.connect(&server.address, &ConnectionParameters::default()).expect("it is started");
+    server.until("it is established", || client.established() == [to] && server.established.borrow().len() == 1);
+    client.backend.pause(to).expect("it is connected");
+    let (endpoint, mut key, data) = (server.established.borrow()[0], 0, vec![7; LEN]);
+    server.until("it is at its cap, and more has come", || {
+        if client.backend.send_copy(to, &data, b"", key) == Ok(NetioStatus::Ok) {
+            key += 1;
+        }
+        server.backend.totals().owned_messages.get() == 4 && key > taken.get() + 1
+    });
+    client.backend.abort(to).expect("it is connected");
+    server.until("it is closed", || server.closed(endpoint).is_some());
+    assert_eq!(server.closed(endpoint), Some(ClosedReason::PeerLost));
 }

@@ -146,6 +146,8 @@ pub trait NetworkBackend {
 
     /// Stops `on_data` of a connection, and reading with it, so that the peer is slowed down.
     ///
+    /// Where messages wait to leave and the peer is gone it ends all the same, and what was not delivered is discarded.
+    ///
     /// # Errors
     /// `UnknownSendEndpoint`.
     fn pause(&self, endpoint: Endpoint) -> Result<(), SendError>;

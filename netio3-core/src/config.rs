@@ -46,8 +46,9 @@ pub struct NetworkConfig {
     pub total_queue_messages: usize,
     /// Bytes that all send queues hold together. Default 4 GiB.
     pub total_queue_bytes: usize,
-    /// Memory in which all connections together assemble large messages and keep what was read of them when they
-    /// were paused (over TCP up to 516 KiB of each), in bytes. Default 4 GiB. The connection that would exceed it is closed with [`Limit`](crate::ClosedReason::Limit).
+    /// Memory in which all connections together assemble large messages, over RDMA also that in which they land
+    /// ([`land_up_to`](RdmaParameters::land_up_to)), and keep what was read of them when they were paused (over TCP up to 516 KiB of
+    /// each), in bytes. Default 4 GiB. The connection that would exceed it is closed with [`Limit`](crate::ClosedReason::Limit).
     pub total_assembly_bytes: usize,
     /// Memory regions that may be registered at once. Default 64, which is also the maximum.
     pub max_regions: usize,
@@ -71,7 +72,8 @@ pub struct RdmaParameters {
     pub receives: u16,
     /// Messages longer than `receive_size` and up to this many bytes are put together where they land, without a copy:
     /// a connection that brings one gets receive buffers for two of its length and more, which stay pinned until it
-    /// ends. Longer ones are copied together, and all are where `shared_receives` bounds the buffers. Default 4 MiB.
+    /// ends, as long as they leave half of `total_assembly_bytes`, and room for one of `max_message_len`, to others. Longer
+    /// ones are copied together, and all are where `shared_receives` bounds the buffers. Default 4 MiB.
     pub land_up_to: usize,
     /// Zero-copy messages up to this many bytes are packed together with others, which takes a copy, where the
     /// connection leaves [`copy_below`](ConnectionParameters::copy_below) at its default (a synchronized backend copies up to

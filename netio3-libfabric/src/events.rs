@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use netio3_core::engine::{Engine, Listener, Reception, Release, State, Upcalls, drop_each};
 use netio3_core::{Budget, ClosedReason, Direction, EndPointAddress, Next, RefusedReason};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::devices::Net;
 use crate::fabric::{CmEvent, Completion, CqError, EventQueue, FabricError, Info};
@@ -151,7 +151,12 @@ impl Rdma {
         }
         vain.set(vain.get().saturating_add(1));
         let is_short = vain.get() >= VAIN_LOOKS;
-        if is_short {
+        if is_short && has_descriptors() {
+            // They were peers that say nothing. It rests all the same: there may be another reason.
+            vain.set(0);
+            waits.set(true);
+            engine.accept_later(&listener);
+        } else if is_short {
             let why = "the provider does not take a peer that waits, mostly for want of descriptors (ulimit -n)";
             engine.accept_failed(&listener, &io::Error::other(why));
             waits.set(true);
@@ -171,7 +176,10 @@ impl Rdma {
     /// Handles what the helper thread has done.
     pub(crate) fn take_done(&self, up: &mut Upcalls<'_, Self>) {
         let engine = up.engine().clone();
-        while let Ok(done) = self.done.try_recv() {
+        // What is left where a callback has dropped the backend is taken apart with it (see `drop` below).
+        while !engine.is_gone()
+            && let Ok(done) = self.done.try_recv()
+        {
             match done {
                 Done::Opened { id, result } => {
                     let connection = self.connection(&engine, id).filter(|connection| !connection.is_over());
@@ -201,9 +209,12 @@ impl Rdma {
                     if let Some(connection) = self.connection(&engine, id)
                         && let Some(body) = &mut *connection.link.body.borrow_mut()
                     {
-                        // It counts with all memory that messages are put together in, and leaves half of that to others.
+                        // It counts with all memory that messages are put together in, and leaves half of that to others, and
+                        // room for the longest message, which does not land: memory that nothing lies in ends no connection.
                         let more = slab.layout().bytes() as u64;
-                        if engine.totals.assembly_bytes.get() + more <= engine.config.total_assembly_bytes as u64 / 2 {
+                        let limit = engine.config.total_assembly_bytes as u64;
+                        let others = (limit / 2).max(engine.config.max_message_len as u64);
+                        if engine.totals.assembly_bytes.get() + more + others <= limit {
                             body.receiving.add_area(slab, len);
                             body.area_asked = false;
                             engine.count_assembly(&connection, body.receiving.held());
@@ -387,6 +398,9 @@ impl Rdma {
         if connection.is_over() || link.stage.get() != Stage::Connecting {
             return;
         }
+        if let Some(closed) = link.broken.get() {
+            return self.not_connected(up, engine, connection, RefusedReason::Protocol, closed);
+        }
         let hello = match link.hello.get() {
             Some(hello) => hello,
             None => match Hello::decode(data) {
@@ -433,7 +447,8 @@ impl Rdma {
                         reason => reason,
                     },
                 };
-                self.not_connected(up, engine, connection, told.unwrap_or_else(reason), ClosedReason::PeerLost);
+                let closed = connection.link.broken.get().unwrap_or(ClosedReason::PeerLost);
+                self.not_connected(up, engine, connection, told.unwrap_or_else(reason), closed);
             }
             _ => self.lose(engine, connection),
         }
@@ -452,9 +467,13 @@ impl Rdma {
             let has_packets = link.body.borrow().as_ref().is_some_and(|body| body.receiving.has_packets());
             // Who has paused it may wait for what he has sent, which never leaves.
             let awaits = |sending: &Sending| !sending.is_empty() || sending.has_messages_in_flight();
-            let awaits = connection.is_paused() && link.body.borrow().as_ref().is_some_and(|body| awaits(&body.sending));
-            if reception == Reception::Hold && has_packets && !awaits {
-                // What came before its end is the user's when he receives again.
+            let awaits = link.body.borrow().as_ref().is_some_and(|body| awaits(&body.sending));
+            if reception == Reception::Hold && has_packets && !(awaits && connection.is_paused()) {
+                // What came before its end is the user's when he receives again. At a cap what he has taken over may be just what
+                // waits to leave, and never will.
+                if awaits {
+                    self.give_up_sending(&engine, &connection);
+                }
                 link.listed_lost.set(false);
                 continue;
             }
@@ -468,8 +487,12 @@ impl Rdma {
             // What the device has not completed has left for certain only where the peer says that it has all.
             let has_left = |sending: &Sending| goodbye.farewell_heard.get() || !sending.has_messages_in_flight();
             let sent_all = link.body.borrow().as_ref().is_none_or(|body| body.sending.is_empty() && has_left(&body.sending));
+            let sent_all = sent_all && !link.gave_up.get();
             match connection.state() {
-                State::Opening => self.not_connected(up, &engine, &connection, RefusedReason::NoListener, ClosedReason::PeerLost),
+                State::Opening => {
+                    let closed = link.broken.get().unwrap_or(ClosedReason::PeerLost);
+                    self.not_connected(up, &engine, &connection, RefusedReason::NoListener, closed);
+                }
                 // It did not wait for what was left of ours, which was nothing, or for our goodbye.
                 State::Closing(reason) if goodbye.heard.get() && sent_all && (goodbye.said.get() || reason == ClosedReason::PeerClosed) => {
                     let left = link.body.borrow_mut().as_mut().map_or(0, |body| body.sending.all_left());
@@ -481,6 +504,16 @@ impl Rdma {
                 _ => engine.finish(&connection, ClosedReason::PeerLost, Release::Reset),
             }
         }
+    }
+
+    /// Gives the memory back of what waits to leave a connection whose peer is gone. The messages are pending when it ends.
+    fn give_up_sending(&self, engine: &Engine<Self>, connection: &Conn) {
+        if let Some(open) = &mut *connection.link.body.borrow_mut() {
+            link::end(&open.endpoint);
+            open.sending.abandon();
+        }
+        connection.link.gave_up.set(true);
+        engine.retire_soon(connection);
     }
 
     // ----- the completion queue -----
@@ -541,6 +574,9 @@ impl Rdma {
         // What is not found was ended, and the completion is stale.
         let Some(connection) = self.connection(&engine, id) else { return };
         let link = &connection.link;
+        if link.broken.get().is_some() {
+            return;
+        }
         let mut body = link.body.borrow_mut();
         let Some(open) = &mut *body else {
             link.early_receives.borrow_mut().push(*completion);
@@ -609,6 +645,11 @@ impl Rdma {
             engine.flush_later(connection);
         }
     }
+}
+
+/// Whether this process and the system have descriptors left.
+pub(crate) fn has_descriptors() -> bool {
+    eventfd(0, EventfdFlags::CLOEXEC).is_ok()
 }
 
 /// What the answer to a hello says.

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 
+use netio3_core::ClosedReason;
 use netio3_core::engine::Retired;
 
 use crate::devices::{Net, Queue, Registered};
@@ -35,6 +36,10 @@ pub(crate) struct Link {
     pub(crate) over: Arc<AtomicBool>,
     /// The peer is gone; what came before is still to be handled.
     pub(crate) gone: Cell<bool>,
+    /// The peer broke the protocol, or a limit, before the provider told that it is connected: nothing more of it is handled.
+    pub(crate) broken: Cell<Option<ClosedReason>>,
+    /// Some of what waited to leave was given up.
+    pub(crate) gave_up: Cell<bool>,
     /// In the list of those whose end is to be handled.
     pub(crate) listed_lost: Cell<bool>,
     /// In the list of those that have receives to be posted.
@@ -132,6 +137,8 @@ impl Link {
             early_receives: RefCell::default(),
             over: Arc::default(),
             gone: Cell::new(false),
+            gave_up: Cell::new(false),
+            broken: Cell::new(None),
             listed_lost: Cell::new(false),
             listed_unposted: Cell::new(false),
             stuck: Cell::new(false),

@@ -11,14 +11,14 @@ use crate::transport::{Conn, Rdma};
 use crate::wire::{HEAD_LEN, Head, Kind};
 
 impl Rdma {
-    /// Posts what waits, as far as credits and the device go; gives how many messages have left already, being injected.
+    /// Posts what waits, as far as credits and the device go; adds how many messages have left already, being injected.
     ///
     /// # Errors
     /// The device refuses.
-    pub(crate) fn post(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body) -> Result<usize, FabricError> {
+    pub(crate) fn post(&self, engine: &Engine<Self>, connection: &Conn, body: &mut Body, left: &mut usize) -> Result<(), FabricError> {
         let Body { endpoint, sending, receiving, slab, queue, registered, credits, unsignalled, depth, iov_limit, inject_size, .. } = body;
         let endpoint = endpoint.lock();
-        let Some(endpoint) = &*endpoint else { return Ok(0) };
+        let Some(endpoint) = &*endpoint else { return Ok(()) };
         let id = connection.link.id;
         let device = &queue.device;
         // Those of the connection's own buffers are there for as long as it is.
@@ -26,7 +26,6 @@ impl Rdma {
         let of_user = |bytes: &[u8]| self.desc_of(device, bytes).map(|(desc, registered)| (desc, Some(registered as Held)));
         let find = |bytes: &[u8]| own(bytes).map(|desc| (desc, None)).or_else(|| of_user(bytes));
         let abilities = Abilities { iov_limit: *iov_limit, find: if device.domain.needs_registration() { Some(&find) } else { None } };
-        let mut left = 0;
         while *credits > 0 && sending.in_flight() < *depth {
             let in_flight = sending.in_flight();
             let Some(built) = sending.build(slab, &abilities) else { break };
@@ -44,7 +43,7 @@ impl Rdma {
                 *credits -= 1;
                 engine.count_write(connection);
                 sending.posted();
-                left += sending.all_left();
+                *left += sending.all_left();
                 continue;
             }
             let copied = built.copied;
@@ -95,7 +94,7 @@ impl Rdma {
             *unsignalled = if signal { 0 } else { *unsignalled + 1 };
             sending.posted();
         }
-        Ok(left)
+        Ok(())
     }
 
     /// Sends a control packet, if the peer has a receive for it; tells whether it did.

@@ -13,7 +13,7 @@ use netio3_core::engine::{Connection, Engine, Freed, Listener, OWN, Outgoing, Pa
 use netio3_core::{Budget, ClosedReason, ConnectionParameters, Interest, Next, Polled, Ready, RefusedReason, WatchId};
 
 use crate::devices::{Device, Devices, Known, Net, Queue, Registered};
-use crate::events::BATCH;
+use crate::events::{BATCH, has_descriptors};
 use crate::fabric::{Completion, Desc, EventQueue};
 use crate::helper::{Done, Helper, Job};
 use crate::link::{self, Link, Listening, SharedEndpoint, Stage};
@@ -309,7 +309,7 @@ impl Transport for Rdma {
         // Their events come through event queues, which are looked at anyway, but for one that could not accept before.
         listener.link.waits.set(false);
         // Where there are descriptors it was not for want of them: of peers that say nothing each look accepts one.
-        if listener.link.events.fd().try_clone_to_owned().is_ok() {
+        if has_descriptors() {
             listener.link.vain.set(0);
         }
         self.events_due.set(true);
@@ -345,7 +345,8 @@ impl Transport for Rdma {
         }
         let mut body = link.body.borrow_mut();
         let Some(open) = &mut *body else { return };
-        let posted = self.post(engine, connection, open).and_then(|left| self.say(engine, connection, open).map(|()| left));
+        let mut left = 0;
+        let posted = self.post(engine, connection, open, &mut left).and_then(|()| self.say(engine, connection, open));
         let quiet = open.sending.in_flight() == 0;
         // Where the last posted packet asked for its completion, that one goes on.
         let retry = link.stuck.take() && (quiet || open.unsignalled > 0);
@@ -355,16 +356,12 @@ impl Transport for Rdma {
             self.retry.borrow_mut().push(connection.clone());
             engine.event_loop().schedule();
         }
-        match posted {
-            Ok(left) => {
-                if left > 0 {
-                    engine.left_messages(connection, left);
-                }
-            }
-            Err(error) => {
-                tracing::debug!(endpoint = %connection.endpoint, %error, "cannot post");
-                return self.lose(engine, connection);
-            }
+        if left > 0 {
+            engine.left_messages(connection, left);
+        }
+        if let Err(error) = posted {
+            tracing::debug!(endpoint = %connection.endpoint, %error, "cannot post");
+            return self.lose(engine, connection);
         }
         if link.goodbye.is_complete() && quiet {
             engine.finish(connection, ClosedReason::Local, Release::Orderly);
@@ -543,7 +540,11 @@ impl Rdma {
     /// Ends a connection that is over for what its peer did or for what the device says.
     pub(crate) fn end(&self, engine: &Engine<Self>, connection: &Conn, refused: RefusedReason, closed: ClosedReason) {
         match connection.state() {
-            State::Opening if connection.is_incoming() => self.lose(engine, connection),
+            State::Opening if connection.is_incoming() => {
+                let broken = &connection.link.broken;
+                broken.set(broken.get().or(Some(closed)));
+                self.lose(engine, connection);
+            }
             State::Opening => engine.refuse(connection, refused),
             _ => engine.finish(connection, closed, Release::Reset),
         }

@@ -8,11 +8,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use netio3_core::{
-    ClosedReason, ConnectionParameters, EndPointAddress, EventLoop, Handlers, NetworkBackend, NetworkConfig, Phase, RdmaParameters,
+    ClosedReason, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetioStatus, NetworkBackend,
+    NetworkConfig, Phase, RdmaParameters,
 };
 use netio3_evloop::EpollEventLoop;
 
-use crate::util::{LIMIT, Told, config, is_here, node, node_with, until};
+use crate::util::{GOODBYE, LIMIT, Packet, Peer, Told, config, hello_with, is_here, node, node_with, until};
 
 /// Of messages that came in one packet those behind the one in whose callback the connection was aborted are counted.
 #[test]
@@ -159,4 +160,53 @@ fn an_endpoint_is_closed_when_a_drop_in_a_callback_returns() {
         until(&ev, &[], "the backend is dropped", || seen.get().is_some());
         assert_eq!(seen.get().map(|(_, after)| after), Some(0), "aborted before: {aborts}");
     }
+}
+
+/// What it has taken over is what waits to be sent back, which keeps it at its cap: that is given up once the peer is gone.
+#[test]
+fn an_echo_at_its_cap_hears_of_the_end_of_its_peer() {
+    if is_here() {
+        [100, 0].into_iter().for_each(an_echo_at_its_cap_ends);
+    }
+}
+
+/// With a peer that announces heartbeats in this interval, in milliseconds.
+fn an_echo_at_its_cap_ends(heartbeat: u8) {
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    let (taken, closed) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(None)));
+    let (count, end) = (taken.clone(), closed.clone());
+    let server = Handlers::new()
+        .on_data(move |backend, from, _, message| {
+            let is_last = message.len() == 4;
+            let bytes = message.into_bytes();
+            if !is_last {
+                assert_eq!(backend.send(from, &bytes, &[], count.get()), Ok(NetioStatus::Ok));
+            }
+            count.set(count.get() + 1);
+        })
+        .on_connection_closed(move |_, _, _, pending, reason| end.set(Some((pending.len(), reason))));
+    let heartbeat_interval = Duration::from_millis(heartbeat.into());
+    let config = NetworkConfig { owned_messages: 4, heartbeat_interval, ..config() };
+    let server = netio3_libfabric::create_local(config, Box::new(server), &ev).expect("libfabric is here");
+    let connection = ConnectionParameters { copy_below: 64, ..Default::default() };
+    let params = ConnectionParametersRecv { connection, ..Default::default() };
+    let address = server.open_listen_endpoint(&EndPointAddress::localhost(0), &params).expect("a port is left");
+    // It takes one packet.
+    let peer = Peer::connect(address, &hello_with(12, &[heartbeat, 0, 0, 0, 0, 32, 0, 0, 1, 0]));
+    until(&ev, &[&peer], "it is established", || peer.answer().is_some());
+    for _ in 0..12 {
+        peer.send(&Packet::messages(&[&[7; 3_000]]));
+    }
+    for _ in 0..2 {
+        peer.send(&Packet::messages(&[b"last"]));
+    }
+    // It closes and does not wait for ours.
+    peer.send(&Packet::new(GOODBYE));
+    until(&ev, &[&peer], "the cap is reached", || taken.get() >= 4 && peer.data_packets() == 1);
+    let end = Instant::now() + Duration::from_millis(200);
+    until(&ev, &[&peer], "the rest arrives", || Instant::now() > end);
+    peer.die();
+    until(&ev, &[], "it is closed", || closed.get().is_some());
+    // All that came is the user's, and of his own one has left.
+    assert_eq!((taken.get(), closed.get()), (14, Some((11, ClosedReason::PeerLost))));
 }

@@ -203,6 +203,20 @@ pub(super) fn pausing_inside_data_holds_at_once(world: &World) {
     world.until("all keys come back", || pair.dialer.completed(pair.out) == 20);
 }
 
+/// Who has paused a connection and waits for messages to leave it hears that its peer is gone, whatever came before.
+pub(super) fn a_paused_connection_with_messages_to_leave_ends_with_its_peer(world: &World) {
+    let pair = Pair::with(world, Setup::tight());
+    for (node, at) in [(&pair.dialer, pair.out), (&pair.listener, pair.back)] {
+        node.backend().pause(at).expect("it is there");
+    }
+    pair.dialer.sent(pair.out, Plan::copy(10));
+    fill(world, &pair.listener, pair.back, Plan::zero_copy(20_000));
+    pair.dialer.abort(pair.out);
+    world.until("it is told", || pair.listener.tally(pair.back).closed.is_some());
+    let (pending, reason) = pair.listener.tally(pair.back).closed.expect("it is told");
+    assert!(!pending.is_empty() && reason == ClosedReason::PeerLost, "{reason:?} with {} pending", pending.len());
+}
+
 /// A paused peer slows the sender down until it gets `NoResources`; after `resume` all arrives, with one *writable*.
 pub(super) fn a_paused_peer_slows_the_sender_down(world: &World) {
     let pair = Pair::with(world, Setup::tight());

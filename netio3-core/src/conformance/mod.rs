@@ -153,6 +153,7 @@ macro_rules! conformance_suite {
                 the_total_bytes_of_all_queues_are_bounded
                 nothing_is_delivered_while_paused
                 pausing_inside_data_holds_at_once
+                a_paused_connection_with_messages_to_leave_ends_with_its_peer
                 a_paused_peer_slows_the_sender_down
                 a_paused_connection_hinders_no_other
                 a_close_waits_behind_paused_data
@@ -164,6 +165,7 @@ macro_rules! conformance_suite {
                 a_message_taken_over_outlives_everything
                 at_the_cap_of_messages_reading_pauses
                 at_the_cap_of_bytes_reading_pauses
+                an_echo_at_its_cap_is_told_of_the_end_of_its_peer
                 at_the_cap_of_all_connections_reading_pauses
                 at_the_cap_of_the_bytes_of_all_connections_reading_pauses
                 messages_only_looked_at_are_not_counted

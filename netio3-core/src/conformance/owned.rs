@@ -13,6 +13,7 @@ use super::recorder::Kind;
 use super::world::{World, config};
 use crate::config::NetworkConfig;
 use crate::stats::BackendCounters;
+use crate::status::{ClosedReason, NetioStatus};
 
 /// The messages that a node has taken over.
 type Kept = Rc<RefCell<Vec<Bytes>>>;
@@ -80,6 +81,29 @@ pub(super) fn at_the_cap_of_bytes_reading_pauses(world: &World) {
     let taken = kept.take();
     std::thread::spawn(move || drop(taken)).join().expect("dropping does not panic");
     pair.deliver(world);
+}
+
+/// What it has taken over is what waits to be sent back, and keeps it at the cap: once the peer is gone that never leaves.
+pub(super) fn an_echo_at_its_cap_is_told_of_the_end_of_its_peer(world: &World) {
+    let mut setup = Setup::tight();
+    setup.listener.owned_messages = 4;
+    let pair = Pair::with(world, setup);
+    [&pair.dialer, &pair.listener].into_iter().for_each(Node::counts_itself);
+    pair.listener.on(Kind::Data, |call| {
+        // What comes once the peer is gone finds the queue full in the end.
+        let bytes = call.take_over();
+        let sent = call.backend.send(call.endpoint, &bytes, b"", 0);
+        assert!(matches!(sent, Ok(NetioStatus::Ok | NetioStatus::NoResources)), "{sent:?}");
+    });
+    pair.dialer.backend().pause(pair.out).expect("it is connected");
+    let counters = pair.listener.backend().stats(pair.back).expect("it is there");
+    let is_stuck = || super::pair::fill(world, &pair.dialer, pair.out, Plan::zero_copy(20_000)) == 0 && counters.owned_messages.get() == 4;
+    assert!((0..20).any(|_| is_stuck()), "it takes over {} messages", counters.owned_messages.get());
+    pair.dialer.abort(pair.out);
+    world.until("it is told", || pair.listener.tally(pair.back).closed.is_some());
+    let (pending, reason) = pair.listener.tally(pair.back).closed.expect("it is told");
+    assert!(pending.len() >= 4 && reason == ClosedReason::PeerLost, "{reason:?} with {} pending", pending.len());
+    assert_eq!(counters.owned_messages.get(), 0);
 }
 
 /// The cap on all connections together pauses all of them, and lets all go on.

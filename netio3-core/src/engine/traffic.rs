@@ -87,6 +87,11 @@ impl<T: Transport> Engine<T> {
         if self.ledger(connection).messages() == 0 {
             self.trim_later(connection);
         }
+        self.retire_soon(connection);
+    }
+
+    /// Has what completed told, and memory dropped that the transport is done with, though nothing may have left.
+    pub fn retire_soon(&self, connection: &Rc<Connection<T::Link>>) {
         if !connection.listed.completed.replace(true) {
             self.completed.borrow_mut().push_back(connection.clone());
             self.end_turn_soon();
@@ -244,6 +249,11 @@ impl<T: Transport> Engine<T> {
             return RefMut::map(self.staging.borrow_mut(), Staging::ledger);
         }
         connection.own_ledger.borrow_mut()
+    }
+
+    /// Whether messages that were accepted have not left.
+    pub fn has_unsent(&self, connection: &Connection<T::Link>) -> bool {
+        self.ledger(connection).messages() > 0
     }
 
     /// Enters a frame of the transport's own into the order of completions.

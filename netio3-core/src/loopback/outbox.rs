@@ -98,16 +98,15 @@ impl Outbox {
         self.bytes
     }
 
-    /// Gives up the user memory of messages that were put into the pipe.
+    /// Gives the user memory of messages back that were put into the pipe, or given up.
     pub(super) fn retire(&mut self, retired: &mut Vec<Retired>) {
         retired.append(&mut self.retired);
     }
 
     /// Gives everything up.
-    pub(super) fn clear(&mut self, retired: &mut Vec<Retired>) {
-        self.retire(retired);
-        retired.extend(self.pieces.drain(..).filter_map(Piece::retire));
-        *self = Self::default();
+    pub(super) fn abandon(&mut self) {
+        self.retired.extend(self.pieces.drain(..).filter_map(Piece::retire));
+        *self = Self { retired: std::mem::take(&mut self.retired), ..Self::default() };
     }
 
     /// Gives memory back that an idle connection does not need.
@@ -176,7 +175,8 @@ mod tests {
         outbox.pop();
         outbox.retire(&mut retired);
         assert_eq!(retired.len(), 1);
-        outbox.clear(&mut retired);
+        outbox.abandon();
+        outbox.retire(&mut retired);
         assert_eq!(retired.len(), 2);
         drop((retired, outbox));
         assert!(bytes.is_unique());

@@ -203,8 +203,13 @@ impl Transport for Loopback {
             if outbox.is_empty() && !goodbye_due {
                 break;
             }
-            // If the other end is gone, reading finds out and ends the connection.
-            let Some(mut load) = end.load(&mut outbox.spares) else { break };
+            let Some(mut load) = end.load(&mut outbox.spares) else {
+                if !outbox.is_empty() {
+                    drop(outbox);
+                    give_up(engine, connection);
+                }
+                break;
+            };
             let mut put = Load::default();
             while let Some(len) = outbox.next_len().filter(|len| load.has_room(*len)) {
                 load.add(len);
@@ -235,7 +240,10 @@ impl Transport for Loopback {
 
     fn retire(&self, connection: &Connection<Link>, retired: &mut Vec<Retired>) {
         let mut outbox = connection.link.outbox.borrow_mut();
-        if connection.is_over() { outbox.clear(retired) } else { outbox.retire(retired) }
+        if connection.is_over() {
+            outbox.abandon();
+        }
+        outbox.retire(retired);
     }
 
     fn close(&self, _engine: &Engine<Self>, connection: &Rc<Connection<Link>>) {
@@ -323,6 +331,16 @@ fn part(engine: &Engine<Loopback>, connection: &Rc<Connection<Link>>) {
     }
 }
 
+/// The other end is gone, and messages wait to leave. Reading finds its end, which gets their memory back: it may be what the
+/// user has taken over, which keeps the reading at a cap. Who has paused the connection reads no more, and may wait for them.
+fn give_up(engine: &Engine<Loopback>, connection: &Rc<Connection<Link>>) {
+    if connection.is_paused() {
+        return engine.finish(connection, ClosedReason::PeerLost, Release::Reset);
+    }
+    connection.link.outbox.borrow_mut().abandon();
+    engine.retire_soon(connection);
+}
+
 /// The other end is gone, and everything that came from it was handled.
 fn lost(engine: &Engine<Loopback>, connection: &Rc<Connection<Link>>) {
     let link = &connection.link;
@@ -330,7 +348,7 @@ fn lost(engine: &Engine<Loopback>, connection: &Rc<Connection<Link>>) {
         Stage::AwaitsHello => fail_hello(engine, connection),
         Stage::AwaitsWelcome => engine.refuse(connection, RefusedReason::NoListener),
         // It did not wait for our goodbye, but nothing else was left to be said.
-        Stage::Open if link.goodbye.heard.get() && link.outbox.borrow().is_empty() => {
+        Stage::Open if link.goodbye.heard.get() && !engine.has_unsent(connection) => {
             engine.finish(connection, ClosedReason::PeerClosed, Release::Orderly);
         }
         Stage::Open => engine.finish(connection, ClosedReason::PeerLost, Release::Reset),

@@ -208,3 +208,29 @@ fn a_packet_longer_than_receives_are_breaks_the_protocol() {
     assert_eq!(server.until_closed(&[&peer], endpoint), (0, ClosedReason::Protocol));
     server.check();
 }
+
+/// However early it comes.
+#[test]
+fn what_breaks_the_protocol_at_once_is_named() {
+    let Some(_beside) = beside_others() else { return };
+    let server = Server::new();
+    let mut reasons = Vec::new();
+    for _ in 0..400 {
+        let before = server.node.established().len();
+        let peer = Peer::connect(server.address, &hello());
+        let mut sent = false;
+        server.until(&[&peer], "it is closed", || {
+            if !sent && peer.answer().is_some() {
+                sent = true;
+                peer.send_bytes(&strange(0xC7, 0));
+                peer.send(&Packet::messages(&[b"behind it"]));
+            }
+            let established = server.node.established();
+            established.len() > before && server.node.closed(established[before]).is_some()
+        });
+        let endpoint = server.node.established()[before];
+        reasons.push((server.node.closed(endpoint).unwrap().1, server.node.received(endpoint).len()));
+    }
+    reasons.retain(|reason| *reason != (ClosedReason::Protocol, 0));
+    assert!(reasons.is_empty(), "{reasons:?}");
+}
