@@ -29,6 +29,8 @@ pub(crate) struct Outbound {
     /// Bytes at the front that belong to the hello, not to a frame.
     hello: usize,
     retired: Vec<Retired>,
+    /// Buffers of messages that were given up.
+    kept: Vec<Retired>,
     /// Where memory for copied bytes comes from and goes to.
     spares: Rc<Spares>,
 }
@@ -232,8 +234,16 @@ impl Outbound {
         retired.append(&mut self.retired);
     }
 
+    /// The same of a connection that goes on. Buffers are kept until it ends.
+    pub(crate) fn give_up(&mut self) {
+        let written = self.retired.len();
+        self.abandon();
+        Retired::keep_buffers(&mut self.retired, written, &mut self.kept);
+    }
+
     /// Forgets everything that waits; its memory is to be retired.
     pub(crate) fn abandon(&mut self) {
+        self.retired.append(&mut self.kept);
         for segment in self.segments.drain(..) {
             match segment.memory {
                 Memory::Shared(piece) => self.retired.push(Retired::Shared(piece)),
@@ -246,7 +256,7 @@ impl Outbound {
 
     /// Gives memory back that is not in use.
     pub(crate) fn trim(&mut self) {
-        if self.is_empty() && self.retired.is_empty() {
+        if self.is_empty() && self.retired.is_empty() && self.kept.is_empty() {
             *self = Self { hello: self.hello, ..Self::new(&self.spares) };
         }
     }

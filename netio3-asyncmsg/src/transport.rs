@@ -162,7 +162,7 @@ impl<N: Net> Tcp<N> {
     fn give_up_writing(&self, engine: &Engine<Self>, connection: &Conn<N>) {
         let mut outbound = self.outbound(engine, connection);
         if !outbound.is_empty() {
-            outbound.abandon();
+            outbound.give_up();
             drop(outbound);
             engine.retire_soon(connection);
         }
@@ -411,8 +411,8 @@ impl<N: Net> Transport for Tcp<N> {
 
     fn heartbeat(&self, engine: &Engine<Self>, connection: &Conn<N>) {
         let link = &connection.link;
-        // Bytes that wait to be written tell the peer as much.
-        if link.session.get().has_said_goodbye() || !self.outbound(engine, connection).is_empty() {
+        // Bytes that wait to be written tell the peer as much. Where none can be, each would stay in the ledger until the end.
+        if link.unwritable.get().is_some() || link.session.get().has_said_goodbye() || !self.outbound(engine, connection).is_empty() {
             return;
         }
         engine.push_control(connection);

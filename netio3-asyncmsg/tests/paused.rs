@@ -325,3 +325,22 @@ fn an_echo_at_its_cap_hears_of_the_end_of_its_peer() {
     server.until("it is closed", || server.closed(endpoint).is_some());
     assert_eq!(server.closed(endpoint), Some(ClosedReason::PeerLost));
 }
+
+/// Nor does each of them take memory until the end.
+#[test]
+fn what_cannot_be_written_to_is_sent_no_heartbeats() {
+    let held = Rc::new(RefCell::new(Vec::new()));
+    let holds = held.clone();
+    let config = NetworkConfig { owned_messages: 1, heartbeat_interval: Duration::from_millis(10), ..config() };
+    let server = Server::new(config, move |_, _, _, message| holds.borrow_mut().push(message.into_bytes()));
+    let (mut bare, endpoint) = server.greeted();
+    let stats = server.backend.stats(endpoint).expect("it is there");
+    bare.write(&message(b"held").repeat(2));
+    server.until("it is at the cap", || held.borrow().len() == 1);
+    bare.reset();
+    server.ev.run_for(Duration::from_millis(200)).expect("the loop can wait");
+    let (sent, writes) = (stats.heartbeats_sent.get(), stats.writes.get());
+    server.ev.run_for(Duration::from_millis(400)).expect("the loop can wait");
+    assert_eq!((stats.heartbeats_sent.get(), stats.writes.get()), (sent, writes));
+    assert_eq!(server.closed(endpoint), None);
+}

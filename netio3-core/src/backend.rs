@@ -86,7 +86,7 @@ pub trait NetworkBackend {
     fn endpoint(&self, address: &EndPointAddress) -> Option<Endpoint>;
 
     /// Sends pieces of shared memory without copying them; each is cloned on acceptance and held until
-    /// the key comes back.
+    /// the key comes back, or until the peer is gone and the message can no longer leave.
     ///
     /// # Errors
     /// `UnknownSendEndpoint`.

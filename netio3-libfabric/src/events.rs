@@ -467,7 +467,7 @@ impl Rdma {
             let has_packets = link.body.borrow().as_ref().is_some_and(|body| body.receiving.has_packets());
             // Who has paused it may wait for what he has sent, which never leaves.
             let awaits = |sending: &Sending| !sending.is_empty() || sending.has_messages_in_flight();
-            let awaits = link.body.borrow().as_ref().is_some_and(|body| awaits(&body.sending));
+            let awaits = link.gave_up.get() || link.body.borrow().as_ref().is_some_and(|body| awaits(&body.sending));
             if reception == Reception::Hold && has_packets && !(awaits && connection.is_paused()) {
                 // What came before its end is the user's when he receives again. At a cap what he has taken over may be just what
                 // waits to leave, and never will.
@@ -510,7 +510,7 @@ impl Rdma {
     fn give_up_sending(&self, engine: &Engine<Self>, connection: &Conn) {
         if let Some(open) = &mut *connection.link.body.borrow_mut() {
             link::end(&open.endpoint);
-            open.sending.abandon();
+            open.sending.give_up();
         }
         connection.link.gave_up.set(true);
         engine.retire_soon(connection);

@@ -33,9 +33,12 @@ impl Rdma {
             let Some(open) = &mut *body else { return Next::Wait };
             if let Err(next) = handled {
                 open.receiving.put_back(packet);
+                drop(body);
                 if next == Next::Again {
-                    drop(body);
                     engine.read_again(connection);
+                } else if link.gone.get() && connection.is_paused() {
+                    // It may have been paused after what waited to leave was given up.
+                    self.lose(&engine, connection);
                 }
                 return Next::Wait;
             }

@@ -54,6 +54,8 @@ pub(crate) struct Sending {
     /// Something of a message has left.
     moved: bool,
     retired: Vec<Retired>,
+    /// Buffers of messages that were given up.
+    kept: Vec<Retired>,
     /// Registrations of the user's memory that packets lie in, each with the tag of the last one.
     used: Vec<(Held, u16)>,
     /// The memory of a pool that the device does not know yet, and of those that were told of.
@@ -136,6 +138,7 @@ impl Sending {
             waiting: 0,
             moved: false,
             retired: Vec::new(),
+            kept: Vec::new(),
             used: Vec::new(),
             unknown: None,
             told: Vec::new(),
@@ -564,8 +567,16 @@ impl Sending {
         retired.append(&mut self.retired);
     }
 
+    /// The same of a connection that goes on. Buffers are kept until it ends.
+    pub(crate) fn give_up(&mut self) {
+        let left = self.retired.len();
+        self.abandon();
+        Retired::keep_buffers(&mut self.retired, left, &mut self.kept);
+    }
+
     /// Gives up everything, the device being done with it.
     pub(crate) fn abandon(&mut self) {
+        self.retired.append(&mut self.kept);
         self.retired.extend(self.pieces.drain(..).filter_map(Piece::retire));
         let retired = mem::take(&mut self.retired);
         *self = Self { retired, ..Self::new(Vec::new(), Vec::new(), self.packet_len) };

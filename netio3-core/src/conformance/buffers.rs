@@ -241,6 +241,31 @@ pub(super) fn queued_buffers_are_pending_at_the_end(world: &World) {
     assert!(tally.pending() > 0 && tally.pending() + tally.completed == tally.accepted);
 }
 
+/// The peer is gone, and what waits is given up, but its end is not told yet since this side is at its cap. A buffer that could
+/// be had again would be pending twice under its id.
+pub(super) fn no_buffer_is_free_before_its_key_comes_back_though_its_message_was_given_up(world: &World) {
+    let connection = ConnectionParameters { buffers: Some(Buffers { size: 16 << 10, count: 8 }), ..super::pair::tight() };
+    let mut setup = Setup::both(connection);
+    setup.listener.owned_messages = 1;
+    let pair = Pair::with(world, setup);
+    let held = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let hold = held.clone();
+    pair.listener.on(Kind::Data, move |call| hold.borrow_mut().push(call.take_over()));
+    pair.dialer.backend().pause(pair.out).expect("it is connected");
+    (0..4).for_each(|_| pair.dialer.sent(pair.out, Plan::copy(10)));
+    world.until("it is at its cap", || held.borrow().len() == 1);
+    super::pair::fill(world, &pair.listener, pair.back, Plan::buffer(16 << 10));
+    pair.dialer.abort(pair.out);
+    world.watch();
+    let backend = pair.listener.backend();
+    assert!(backend.take_buffer(pair.back).expect("it is not told yet").is_none(), "none has completed");
+    world.until("it is told", || {
+        drop(held.take());
+        pair.listener.tally(pair.back).closed.is_some()
+    });
+    assert_eq!(pair.listener.tally(pair.back).pending(), 8);
+}
+
 /// Inside *completed* the buffer is free again.
 pub(super) fn a_completed_buffer_is_free_inside_the_callback(world: &World) {
     let pair = Pair::with(world, Setup::buffers(128, 1));

@@ -166,6 +166,7 @@ macro_rules! conformance_suite {
                 at_the_cap_of_messages_reading_pauses
                 at_the_cap_of_bytes_reading_pauses
                 an_echo_at_its_cap_is_told_of_the_end_of_its_peer
+                who_pauses_after_the_end_of_the_peer_is_told_all_the_same
                 at_the_cap_of_all_connections_reading_pauses
                 at_the_cap_of_the_bytes_of_all_connections_reading_pauses
                 messages_only_looked_at_are_not_counted
@@ -184,6 +185,7 @@ macro_rules! conformance_suite {
                 buffers_cut_from_a_region_go_anywhere
                 buffers_cut_from_a_region_count_as_its_use
                 queued_buffers_are_pending_at_the_end
+                no_buffer_is_free_before_its_key_comes_back_though_its_message_was_given_up
                 a_completed_buffer_is_free_inside_the_callback
                 families_keep_their_order_when_mixed
                 a_buffer_of_a_former_connection_is_foreign

@@ -106,6 +106,32 @@ pub(super) fn an_echo_at_its_cap_is_told_of_the_end_of_its_peer(world: &World) {
     assert_eq!(counters.owned_messages.get(), 0);
 }
 
+/// Messages wait to leave, the peer is gone, and it is paused only then, before its end was found.
+pub(super) fn who_pauses_after_the_end_of_the_peer_is_told_all_the_same(world: &World) {
+    let mut setup = Setup::tight();
+    setup.listener.owned_messages = 1;
+    let pair = Pair::with(world, setup);
+    let kept = Kept::default();
+    let keep = kept.clone();
+    pair.listener.on(Kind::Data, move |call| {
+        if call.node.received(call.endpoint) > 1 {
+            return call.backend.pause(call.endpoint).expect("it is there");
+        }
+        keep.borrow_mut().push(call.take_over());
+    });
+    pair.dialer.backend().pause(pair.out).expect("it is connected");
+    (0..10).for_each(|_| pair.dialer.sent(pair.out, Plan::copy(10)));
+    world.until("it is at its cap", || kept.borrow().len() == 1);
+    super::pair::fill(world, &pair.listener, pair.back, Plan::zero_copy(20_000));
+    pair.dialer.abort(pair.out);
+    world.watch();
+    assert!(pair.listener.tally(pair.back).closed.is_none(), "it is at its cap");
+    drop(kept.take());
+    world.until("it is told", || pair.listener.tally(pair.back).closed.is_some());
+    let (pending, reason) = pair.listener.tally(pair.back).closed.expect("it is told");
+    assert!(!pending.is_empty() && reason == ClosedReason::PeerLost, "{reason:?} with {} pending", pending.len());
+}
+
 /// The cap on all connections together pauses all of them, and lets all go on.
 pub(super) fn at_the_cap_of_all_connections_reading_pauses(world: &World) {
     let listener = NetworkConfig { total_owned_messages: 5, ..config() };

@@ -263,3 +263,11 @@ pub enum Retired {
     /// A buffer; it goes back to its pool.
     Buffer(NetworkBuffer),
 }
+
+impl Retired {
+    /// Moves the buffers of `retired`, from this place on, to `kept`: those of messages that were given up, whose keys have not
+    /// come back. Who got one of them from its pool would send under the same key once more.
+    pub fn keep_buffers(retired: &mut Vec<Self>, from: usize, kept: &mut Vec<Self>) {
+        kept.extend(retired.extract_if(from.., |memory| matches!(memory, Self::Buffer(_))));
+    }
+}

@@ -18,6 +18,8 @@ pub(super) struct Outbox {
     /// Memory for copies; refilled by what the receiver has consumed.
     pub(super) spares: Spares,
     retired: Vec<Retired>,
+    /// Buffers of messages that were given up.
+    kept: Vec<Retired>,
 }
 
 /// A message: what was copied of it, and how many pieces follow.
@@ -103,8 +105,16 @@ impl Outbox {
         retired.append(&mut self.retired);
     }
 
+    /// Gives everything up of a connection that goes on. Buffers are kept until it ends.
+    pub(super) fn give_up(&mut self) {
+        let sent = self.retired.len();
+        self.abandon();
+        Retired::keep_buffers(&mut self.retired, sent, &mut self.kept);
+    }
+
     /// Gives everything up.
     pub(super) fn abandon(&mut self) {
+        self.retired.append(&mut self.kept);
         self.retired.extend(self.pieces.drain(..).filter_map(Piece::retire));
         *self = Self { retired: std::mem::take(&mut self.retired), ..Self::default() };
     }

@@ -101,7 +101,13 @@ impl Loopback {
                     }
                 },
                 Some(true) if budget.is_spent() => break Next::Again,
-                Some(true) if engine.reception(connection) == Reception::Hold => break Next::Wait,
+                Some(true) if engine.reception(connection) == Reception::Hold => {
+                    // It may have been paused after what waits was given up.
+                    if connection.is_paused() && link.end.is_other_gone() && engine.has_unsent(connection) {
+                        engine.finish(connection, ClosedReason::PeerLost, Release::Reset);
+                    }
+                    break Next::Wait;
+                }
                 Some(_) => {}
             }
             match link.next_frame() {
@@ -337,7 +343,7 @@ fn give_up(engine: &Engine<Loopback>, connection: &Rc<Connection<Link>>) {
     if connection.is_paused() {
         return engine.finish(connection, ClosedReason::PeerLost, Release::Reset);
     }
-    connection.link.outbox.borrow_mut().abandon();
+    connection.link.outbox.borrow_mut().give_up();
     engine.retire_soon(connection);
 }
 
