@@ -466,8 +466,7 @@ impl Rdma {
             let reception = engine.reception(&connection);
             let has_packets = link.body.borrow().as_ref().is_some_and(|body| body.receiving.has_packets());
             // Who has paused it may wait for what he has sent, which never leaves.
-            let awaits = |sending: &Sending| !sending.is_empty() || sending.has_messages_in_flight();
-            let awaits = link.gave_up.get() || link.body.borrow().as_ref().is_some_and(|body| awaits(&body.sending));
+            let awaits = engine.has_unsent(&connection);
             if reception == Reception::Hold && has_packets && !(awaits && connection.is_paused()) {
                 // What came before its end is the user's when he receives again. At a cap what he has taken over may be just what
                 // waits to leave, and never will.
