@@ -6,9 +6,7 @@ use std::io::IoSlice;
 use std::rc::Rc;
 
 use arrayvec::ArrayVec;
-use bytes::Bytes;
-use netio3_core::engine::{Copies, Outgoing, Payload, Retired, Run};
-use netio3_core::{HeldSlice, NetworkBuffer};
+use netio3_core::engine::{Copies, Outgoing, Payload, Retired, Run, UserMemory};
 
 use crate::frame::{Frame, HEAD_LEN};
 
@@ -28,9 +26,7 @@ pub(crate) struct Outbound {
     gathered: usize,
     /// Bytes at the front that belong to the hello, not to a frame.
     hello: usize,
-    retired: Vec<Retired>,
-    /// Buffers of messages that were given up.
-    kept: Vec<Retired>,
+    retired: Retired,
     /// Where memory for copied bytes comes from and goes to.
     spares: Rc<Spares>,
 }
@@ -55,10 +51,8 @@ struct Segment {
 
 #[derive(Debug)]
 enum Memory {
-    Shared(Bytes),
-    Raw(HeldSlice),
-    /// With its head, if there is room for one.
-    Buffer(NetworkBuffer),
+    /// A buffer has its head before it, if there is room for one.
+    User(UserMemory),
     /// A run of messages, in memory of the library's own.
     Run(Copies),
 }
@@ -135,7 +129,7 @@ impl Outbound {
                 if !buffer.put_head(&head) {
                     self.copy(&head);
                 }
-                self.gather(Memory::Buffer(buffer));
+                self.gather(Memory::User(UserMemory::Buffer(buffer)));
             }
             Payload::Copied(pieces) => self.copy_message(&head, message.header, message.len, pieces),
             Payload::Shared(pieces) if message.len <= copy_below => self.copy_message(&head, message.header, message.len, pieces),
@@ -147,13 +141,17 @@ impl Outbound {
             Payload::Shared(pieces) => {
                 self.copy_message::<&[u8]>(&head, message.header, message.header.len(), &[]);
                 for piece in pieces {
-                    if piece.len() < MIN_GATHERED { self.copy(piece) } else { self.gather(Memory::Shared(piece.clone())) }
+                    if piece.len() < MIN_GATHERED { self.copy(piece) } else { self.gather(Memory::User(UserMemory::Shared(piece.clone()))) }
                 }
             }
             Payload::Raw(pieces) => {
                 self.copy_message::<&[u8]>(&head, message.header, message.header.len(), &[]);
                 for piece in pieces.held() {
-                    if piece.as_slice().len() < MIN_GATHERED { self.copy(piece.as_slice()) } else { self.gather(Memory::Raw(piece)) }
+                    if piece.as_slice().len() < MIN_GATHERED {
+                        self.copy(piece.as_slice())
+                    } else {
+                        self.gather(Memory::User(UserMemory::Raw(piece)))
+                    }
                 }
             }
         }
@@ -214,10 +212,9 @@ impl Outbound {
             }
             self.offset = 0;
             match self.segments.pop_front().map(|segment| segment.memory) {
-                Some(Memory::Shared(piece)) => self.retired.push(Retired::Shared(piece)),
-                Some(Memory::Buffer(buffer)) => self.retired.push(Retired::Buffer(buffer)),
+                Some(Memory::User(memory)) => self.retired.push(memory),
                 Some(Memory::Run(mut memory)) => self.spares.put(&mut memory),
-                Some(Memory::Raw(_)) | None => {}
+                None => {}
             }
         }
         // What is left belongs to the open end: only with all segments gone is it more than nothing.
@@ -230,33 +227,26 @@ impl Outbound {
     }
 
     /// Moves user memory that is no longer needed into `retired`.
-    pub(crate) fn retire(&mut self, retired: &mut Vec<Retired>) {
-        retired.append(&mut self.retired);
+    pub(crate) fn retire(&mut self, retired: &mut Vec<UserMemory>) {
+        self.retired.take(retired);
     }
 
-    /// The same of a connection that goes on. Buffers are kept until it ends.
+    /// Gives everything up that waits, of a connection that goes on. Buffers are kept until it ends.
     pub(crate) fn give_up(&mut self) {
-        let written = self.retired.len();
-        self.abandon();
-        Retired::keep_buffers(&mut self.retired, written, &mut self.kept);
+        let memory = self.segments.drain(..).map(|segment| segment.memory);
+        self.retired.give_up(memory.filter_map(|memory| if let Memory::User(memory) = memory { Some(memory) } else { None }));
+        *self = Self { retired: std::mem::take(&mut self.retired), ..Self::new(&self.spares) };
     }
 
-    /// Forgets everything that waits; its memory is to be retired.
+    /// The same of one that has ended.
     pub(crate) fn abandon(&mut self) {
-        self.retired.append(&mut self.kept);
-        for segment in self.segments.drain(..) {
-            match segment.memory {
-                Memory::Shared(piece) => self.retired.push(Retired::Shared(piece)),
-                Memory::Buffer(buffer) => self.retired.push(Retired::Buffer(buffer)),
-                Memory::Raw(_) | Memory::Run(_) => {}
-            }
-        }
-        *self = Self { retired: std::mem::take(&mut self.retired), ..Self::new(&self.spares) };
+        self.give_up();
+        self.retired.end();
     }
 
     /// Gives memory back that is not in use.
     pub(crate) fn trim(&mut self) {
-        if self.is_empty() && self.retired.is_empty() && self.kept.is_empty() {
+        if self.is_empty() && self.retired.is_empty() {
             *self = Self { hello: self.hello, ..Self::new(&self.spares) };
         }
     }
@@ -297,9 +287,8 @@ impl Outbound {
 impl Memory {
     fn as_slice(&self) -> &[u8] {
         match self {
-            Self::Shared(piece) => piece,
-            Self::Raw(piece) => piece.as_slice(),
-            Self::Buffer(buffer) => buffer.with_head(),
+            Self::User(UserMemory::Buffer(buffer)) => buffer.with_head(),
+            Self::User(memory) => memory.as_slice(),
             Self::Run(memory) => memory.as_slice(),
         }
     }

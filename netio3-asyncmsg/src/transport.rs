@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use netio3_core::engine::{
-    Connection, Copies, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, Run, State, Transport, Upcalls,
+    Connection, Copies, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Run, State, Transport, Upcalls, UserMemory,
 };
 use netio3_core::{Budget, ClosedReason, ConnectionParameters, Next, Polled, Ready, RefusedReason, WatchId};
 
@@ -398,7 +398,7 @@ impl<N: Net> Transport for Tcp<N> {
         if connection.link.blocked.get() { 0 } else { self.outbound(engine, connection).len() }
     }
 
-    fn retire(&self, connection: &Connection<Self::Link>, retired: &mut Vec<Retired>) {
+    fn retire(&self, connection: &Connection<Self::Link>, retired: &mut Vec<UserMemory>) {
         connection.link.own_outbound.borrow_mut().retire(retired);
     }
 

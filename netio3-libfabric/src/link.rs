@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use parking_lot::Mutex;
 
 use netio3_core::ClosedReason;
-use netio3_core::engine::Retired;
+use netio3_core::engine::UserMemory;
 
 use crate::devices::{Net, Queue, Registered};
 use crate::fabric::{Completion, Endpoint, EventQueue, PassiveEndpoint};
@@ -26,7 +26,7 @@ pub(crate) struct Link {
     /// Present from when the helper thread has made it.
     pub(crate) body: RefCell<Option<Body>>,
     /// User memory that is free since the endpoint was closed.
-    pub(crate) leftover: RefCell<Vec<Retired>>,
+    pub(crate) leftover: RefCell<Vec<UserMemory>>,
     pub(crate) goodbye: Goodbye,
     /// The provider connected before the helper thread told of the endpoint: the peer's private data.
     pub(crate) early: RefCell<Option<Vec<u8>>>,
@@ -159,7 +159,7 @@ impl Body {
 
     /// Takes apart what is left of a connection whose endpoint is closed: its memory goes to the next one, and the
     /// user's memory is given back.
-    pub(crate) fn dissolve(mut self, retired: &mut Vec<Retired>) {
+    pub(crate) fn dissolve(mut self, retired: &mut Vec<UserMemory>) {
         self.sending.abandon();
         self.sending.retire(retired);
         drop(self.receiving);

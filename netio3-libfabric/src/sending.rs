@@ -10,9 +10,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::{mem, ptr};
 
-use bytes::Bytes;
-use netio3_core::engine::{Outgoing, Payload, Retired};
-use netio3_core::{HeldSlice, MemoryRegion, NetworkBuffer};
+use netio3_core::MemoryRegion;
+use netio3_core::engine::{Outgoing, Payload, Retired, UserMemory};
 
 use self::built::{Built, Memory};
 pub(crate) use self::long::Long;
@@ -34,7 +33,7 @@ pub(crate) struct Sending {
     /// Small messages being packed; they come after all items.
     open: Option<Packed>,
     /// The pieces of all messages that were not packed, those of posted packets first.
-    pieces: VecDeque<Piece>,
+    pieces: VecDeque<UserMemory>,
     /// So many of them belong to posted packets.
     flying_pieces: usize,
     /// The headers of the messages that were not packed.
@@ -53,9 +52,7 @@ pub(crate) struct Sending {
     waiting: usize,
     /// Something of a message has left.
     moved: bool,
-    retired: Vec<Retired>,
-    /// Buffers of messages that were given up.
-    kept: Vec<Retired>,
+    retired: Retired,
     /// Registrations of the user's memory that packets lie in, each with the tag of the last one.
     used: Vec<(Held, u16)>,
     /// The memory of a pool that the device does not know yet, and of those that were told of.
@@ -78,12 +75,6 @@ struct Packed {
     messages: u32,
     /// So many pieces are held back until the packet has left: buffers, which return to their pools then.
     held: usize,
-}
-
-enum Piece {
-    Shared(Bytes),
-    Raw(HeldSlice),
-    Buffer(NetworkBuffer),
 }
 
 /// Of the first item, when it is a message: the pieces and bytes that are sent.
@@ -137,8 +128,7 @@ impl Sending {
             packet_len,
             waiting: 0,
             moved: false,
-            retired: Vec::new(),
-            kept: Vec::new(),
+            retired: Retired::default(),
             used: Vec::new(),
             unknown: None,
             told: Vec::new(),
@@ -209,21 +199,21 @@ impl Sending {
             Payload::Buffer(buffer) if small => {
                 let buffer = Payload::take(buffer);
                 self.pack(message.len, slab, |room| room.copy_from_slice(buffer.as_slice()));
-                self.pieces.push_back(Piece::Buffer(buffer));
+                self.pieces.push_back(UserMemory::Buffer(buffer));
                 self.open.iter_mut().for_each(|open| open.held += 1);
                 false
             }
             Payload::Shared(pieces) => {
-                let pieces = pieces.iter().filter(|piece| !piece.is_empty()).cloned().map(Piece::Shared);
+                let pieces = pieces.iter().filter(|piece| !piece.is_empty()).cloned().map(UserMemory::Shared);
                 self.push_pieces(message.header, message.len, pieces);
                 false
             }
             Payload::Raw(pieces) => {
-                self.push_pieces(message.header, message.len, pieces.held().map(Piece::Raw));
+                self.push_pieces(message.header, message.len, pieces.held().map(UserMemory::Raw));
                 false
             }
             Payload::Buffer(buffer) => {
-                self.push_pieces(message.header, message.len, std::iter::once(Piece::Buffer(Payload::take(buffer))));
+                self.push_pieces(message.header, message.len, std::iter::once(UserMemory::Buffer(Payload::take(buffer))));
                 false
             }
         }
@@ -259,7 +249,7 @@ impl Sending {
     }
 
     /// Takes a message in that is gathered from the user's memory.
-    fn push_pieces(&mut self, header: &[u8], len: usize, pieces: impl Iterator<Item = Piece>) {
+    fn push_pieces(&mut self, header: &[u8], len: usize, pieces: impl Iterator<Item = UserMemory>) {
         self.close_open();
         let before = self.pieces.len();
         self.pieces.extend(pieces);
@@ -356,7 +346,7 @@ impl Sending {
         // Looked up once and held from here on: another thread may take a region off the list meanwhile.
         let first = self.cursor.pieces;
         let mut found: [Option<(Desc, Option<Held>)>; MAX_PIECES] = [const { None }; MAX_PIECES];
-        let known = |(at, piece): (usize, &Piece)| {
+        let known = |(at, piece): (usize, &UserMemory)| {
             let bytes = &piece.as_slice()[if at == 0 { self.cursor.offset } else { 0 }..];
             abilities.find.is_none_or(|find| {
                 found[at] = find(bytes);
@@ -436,9 +426,9 @@ impl Sending {
                     }
                     filled += n;
                     match piece {
-                        Piece::Shared(_) | Piece::Raw(_) if desc.is_none() => copied += n,
+                        UserMemory::Shared(_) | UserMemory::Raw(_) if desc.is_none() => copied += n,
                         // A pool is registered when it is first used; until then its buffers are copied.
-                        Piece::Buffer(buffer) if desc.is_none() && !self.told.contains(&buffer.region().address()) => {
+                        UserMemory::Buffer(buffer) if desc.is_none() && !self.told.contains(&buffer.region().address()) => {
                             self.told.push(buffer.region().address());
                             self.unknown = Some(buffer.region().clone());
                         }
@@ -539,12 +529,7 @@ impl Sending {
             self.moved |= !flight.is_control;
             flight.memory.into_iter().for_each(|memory| self.give_back(memory));
             self.flying_pieces -= flight.pieces;
-            for _ in 0..flight.pieces {
-                match self.pieces.pop_front() {
-                    None => break,
-                    Some(piece) => self.retired.extend(piece.retire()),
-                }
-            }
+            self.pieces.drain(..flight.pieces).for_each(|memory| self.retired.push(memory));
         }
         // Those whose last packet has left.
         let (first, flying) = (self.flights.front().map_or(self.next_tag, |flight| flight.tag), self.flights.len());
@@ -563,23 +548,21 @@ impl Sending {
     }
 
     /// Moves user memory that is no longer needed into `retired`.
-    pub(crate) fn retire(&mut self, retired: &mut Vec<Retired>) {
-        retired.append(&mut self.retired);
+    pub(crate) fn retire(&mut self, retired: &mut Vec<UserMemory>) {
+        self.retired.take(retired);
     }
 
-    /// The same of a connection that goes on. Buffers are kept until it ends.
+    /// Gives everything up of a connection that goes on, the device being done with it. Buffers are kept until it ends.
     pub(crate) fn give_up(&mut self) {
-        let left = self.retired.len();
-        self.abandon();
-        Retired::keep_buffers(&mut self.retired, left, &mut self.kept);
-    }
-
-    /// Gives up everything, the device being done with it.
-    pub(crate) fn abandon(&mut self) {
-        self.retired.append(&mut self.kept);
-        self.retired.extend(self.pieces.drain(..).filter_map(Piece::retire));
+        self.retired.give_up(self.pieces.drain(..));
         let retired = mem::take(&mut self.retired);
         *self = Self { retired, ..Self::new(Vec::new(), Vec::new(), self.packet_len) };
+    }
+
+    /// The same of one that has ended.
+    pub(crate) fn abandon(&mut self) {
+        self.give_up();
+        self.retired.end();
     }
 
     /// Gives memory back that an idle connection does not need.
@@ -608,24 +591,6 @@ fn fill(room: &mut [u8], header: &[u8], pieces: impl Iterator<Item: AsRef<[u8]>>
         let (to, rest) = room.split_at_mut(piece.len());
         to.copy_from_slice(piece);
         room = rest;
-    }
-}
-
-impl Piece {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Shared(bytes) => bytes,
-            Self::Raw(slice) => slice.as_slice(),
-            Self::Buffer(buffer) => buffer.as_slice(),
-        }
-    }
-
-    fn retire(self) -> Option<Retired> {
-        match self {
-            Self::Shared(bytes) => Some(Retired::Shared(bytes)),
-            Self::Buffer(buffer) => Some(Retired::Buffer(buffer)),
-            Self::Raw(_) => None,
-        }
     }
 }
 

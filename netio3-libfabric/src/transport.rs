@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
-use netio3_core::engine::{Connection, Engine, Freed, Listener, OWN, Outgoing, Payload, Release, Retired, State, Transport, Upcalls};
+use netio3_core::engine::{Connection, Engine, Freed, Listener, OWN, Outgoing, Payload, Release, State, Transport, Upcalls, UserMemory};
 use netio3_core::{Budget, ClosedReason, ConnectionParameters, Interest, Next, Polled, Ready, RefusedReason, WatchId};
 
 use crate::devices::{Device, Devices, Known, Net, Queue, Registered};
@@ -368,7 +368,7 @@ impl Transport for Rdma {
         }
     }
 
-    fn retire(&self, connection: &Connection<Link>, retired: &mut Vec<Retired>) {
+    fn retire(&self, connection: &Connection<Link>, retired: &mut Vec<UserMemory>) {
         retired.append(&mut connection.link.leftover.borrow_mut());
         if let Some(body) = &mut *connection.link.body.borrow_mut() {
             body.sending.retire(retired);

@@ -7,7 +7,7 @@ use crate::address::EndPointAddress;
 use crate::callbacks::{Callbacks, ConnectionInfo};
 use crate::config::Limits;
 use crate::engine::core::{LISTENER, drop_each};
-use crate::engine::{Connection, Engine, LocalBackend, OWN, Reception, Retired, State, Transport};
+use crate::engine::{Connection, Engine, LocalBackend, OWN, Reception, State, Transport, UserMemory};
 use crate::event_loop::{Budget, EventLoop, Next, Polled, Ready, Source};
 use crate::liveness::Liveness;
 use crate::message::{Frames, Message, Messages, Taken};
@@ -28,7 +28,7 @@ const ROUNDS: usize = 16;
 #[derive(Default)]
 struct Scratch {
     completions: Vec<Completion>,
-    retired: Vec<Retired>,
+    retired: Vec<UserMemory>,
 }
 
 /// The way to the user's callbacks, open while the loop runs the backend.
@@ -85,8 +85,9 @@ impl<T: Transport> Driver<T> {
         }
         let mut retired = std::mem::take(&mut self.scratch.retired);
         drop_each(&mut retired, |memory| match memory {
-            Retired::Shared(bytes) => drop(bytes),
-            Retired::Buffer(buffer) => match &mut *connection.pool.borrow_mut() {
+            UserMemory::Shared(bytes) => drop(bytes),
+            UserMemory::Raw(_) => {}
+            UserMemory::Buffer(buffer) => match &mut *connection.pool.borrow_mut() {
                 Some(pool) => pool.put_back(buffer),
                 None => drop(buffer),
             },

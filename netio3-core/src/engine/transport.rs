@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
-use crate::engine::{Connection, Copies, Engine, Listener, RawPieces, Run, Upcalls};
+use crate::engine::{Connection, Copies, Engine, Listener, RawPieces, Run, Upcalls, UserMemory};
 use crate::error::RegisterError;
 use crate::event_loop::{Budget, Next, Polled, Ready};
 use crate::memory::{MemoryRegion, NetworkBuffer, RegionId};
@@ -134,7 +134,7 @@ pub trait Transport: Sized + 'static {
     }
 
     /// Moves memory that is no longer needed into `retired`; after the end of a connection, all of it.
-    fn retire(&self, connection: &Connection<Self::Link>, retired: &mut Vec<Retired>);
+    fn retire(&self, connection: &Connection<Self::Link>, retired: &mut Vec<UserMemory>);
 
     /// Starts an orderly close: the goodbye follows what is queued. Ends in [`Engine::finish`].
     fn close(&self, engine: &Engine<Self>, connection: &Rc<Connection<Self::Link>>);
@@ -252,22 +252,5 @@ impl Payload<'_> {
     /// When it was taken already.
     pub fn take(buffer: &Cell<Option<NetworkBuffer>>) -> NetworkBuffer {
         buffer.take().expect("a message is accepted once")
-    }
-}
-
-/// User memory that a transport needs no longer.
-#[derive(Debug)]
-pub enum Retired {
-    /// Shared memory.
-    Shared(Bytes),
-    /// A buffer; it goes back to its pool.
-    Buffer(NetworkBuffer),
-}
-
-impl Retired {
-    /// Moves the buffers of `retired`, from this place on, to `kept`: those of messages that were given up, whose keys have not
-    /// come back. Who got one of them from its pool would send under the same key once more.
-    pub fn keep_buffers(retired: &mut Vec<Self>, from: usize, kept: &mut Vec<Self>) {
-        kept.extend(retired.extract_if(from.., |memory| matches!(memory, Self::Buffer(_))));
     }
 }

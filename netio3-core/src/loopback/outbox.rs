@@ -2,24 +2,19 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-
-use crate::engine::{Outgoing, Payload, Retired};
+use crate::engine::{Outgoing, Payload, Retired, UserMemory};
 use crate::loopback::spares::Spares;
-use crate::memory::{HeldSlice, NetworkBuffer};
 
 /// The queue of one connection.
 #[derive(Default)]
 pub(super) struct Outbox {
     waiting: VecDeque<Waiting>,
     /// The pieces of all waiting messages, in order.
-    pieces: VecDeque<Piece>,
+    pieces: VecDeque<UserMemory>,
     bytes: usize,
     /// Memory for copies; refilled by what the receiver has consumed.
     pub(super) spares: Spares,
-    retired: Vec<Retired>,
-    /// Buffers of messages that were given up.
-    kept: Vec<Retired>,
+    retired: Retired,
 }
 
 /// A message: what was copied of it, and how many pieces follow.
@@ -27,13 +22,6 @@ struct Waiting {
     copied: Vec<u8>,
     pieces: usize,
     len: usize,
-}
-
-/// User memory that a waiting message holds.
-enum Piece {
-    Shared(Bytes),
-    Raw(HeldSlice),
-    Buffer(NetworkBuffer),
 }
 
 impl Outbox {
@@ -54,15 +42,15 @@ impl Outbox {
                 pieces.iter().for_each(|piece| copied.extend_from_slice(piece));
             }
             Payload::Shared(pieces) => {
-                self.pieces.extend(pieces.iter().filter(|piece| !piece.is_empty()).cloned().map(Piece::Shared));
+                self.pieces.extend(pieces.iter().filter(|piece| !piece.is_empty()).cloned().map(UserMemory::Shared));
             }
             Payload::Raw(pieces) if small => {
                 copied_early = true;
                 pieces.held().for_each(|piece| copied.extend_from_slice(piece.as_slice()));
             }
-            Payload::Raw(pieces) => self.pieces.extend(pieces.held().map(Piece::Raw)),
+            Payload::Raw(pieces) => self.pieces.extend(pieces.held().map(UserMemory::Raw)),
             // Not copied early: it goes back to its pool by being retired.
-            Payload::Buffer(buffer) => self.pieces.push_back(Piece::Buffer(Payload::take(buffer))),
+            Payload::Buffer(buffer) => self.pieces.push_back(UserMemory::Buffer(Payload::take(buffer))),
         }
         self.bytes += len;
         self.waiting.push_back(Waiting { copied, pieces: self.pieces.len() - before, len });
@@ -81,7 +69,7 @@ impl Outbox {
         self.spares.put(copied);
         for piece in self.pieces.drain(..pieces) {
             whole.extend_from_slice(piece.as_slice());
-            self.retired.extend(piece.retire());
+            self.retired.push(piece);
         }
         Some(whole)
     }
@@ -101,22 +89,20 @@ impl Outbox {
     }
 
     /// Gives the user memory of messages back that were put into the pipe, or given up.
-    pub(super) fn retire(&mut self, retired: &mut Vec<Retired>) {
-        retired.append(&mut self.retired);
+    pub(super) fn retire(&mut self, retired: &mut Vec<UserMemory>) {
+        self.retired.take(retired);
     }
 
     /// Gives everything up of a connection that goes on. Buffers are kept until it ends.
     pub(super) fn give_up(&mut self) {
-        let sent = self.retired.len();
-        self.abandon();
-        Retired::keep_buffers(&mut self.retired, sent, &mut self.kept);
+        self.retired.give_up(self.pieces.drain(..));
+        *self = Self { retired: std::mem::take(&mut self.retired), ..Self::default() };
     }
 
-    /// Gives everything up.
+    /// Gives everything up of one that has ended.
     pub(super) fn abandon(&mut self) {
-        self.retired.append(&mut self.kept);
-        self.retired.extend(self.pieces.drain(..).filter_map(Piece::retire));
-        *self = Self { retired: std::mem::take(&mut self.retired), ..Self::default() };
+        self.give_up();
+        self.retired.end();
     }
 
     /// Gives memory back that an idle connection does not need.
@@ -129,27 +115,11 @@ impl Outbox {
     }
 }
 
-impl Piece {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Shared(bytes) => bytes,
-            Self::Raw(slice) => slice.as_slice(),
-            Self::Buffer(buffer) => buffer.as_slice(),
-        }
-    }
-
-    fn retire(self) -> Option<Retired> {
-        match self {
-            Self::Shared(bytes) => Some(Retired::Shared(bytes)),
-            Self::Raw(_) => None,
-            Self::Buffer(buffer) => Some(Retired::Buffer(buffer)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::IoSlice;
+
+    use bytes::Bytes;
 
     use super::*;
 

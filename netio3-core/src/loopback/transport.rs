@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
-use crate::engine::{Brought, Connection, Engine, Freed, Listener, Opener, Outgoing, Reception, Release, Retired, Transport, Upcalls};
+use crate::engine::{Brought, Connection, Engine, Freed, Listener, Opener, Outgoing, Reception, Release, Transport, Upcalls, UserMemory};
 use crate::event_loop::{Budget, EventLoop, Next, Ready};
 use crate::loopback::line::{End, Mailbox, Waker};
 use crate::loopback::link::{Link, Stage, Whole};
@@ -244,7 +244,7 @@ impl Transport for Loopback {
         part(engine, connection);
     }
 
-    fn retire(&self, connection: &Connection<Link>, retired: &mut Vec<Retired>) {
+    fn retire(&self, connection: &Connection<Link>, retired: &mut Vec<UserMemory>) {
         let mut outbox = connection.link.outbox.borrow_mut();
         if connection.is_over() {
             outbox.abandon();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use netio3_core::MemoryRegion;
-use netio3_core::engine::{Outgoing, Payload, Retired};
+use netio3_core::engine::{Outgoing, Payload, UserMemory};
 use proptest::prelude::*;
 
 use super::*;
@@ -191,7 +191,7 @@ proptest! {
         area in prop_oneof![Just(0_u16), 4..60_u16],
     ) {
         let mut side = Side::new(packet_len, iov_limit, picky);
-        let mut retired: Vec<Retired> = Vec::new();
+        let mut retired: Vec<UserMemory> = Vec::new();
         let mut left = 0;
         let mut first_tag = 0_u16;
         let mut rhythm = rhythm.into_iter().cycle();
@@ -216,7 +216,7 @@ proptest! {
         prop_assert_eq!(left, plans.len());
         side.sending.retire(&mut retired);
         let held = plans.iter().filter(|plan| matches!(plan.how, How::Buffer)).count();
-        prop_assert_eq!(retired.iter().filter(|it| matches!(it, Retired::Buffer(_))).count(), held);
+        prop_assert_eq!(retired.iter().filter(|it| matches!(it, UserMemory::Buffer(_))).count(), held);
         let arrived = receive(&side.packets, packet_len, area);
         let sent: Vec<Vec<u8>> = plans.iter().enumerate().map(|(number, plan)| plan.whole(number)).collect();
         prop_assert_eq!(arrived, sent);

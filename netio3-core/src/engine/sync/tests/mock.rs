@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::address::EndPointAddress;
 use crate::config::{ConnectionParameters, ConnectionParametersRecv};
 use crate::engine::{
-    Connection, Copies, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Retired, Run, State, Transport, Upcalls,
+    Connection, Copies, Engine, Freed, Listener, Opener, Outgoing, Payload, Release, Run, State, Transport, Upcalls, UserMemory,
 };
 use crate::error::{RegisterError, RunError};
 use crate::event_loop::{Budget, EventLoop, Interest, Next, Ready, Remote, Source, SourceId, WatchId};
@@ -347,9 +347,9 @@ impl Transport for MockTransport {
         }
     }
 
-    fn retire(&self, connection: &Connection<MockLink>, retired: &mut Vec<Retired>) {
+    fn retire(&self, connection: &Connection<MockLink>, retired: &mut Vec<UserMemory>) {
         if connection.link.unsent.get() == 0 || connection.is_over() {
-            retired.extend(connection.link.held.take().into_iter().map(Retired::Shared));
+            retired.extend(connection.link.held.take().into_iter().map(UserMemory::Shared));
         }
     }
 
