@@ -428,7 +428,8 @@ impl<N: Net> Tcp<N> {
     /// What arrives is not this protocol.
     fn broken(&self, engine: &Engine<Self>, connection: &Conn<N>, broken: Broken) {
         let (endpoint, peer) = (connection.endpoint, connection.address);
-        if connection.state() == State::Opening && connection.is_incoming() {
+        if connection.state() == State::Opening {
+            // Who has dialled it is told by *refused*.
             tracing::info!(%peer, ?broken, "a peer did not say hello");
         } else {
             tracing::warn!(%endpoint, %peer, ?broken, "the peer broke the protocol");

@@ -320,6 +320,9 @@ impl<N: Net> Transport for Tcp<N> {
             if engine.is_gone() {
                 return Next::Wait;
             }
+            if engine.awaits_hellos() {
+                return Next::Again;
+            }
             match listener.link.listener.accept(&listener.params.connection) {
                 Ok((stream, peer)) => {
                     budget.spend(1, 0);

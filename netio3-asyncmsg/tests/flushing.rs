@@ -4,12 +4,13 @@ mod util;
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use netio3_core::{ConnectionParameters, EventLoop, Handlers, NetioStatus, NetworkBackend};
+use netio3_core::{ConnectionParameters, ConnectionStats, Endpoint, EventLoop, Handlers, NetioStatus, NetworkBackend};
 use netio3_evloop::EpollEventLoop;
 
-use crate::util::{config, node, until};
+use crate::util::{Server, config, node, until};
 
 /// With its head: ten make a write.
 const MESSAGE: [u8; 1_000] = [7; 1_000];
@@ -84,5 +85,55 @@ fn what_is_left_over_leaves_in_the_turn_in_which_it_was_accepted() {
         }
         let all = before + (FILL * (refills + 1)) as u64;
         until(&far, "everything arrives", || receiver.backend.totals().messages_received.get() == all);
+    }
+}
+
+/// One connection sends just as much as has it flushed, so that it is granted more; then another one sends and is flushed.
+#[test]
+fn what_a_connection_was_granted_and_did_not_use_is_not_counted_as_queued_for_ever() {
+    let server = Server::new();
+    let client = node(&server.ev);
+    let one = client.backend.connect(&server.address, &ConnectionParameters::default()).expect("it is started");
+    let two = client.backend.connect(&server.address, &ConnectionParameters::default()).expect("it is started");
+    until(&server.ev, "both are established", || client.established().len() == 2);
+    // As many as are flushed together.
+    for key in 0..1_739 {
+        client.send(one, b"sixty-four", key);
+    }
+    client.send(two, b"one", 0);
+    client.backend.flush(two).expect("it is there");
+    until(&server.ev, "all complete", || client.completed(one).len() == 1_739 && client.completed(two).len() == 1);
+    server.ev.run_for(Duration::from_millis(50)).expect("the loop can wait");
+    let totals = client.backend.totals().snapshot();
+    assert_eq!((totals.messages_accepted, totals.messages_sent), (1_740, 1_740));
+    assert_eq!((totals.queued_messages, totals.queued_bytes), (0, 0), "nothing is queued");
+}
+
+/// Asked for by one connection whose message left, when those of others have left, too, but are not told yet.
+#[test]
+fn what_has_left_is_not_queued_any_more() {
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    let server = node(&ev);
+    let address = server.listen();
+    let (ends, seen) = (Arc::new(Mutex::new(Vec::<Endpoint>::new())), Arc::new(Mutex::new(Vec::<ConnectionStats>::new())));
+    let (all, note, came) = (ends.clone(), seen.clone(), ends.clone());
+    let callbacks = Handlers::new()
+        .on_connection_established(move |_, connection| came.lock().expect("nobody panicked").push(connection.endpoint))
+        .on_send_completed(move |backend, _, _, _| {
+            for end in &*all.lock().expect("nobody panicked") {
+                note.lock().expect("nobody panicked").push(backend.stats(*end).expect("it is there").snapshot());
+            }
+        });
+    let client = netio3_asyncmsg::create(config(), Box::new(callbacks), &ev).expect("the configuration is valid");
+    (0..3).for_each(|_| _ = client.connect(&address, &ConnectionParameters::default()).expect("it is started"));
+    until(&ev, "they are established", || ends.lock().expect("nobody panicked").len() == 3);
+    for end in &*ends.lock().expect("nobody panicked") {
+        assert_eq!(client.send_copy(*end, b"message", b"", 1), Ok(NetioStatus::Ok));
+    }
+    until(&ev, "they complete", || seen.lock().expect("nobody panicked").len() == 9);
+    for stats in &*seen.lock().expect("nobody panicked") {
+        let (accepted, sent, queued) = (stats.messages_accepted, stats.messages_sent, stats.queued_messages);
+        assert_eq!(accepted, sent + queued, "{sent} sent and {queued} queued");
+        assert_eq!(stats.queued_bytes, 7 * queued);
     }
 }

@@ -524,3 +524,18 @@ fn a_reset_at_any_moment_ends_that_connection_alone() {
     }
     server.check();
 }
+
+/// What they said lies in the kernel when they are accepted: they are not silent, whatever the limit on those that are.
+#[test]
+fn peers_that_said_hello_before_they_were_accepted_do_not_make_room_for_each_other() {
+    const PEERS: usize = 40;
+    let server = Server::with(NetworkConfig { max_handshakes: 3, ..config() }, ConnectionParameters::default());
+    let mut peers: Vec<_> = (0..PEERS).map(|_| Bare::connect(server.address)).collect();
+    peers.iter_mut().for_each(|peer| peer.write(&hello()));
+    server.until("all are answered, or turned away", || {
+        peers.iter_mut().for_each(Bare::read);
+        peers.iter().all(|peer| peer.arrived.len() >= 72 || peer.end.is_some())
+    });
+    let answered = peers.iter().filter(|peer| peer.arrived.len() >= 72).count();
+    assert_eq!((answered, server.node.listener().silent), (PEERS, 0), "of {PEERS}");
+}

@@ -13,6 +13,7 @@ use netio3_core::{
     NetworkBackend, NetworkConfig,
 };
 use netio3_evloop::EpollEventLoop;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use util::{Bare, config, hello, message, until};
 
 /// A server that pauses, or does something else, for each message.
@@ -343,4 +344,35 @@ fn what_cannot_be_written_to_is_sent_no_heartbeats() {
     server.ev.run_for(Duration::from_millis(400)).expect("the loop can wait");
     assert_eq!((stats.heartbeats_sent.get(), stats.writes.get()), (sent, writes));
     assert_eq!(server.closed(endpoint), None);
+}
+
+/// In a loop that nests in another one, too: its descriptor tells of it.
+#[test]
+fn who_pauses_outside_the_loop_at_the_cap_after_the_end_of_the_peer_is_told() {
+    let held: Rc<RefCell<Vec<_>>> = Rc::default();
+    let hold = held.clone();
+    let config = NetworkConfig { owned_messages: 1, ..config() };
+    let server = Server::new(config, move |_, _, _, message| hold.borrow_mut().push(message.into_bytes()));
+    let (mut bare, endpoint) = server.greeted();
+    let stats = server.backend.stats(endpoint).expect("it is there");
+    bare.write(&numbered(5));
+    server.until("the cap is reached", || held.borrow().len() == 1);
+    bare.reset();
+    let mut key = 0;
+    server.until("writing fails", || {
+        key += 1;
+        _ = server.backend.send_copy(endpoint, b"into the void", b"", key).expect("it is there");
+        key - stats.messages_sent.get() > 2
+    });
+    let is_due = || poll(&mut [PollFd::new(&server.ev, PollFlags::IN)], Some(&Timespec::default())).expect("it can be asked") > 0;
+    server.ev.process().expect("the loop can look");
+    while is_due() {
+        server.ev.process().expect("the loop can look");
+    }
+    assert_eq!(server.closed(endpoint), None, "it is at its cap");
+    server.backend.pause(endpoint).expect("it is there");
+    while server.closed(endpoint).is_none() && is_due() {
+        server.ev.process().expect("the loop can look");
+    }
+    assert_eq!(server.closed(endpoint), Some(ClosedReason::PeerLost));
 }

@@ -106,6 +106,7 @@ fn remedy(cause: &io::Error, is_listening: bool) -> &'static str {
         Some(libc::EADDRNOTAVAIL) => {
             " (no local address to connect from, as where IPv6 is off, or all its ports are taken, see net.ipv4.ip_local_port_range)"
         }
+        Some(libc::EADDRINUSE) if is_listening => " (take another port, or 0 for any; `ss -ltnp` tells who has it)",
         Some(libc::EACCES) if is_listening => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
         _ => descriptors_remedy(cause),
     }
@@ -330,5 +331,6 @@ mod tests {
         assert_eq!(open(libc::ENETUNREACH), "cannot start a connection to 127.0.0.1:7");
         assert!(open(libc::EADDRNOTAVAIL).contains("ip_local_port_range"));
         assert_eq!(listen(libc::EADDRNOTAVAIL), "cannot listen on 127.0.0.1:7 (no interface of this machine has that address)");
+        assert!(listen(libc::EADDRINUSE).contains("another port"));
     }
 }

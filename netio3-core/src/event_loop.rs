@@ -55,6 +55,12 @@ pub trait EventLoop {
     /// The time at which this turn began; outside turns, the time now.
     fn now(&self) -> Instant;
 
+    /// The time now, also inside a turn: for what begins in a callback, which may have taken long. By default as
+    /// [`now`](Self::now).
+    fn clock(&self) -> Instant {
+        self.now()
+    }
+
     /// Whether the loop is inside a turn, so that what is scheduled is done at its end.
     fn is_running(&self) -> bool;
 

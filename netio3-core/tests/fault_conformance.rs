@@ -53,7 +53,9 @@ impl Harness for FaultHarness {
         let is_slow = self.config != FaultConfig::none();
         match case {
             "a_foreign_local_address_cannot_be_used" => Some("any address can be a local one of the loopback backend"),
-            "an_accepted_message_leaves_with_the_turn" if is_slow => Some("not when it is delayed"),
+            "an_accepted_message_leaves_with_the_turn" | "what_was_sent_before_the_goodbye_of_the_peer_was_read_leaves" if is_slow => {
+                Some("not when it is delayed")
+            }
             "counters_equal_what_happened" | "counters_are_right_within_a_burst" if is_slow => {
                 Some("the counters know no message that is held back")
             }

@@ -40,6 +40,9 @@ macro_rules! delegate_event_loop {
             fn now(&$self) -> std::time::Instant {
                 $inner.now()
             }
+            fn clock(&$self) -> std::time::Instant {
+                $inner.clock()
+            }
             fn is_running(&$self) -> bool {
                 $inner.is_running()
             }

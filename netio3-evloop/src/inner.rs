@@ -273,6 +273,10 @@ impl EventLoop for Inner {
         if self.phase.get() == Phase::Turn { self.turn_began.get() } else { Instant::now() }
     }
 
+    fn clock(&self) -> Instant {
+        Instant::now()
+    }
+
     fn is_running(&self) -> bool {
         self.phase.get() == Phase::Turn
     }

@@ -69,6 +69,18 @@ pub(super) fn messages_are_delivered_until_closed(world: &World) {
     assert!(tally.completed > 0, "sent before it could know of the close");
 }
 
+/// What callbacks have sent before the peer's goodbye was read reaches it, though both may be in one turn.
+pub(super) fn what_was_sent_before_the_goodbye_of_the_peer_was_read_leaves(world: &World) {
+    let pair = Pair::new(world);
+    let (node, back) = (pair.listener.clone(), pair.back);
+    pair.listener.on(Kind::Data, move |_| node.sent(back, Plan::copy(100)));
+    (0..10).for_each(|_| pair.dialer.sent(pair.out, Plan::copy(50)));
+    pair.dialer.close(pair.out);
+    pair.until_closed(world);
+    let tally = pair.listener.tally(pair.back);
+    assert_eq!((tally.completed, tally.pending(), pair.dialer.received(pair.out)), (10, 0, 10));
+}
+
 /// A paused connection that is closed does not wait for a deadline: it reads what stands before the peer's goodbye,
 /// whichever side closes first, and however much that is. Resumed after the peer's close, it delivers all of it.
 pub(super) fn a_paused_connection_that_is_closed_reads_on_to_the_goodbye(world: &World) {

@@ -209,6 +209,7 @@ macro_rules! conformance_suite {
                 a_close_flushes_what_was_accepted
                 a_close_with_data_in_flight_loses_nothing_completed
                 messages_are_delivered_until_closed
+                what_was_sent_before_the_goodbye_of_the_peer_was_read_leaves
                 a_paused_connection_that_is_closed_reads_on_to_the_goodbye
                 a_pause_while_closing_leaves_no_gap
                 both_sides_may_close_at_once

@@ -42,6 +42,8 @@ pub struct Connection<L> {
     pub(super) state: Cell<State>,
     /// Whether the user knows of it: opened here, or accepted and its hello too.
     pub(super) known: Cell<bool>,
+    /// How many turns had ended when it was begun.
+    pub(super) entered: u64,
     pub(super) owns_address: bool,
     pub(super) paused: Cell<bool>,
     pub(super) limits: Cell<Limits>,

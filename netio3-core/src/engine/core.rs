@@ -1,10 +1,10 @@
 //! The state of a backend on its loop's thread.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -39,6 +39,13 @@ pub struct Listener<L> {
     pub(super) complained: Cell<Option<Instant>>,
     /// When it is to try again, if it could not accept.
     pub(super) retry_at: Cell<Option<Instant>>,
+}
+
+/// What accepts messages before the engine does, for other threads. It keeps books of its own, fuller than the engine's, and counts
+/// by them the connections and what they have queued.
+pub(super) trait Front {
+    /// Hands over what it has accepted on a connection, which accepts nothing more.
+    fn stop(&self, endpoint: Endpoint);
 }
 
 /// Watch tokens of listeners have this bit; the others are places in the table of connections.
@@ -86,10 +93,11 @@ pub struct Engine<T: Transport> {
     /// Set once by `shutdown`: when what has not ended is aborted.
     pub(super) shutdown_at: Cell<Option<Instant>>,
     pub(super) gone: Cell<bool>,
-    /// A front keeps books of its own, fuller than these, and counts by them the connections and what they have queued.
-    pub(super) fronted: Cell<bool>,
+    pub(super) front: OnceCell<Weak<dyn Front>>,
     /// The end of the turn is being done: it finds by itself what is listed meanwhile.
     pub(super) ending_turn: Cell<bool>,
+    /// How often a turn ended.
+    pub(super) turns: Cell<u64>,
     pub(super) ev: Rc<dyn EventLoop>,
     pub(super) source: Cell<Option<SourceId>>,
     pub(super) remote: Arc<dyn Remote>,
@@ -133,8 +141,9 @@ impl<T: Transport> Engine<T> {
             deadlines: RefCell::default(),
             shutdown_at: Cell::new(None),
             gone: Cell::new(false),
-            fronted: Cell::new(false),
+            front: OnceCell::new(),
             ending_turn: Cell::new(false),
+            turns: Cell::new(0),
             ev: ev.handle(),
             source: Cell::new(None),
             remote,
@@ -177,10 +186,14 @@ impl<T: Transport> Engine<T> {
         self.connections.get()
     }
 
+    pub(super) fn is_fronted(&self) -> bool {
+        self.front.get().is_some()
+    }
+
     pub(super) fn count_connections(&self, connections: u64) {
         self.connections.set(connections);
         // A front counts them from the call that opens them until their end was told.
-        if !self.fronted.get() {
+        if !self.is_fronted() {
             self.totals.connections.set(connections);
         }
     }
@@ -204,7 +217,9 @@ impl<T: Transport> Engine<T> {
         let pool = BufferPool::of_connection(endpoint, params.buffers, &self.remote)?;
         let link = self.transport.adopt(self, endpoint.slot(), dialing)?;
         let connection = self.connection(endpoint, address, Direction::Outgoing, None, params, counters, link);
-        let connection = Rc::new(Connection { known: Cell::new(true), owns_address, pool: RefCell::new(pool), ..connection });
+        // Deadlines count from the call, not from the beginning of a turn whose callbacks may have taken long.
+        let since = Cell::new(self.ev.clock());
+        let connection = Rc::new(Connection { known: Cell::new(true), owns_address, pool: RefCell::new(pool), since, ..connection });
         if owns_address {
             self.by_address.borrow_mut().insert(address, endpoint);
         }
@@ -244,6 +259,7 @@ impl<T: Transport> Engine<T> {
             listener,
             state: Cell::new(State::Opening),
             known: Cell::new(false),
+            entered: self.turns.get(),
             owns_address: false,
             paused: Cell::new(false),
             limits: Cell::new(limits),

@@ -56,6 +56,7 @@ impl<T: Transport> Engine<T> {
         let first = !connection.listed.untrimmed.replace(true);
         let stall = connection.params.stall_timeout.filter(|_| filled);
         if let Some(stall) = stall {
+            connection.progress.set(self.ev.clock());
             // Nothing of what this may set is due before that, and nothing else has changed.
             let due = connection.progress.get().checked_add(stall.min(TRIM_AFTER));
             if connection.deadline.get().is_some_and(|set| due.is_none_or(|due| set <= due)) {

@@ -234,6 +234,7 @@ impl<T: Transport> Source for Driver<T> {
         let engine = self.engine();
         let mut next = Next::Wait;
         engine.ending_turn.set(true);
+        engine.turns.set(engine.turns.get() + 1);
         for round in 1..=ROUNDS {
             if engine.is_gone() {
                 return Next::Wait;

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,10 +146,19 @@ impl<T: Transport> Engine<T> {
         if connection.state() != State::Established {
             return;
         }
+        if reason == ClosedReason::PeerClosed
+            && let Some(front) = self.front.get().and_then(Weak::upgrade)
+        {
+            // What was accepted until now leaves before this side's goodbye. The connection may have been closed there, too.
+            front.stop(connection.endpoint);
+            if connection.state() != State::Established {
+                return;
+            }
+        }
         // Nothing more is accepted.
         self.end_grant(connection);
         connection.state.set(State::Closing(reason));
-        connection.since.set(self.ev.now());
+        connection.since.set(self.ev.clock());
         self.update_deadline(connection);
         self.transport.close(self, connection);
         if !connection.is_over() {
@@ -326,7 +335,12 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
     }
 
     fn pause(&self, endpoint: Endpoint) -> Result<(), SendError> {
-        self.known(endpoint)?.set_paused();
+        let connection = self.known(endpoint)?;
+        connection.set_paused();
+        if connection.listed.capped.get() {
+            // It is looked at there whether it is over by that.
+            self.engine.end_turn_soon();
+        }
         Ok(())
     }
 
@@ -377,7 +391,7 @@ impl<T: Transport> NetworkBackend for LocalBackend<T> {
         }
         let connections = engine.connections();
         tracing::info!(backend = T::NAME, ?deadline, connections, "shutdown begun");
-        engine.shutdown_at.set(Some(engine.ev.now() + deadline.min(LONGEST_SHUTDOWN)));
+        engine.shutdown_at.set(Some(engine.ev.clock() + deadline.min(LONGEST_SHUTDOWN)));
         let listeners: Vec<_> = engine.listeners.borrow().iter().flatten().cloned().collect();
         listeners.iter().for_each(|listener| engine.close_listener(listener));
         for connection in self.connections_where(|_| true) {

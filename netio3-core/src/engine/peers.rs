@@ -135,6 +135,13 @@ impl<T: Transport> Engine<T> {
         }
     }
 
+    /// Whether the next peer would make one go that was accepted in this very turn, whose hello may be here, unread: to be
+    /// accepted in the next turn, when it was read.
+    pub fn awaits_hellos(&self) -> bool {
+        let is_full = self.strangers.borrow().len() >= self.config.max_handshakes;
+        is_full && self.longest_silent().is_some_and(|stranger| stranger.entered == self.turns.get())
+    }
+
     /// The accepted peer that has not said hello for the longest time.
     fn longest_silent(&self) -> Option<Rcc<T>> {
         let mut strangers = self.strangers.borrow_mut();

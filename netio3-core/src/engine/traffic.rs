@@ -71,7 +71,9 @@ impl<T: Transport> Engine<T> {
 
     fn left(&self, connection: &Rcc<T>, sent: Amount) {
         let now = self.ev.now();
-        connection.progress.set(now);
+        // What this turn took until now is not the peer's fault.
+        let may_stall = connection.params.stall_timeout.is_some() && self.has_unsent(connection);
+        connection.progress.set(if may_stall { self.ev.clock() } else { now });
         if let Some(liveness) = &mut *connection.liveness.borrow_mut() {
             liveness.sent(now);
         }
@@ -117,7 +119,7 @@ impl<T: Transport> Engine<T> {
         let newly = ledger.accepted() - connection.counted.replace(ledger.accepted());
         self.totals.messages_accepted.add(newly);
         self.count_queues();
-        if !self.fronted.get() {
+        if !self.is_fronted() {
             connection.counters.messages_accepted.set(ledger.accepted());
             connection.counters.queued_messages.set(ledger.queued().messages);
             connection.counters.queued_bytes.set(ledger.queued().bytes);
@@ -266,7 +268,11 @@ impl<T: Transport> Engine<T> {
             return self.settle();
         }
         let unspent = connection.own_ledger.borrow_mut().room.end_grant();
-        self.queued.set(self.queued.get() - unspent);
+        if unspent != Amount::default() {
+            self.queued.set(self.queued.get() - unspent);
+            // They may have been counted with it, for another connection, and nothing more may come.
+            self.count_queues();
+        }
     }
 
     /// Sends what a connection has queued, as far as it goes without waiting.

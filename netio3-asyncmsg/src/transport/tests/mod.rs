@@ -1,6 +1,7 @@
 //! What real sockets do only by chance.
 
 mod failing;
+mod hurried;
 
 use std::cell::Cell;
 use std::net::{TcpListener, TcpStream};

@@ -15,7 +15,7 @@ use crate::backend::NetworkBackend;
 use crate::callbacks::Callbacks;
 use crate::config::NetworkConfig;
 use crate::endpoint::Endpoint;
-use crate::engine::core::drop_each;
+use crate::engine::core::{Front, drop_each};
 use crate::engine::local::too_many;
 use crate::engine::room::Amount;
 use crate::engine::sync::batch::{Batch, Progress};
@@ -87,6 +87,8 @@ impl<T: Transport> LoopSide<T> {
             shared,
         });
         HERE.with_borrow_mut(|list| list.push((side.shared.id, side.clone())));
+        let front: Rc<dyn Front> = side.clone();
+        _ = side.engine().front.set(Rc::downgrade(&front));
         side
     }
 
@@ -120,10 +122,12 @@ impl<T: Transport> LoopSide<T> {
 
     /// Carries out what calls have left, within the budget.
     pub(super) fn drain(&self, budget: &mut Budget) {
-        self.run_commands();
         let mut list = self.spare.mailboxes.take();
         list.append(&mut self.later.borrow_mut());
+        // Before the commands, among which are then those that begin the connections that are told of here.
         self.shared.inbox.take_dirty(&mut list);
+        self.run_commands();
+        list.append(&mut self.later.borrow_mut());
         let mut cut = None;
         for endpoint in list.drain(..) {
             if budget.is_spent() {
@@ -296,7 +300,7 @@ impl<T: Transport> LoopSide<T> {
                 }
                 Command::Shutdown { at } => {
                     self.close_where(|_| true);
-                    self.inner.shutdown(at.saturating_duration_since(self.engine().event_loop().now()));
+                    self.inner.shutdown(at.saturating_duration_since(self.engine().event_loop().clock()));
                     self.shared.told_end();
                 }
             }
@@ -399,6 +403,13 @@ impl<T: Transport> LoopSide<T> {
             drop(self.spare.batch.take());
             self.spare.shared.take();
         }
+    }
+}
+
+impl<T: Transport> Front for LoopSide<T> {
+    fn stop(&self, endpoint: Endpoint) {
+        self.shared.with(endpoint, Mail::stop);
+        self.hand_over(endpoint, &mut { UNLIMITED });
     }
 }
 

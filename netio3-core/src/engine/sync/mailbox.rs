@@ -285,8 +285,11 @@ impl Mail {
     /// one is refused, and when the user asks for them. Like all counters kept here, these are written under the
     /// mailbox's lock alone.
     pub(super) fn count_queue(&self) {
-        let queued = self.room.untold();
-        self.counters.messages_accepted.set(self.room.accepted().messages);
+        let accepted = self.room.accepted();
+        // What has left and is not told yet takes room, but is not queued any more.
+        let left = Amount { messages: self.counters.messages_sent.get(), bytes: self.counters.bytes_sent.get() };
+        let queued = self.room.untold().min(accepted.saturating_sub(left));
+        self.counters.messages_accepted.set(accepted.messages);
         self.counters.queued_messages.set(queued.messages);
         self.counters.queued_bytes.set(queued.bytes);
     }

@@ -120,7 +120,6 @@ impl<T: Transport> SyncBackend<T> {
     fn start(transport: T, opener: T::Opener, config: NetworkConfig, callbacks: Box<dyn Callbacks + Send>, ev: &dyn EventLoop) -> Self {
         let ids = EndpointIds::default();
         let engine = Engine::new(transport, Arc::new(opener), loop_side::inner_config(&config), ids.clone(), ev);
-        engine.fronted.set(true);
         let shared = Arc::new(Shared::new(engine.opener.clone(), config, ids, engine.totals.clone(), engine.caps.clone(), ev.remote()));
         let side = LoopSide::new(shared.clone(), engine.clone(), callbacks);
         let driver = Driver::new(LocalBackend::view(engine.clone()), Box::new(FrontCallbacks(side.clone())));
