@@ -320,7 +320,13 @@ impl Transport for Rdma {
     #[inline]
     fn enqueue(&self, engine: &Engine<Self>, connection: &Conn, message: Outgoing<'_>) -> usize {
         let mut body = connection.link.body.borrow_mut();
-        let Some(open) = &mut *body else { return 0 };
+        let Some(open) = &mut *body else {
+            // There is no endpoint for a peer that was established all the same: this is pending when that ends, which comes next.
+            if let Payload::Buffer(buffer) = message.payload {
+                connection.link.leftover.borrow_mut().push(UserMemory::Buffer(Payload::take(buffer)));
+            }
+            return 0;
+        };
         if let (Payload::Copied(pieces), false) = (message.payload, open.sending.fits(message.len)) {
             drop(body);
             return self.enqueue_long(engine, connection, Long::new(message.header, pieces, message.len));

@@ -5,15 +5,16 @@ mod util;
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use netio3_core::{
-    ClosedReason, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetioStatus, NetworkBackend,
-    NetworkConfig, Phase, RdmaParameters,
+    Buffers, ClosedReason, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetioStatus,
+    NetworkBackend, NetworkConfig, Phase, RdmaParameters,
 };
 use netio3_evloop::EpollEventLoop;
 
-use crate::util::{GOODBYE, LIMIT, Packet, Peer, Told, config, hello_with, is_here, node, node_with, until};
+use crate::util::{GOODBYE, LIMIT, Packet, Peer, Told, config, hello, hello_with, is_here, node, node_with, until};
 
 /// Of messages that came in one packet those behind the one in whose callback the connection was aborted are counted.
 #[test]
@@ -209,4 +210,71 @@ fn an_echo_at_its_cap_ends(heartbeat: u8) {
     until(&ev, &[], "it is closed", || closed.get().is_some());
     // All that came is the user's, and of his own one has left.
     assert_eq!((taken.get(), closed.get()), (14, Some((11, ClosedReason::PeerLost))));
+}
+
+/// Once a peer's goodbye was read nothing more is accepted, which could not leave any more: on either kind.
+#[test]
+fn nothing_is_accepted_after_a_goodbye_was_read() {
+    if !is_here() {
+        return;
+    }
+    for synchronized in [false, true] {
+        let ev = EpollEventLoop::new().expect("descriptors are left");
+        let server = Handlers::new();
+        let server: Box<dyn NetworkBackend> = if synchronized {
+            netio3_libfabric::create(config(), Box::new(server), &ev).expect("libfabric is here")
+        } else {
+            netio3_libfabric::create_local(config(), Box::new(server), &ev).expect("libfabric is here")
+        };
+        let address = server.open_listen_endpoint(&EndPointAddress::localhost(0), &Default::default()).expect("a port is left");
+        let peer = Peer::connect(address, &hello());
+        until(&ev, &[&peer], "it is established", || peer.answer().is_some() && server.connections().len() == 1);
+        let from = server.connections()[0].endpoint;
+        peer.send(&Packet::new(GOODBYE));
+        // It says no farewell, so that the connection waits for that.
+        until(&ev, &[&peer], "the goodbye is answered", || peer.has_heard(GOODBYE));
+        assert_eq!(server.send_copy(from, b"late", &[], 1), Ok(NetioStatus::NotConnected), "synchronized: {synchronized}");
+    }
+}
+
+/// What *established* sends to a peer that no endpoint could be opened for comes back when that ends, which is next: each buffer
+/// once, on either kind.
+#[test]
+fn buffers_sent_to_a_peer_without_an_endpoint_come_back_once() {
+    if !is_here() {
+        return;
+    }
+    for synchronized in [false, true] {
+        let ev = EpollEventLoop::new().expect("descriptors are left");
+        let (accepted, closed) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(None)));
+        let (sent, end) = (accepted.clone(), closed.clone());
+        let callbacks = Handlers::new()
+            .on_connection_established(move |backend, connection| {
+                for _ in 0..2 {
+                    let mut buffer = backend.take_buffer(connection.endpoint).expect("it has a pool").expect("one is free");
+                    buffer.extend_from_slice(b"hello").expect("it fits");
+                    let id = buffer.id();
+                    backend.send_taken(connection.endpoint, buffer).expect("it is established");
+                    sent.lock().expect("nobody panicked").push(id);
+                }
+                backend.flush(connection.endpoint).expect("it is there");
+            })
+            .on_connection_closed(move |_, _, _, pending, _| {
+                end.lock().expect("nobody panicked").replace(pending.iter().map(|pending| pending.key).collect::<Vec<_>>());
+            });
+        let config = NetworkConfig { rdma: RdmaParameters { shared_receives: Some(1), ..config().rdma }, ..config() };
+        let server: Box<dyn NetworkBackend> = if synchronized {
+            netio3_libfabric::create(config, Box::new(callbacks), &ev).expect("libfabric is here")
+        } else {
+            netio3_libfabric::create_local(config, Box::new(callbacks), &ev).expect("libfabric is here")
+        };
+        let connection = ConnectionParameters { buffers: Some(Buffers { size: 100, count: 4 }), ..Default::default() };
+        let params = ConnectionParametersRecv { connection, ..Default::default() };
+        let address = server.open_listen_endpoint(&EndPointAddress::localhost(0), &params).expect("a port is left");
+        let client = node(&ev);
+        client.backend.connect(&address, &ConnectionParameters::default()).expect("a connection is started");
+        until(&ev, &[], "it is closed", || closed.lock().expect("nobody panicked").is_some());
+        let pending = closed.lock().expect("nobody panicked").take();
+        assert_eq!(pending, Some(accepted.lock().expect("nobody panicked").clone()), "synchronized: {synchronized}");
+    }
 }
