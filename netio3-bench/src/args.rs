@@ -126,7 +126,7 @@ pub struct SendArgs {
     #[arg(long, conflicts_with = "idle")]
     pub threads: bool,
     /// How much of each message goes as its header [default: 8, where the sequence number is]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     pub header: Option<usize>,
     /// Pieces that the rest of each message is handed over in
     #[arg(long, value_name = "PIECES", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000))]
@@ -273,8 +273,10 @@ fn parse_size(text: &str) -> Result<usize, String> {
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds")?;
-    let duration = Duration::try_from_secs_f64(seconds).ok().filter(|time| *time > Duration::ZERO);
-    duration.filter(|time| *time < Duration::from_secs(1 << 31)).ok_or_else(|| "must be a time above 0".into())
+    if seconds > f64::from(i32::MAX) {
+        return Err(format!("at most {}", i32::MAX));
+    }
+    Duration::try_from_secs_f64(seconds).ok().filter(|time| *time > Duration::ZERO).ok_or_else(|| "must be a time above 0".into())
 }
 
 fn parse_up_to_a_minute(text: &str) -> Result<Duration, String> {

@@ -76,6 +76,16 @@ impl StreamCheck {
         format!("a message of {len} bytes came where {} were announced", self.size)
     }
 
+    /// How many came.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// How many must have been sent for what came.
+    pub fn reached(&self) -> u64 {
+        self.next
+    }
+
     /// What came, given how many messages were sent (`None`: the sender did not say).
     pub fn tally(&self, sent: Option<u64>) -> Tally {
         let distinct = self.received - self.duplicated;

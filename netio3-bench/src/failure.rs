@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use nix::libc;
+
 /// One line for the user, and the exit status that goes with it.
 #[derive(Debug)]
 pub enum Failure {
@@ -15,7 +17,8 @@ pub enum Failure {
 impl Failure {
     /// No connection came about, with the operating system's reason.
     pub fn connecting(what: impl fmt::Display, cause: &io::Error) -> Self {
-        Self::NoConnection(format!("{what}: {cause}"))
+        let remedy = if cause.raw_os_error() == Some(libc::EMFILE) { "; raise the limit of open files, `ulimit -n`" } else { "" };
+        Self::NoConnection(format!("{what}: {cause}{remedy}"))
     }
 
     /// The exit status.

@@ -183,7 +183,11 @@ impl Info {
         let _ = writeln!(text, "  RDMA devices: {}", or_none(devices));
         if let Some(libfabric) = libfabric {
             let path = libfabric_path.as_ref().map(|path| format!(" ({path})")).unwrap_or_default();
-            let _ = writeln!(text, "\nlibfabric {libfabric}{path}, providers with message endpoints: {}", or_none(providers));
+            let _ = writeln!(
+                text,
+                "\nlibfabric {libfabric}{path}, providers with message endpoints: {} (rdma uses verbs and tcp alone)",
+                or_none(providers)
+            );
             endpoints.iter().for_each(|endpoint| text += &format!("  {}\n", endpoint.text()));
         }
         text += "\nlimits\n";

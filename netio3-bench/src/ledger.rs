@@ -241,8 +241,11 @@ impl Incoming {
         };
         if !self.done {
             ledger.failed += 1;
-            ledger.why = ledger.why.take().or(self.why).or(why);
-            ledger.account(&check, &start, start.count);
+            let after = start.count.map(|count| format!("after {} of {}", check.received(), plural(count, "message")));
+            let why = self.why.or(why).into_iter().chain(after).collect::<Vec<_>>();
+            ledger.why = ledger.why.take().or_else(|| (!why.is_empty()).then(|| why.join(", ")));
+            // Only those that others came behind are known to have been sent.
+            ledger.account(&check, &start, Some(check.reached()));
         }
         let Some(session) = ledger.sessions.get_mut(&start.session) else {
             return;
@@ -317,8 +320,12 @@ mod tests {
         let mut ledger = Ledger::new(Purpose::Stream, false, None);
         let mut incoming = connection(&mut ledger, start(0, 2));
         incoming.observe(&[0; 8]);
-        incoming.close(&mut ledger, None);
-        assert_eq!((ledger.ended, ledger.failed, ledger.total.lost, ledger.sessions.len()), (1, 1, 2, 0));
+        // The second is missing.
+        incoming.observe(&[2, 0, 0, 0, 0, 0, 0, 0]);
+        incoming.close(&mut ledger, Some("the peer is gone".into()));
+        assert_eq!((ledger.ended, ledger.failed, ledger.total.lost, ledger.sessions.len()), (1, 1, 1, 0));
+        let error = ledger.report(Backend::Raw, None).error.expect("it failed");
+        assert_eq!(error, "1 connection ended without a goodbye: the peer is gone, after 2 of 3 messages");
     }
 
     #[test]
@@ -344,8 +351,9 @@ mod tests {
             assert_eq!(incoming.control(&mut ledger, &message), Answer::HangUp);
             incoming.close(&mut ledger, Some("closed by this side".into()));
             let report = ledger.report(Backend::Raw, None);
-            let expected = format!("1 connection ended without a goodbye: a message of {len} bytes came where 8 were announced");
-            assert_eq!((report.error, report.corrupted, report.lost), (Some(expected), 1, 1));
+            let why = format!("a message of {len} bytes came where 8 were announced, after 2 of 3 messages");
+            let expected = format!("1 connection ended without a goodbye: {why}");
+            assert_eq!((report.error, report.corrupted, report.lost), (Some(expected), 1, 0));
         }
     }
 

@@ -125,13 +125,24 @@ fn refuse_what_is_ignored(cli: &Cli) -> Result<(), Failure> {
         // The tour and the limits measure all that there is.
         (_, None) => !is_transfer,
     };
+    let has_address = match &cli.command {
+        Some(Command::Send(args)) => args.connect.is_some(),
+        Some(Command::Ping(args)) => args.connect.is_some(),
+        _ => false,
+    };
     let why = match () {
         () if common.epoll && (!is_transfer || common.backend() != Backend::Raw || common.spin > 0) => {
             "--epoll is for bare sockets that do not spin: --backend raw, and no --spin"
         }
+        () if common.provider.is_some() && matches!(cli.command, Some(Command::Info)) => {
+            "`info` tells of every provider that there is: leave --provider out"
+        }
         () if common.provider.is_some() && !has_provider => "--provider is of libfabric: it needs --backend rdma or raw-fabric",
         () if common.cpu.is_some() && !is_transfer && !matches!(cli.command, Some(Command::StayAwake)) => {
             "--cpu pins one process: it is for recv, send, echo and ping"
+        }
+        () if common.backend() == Backend::Loopback && has_address => {
+            "loopback brings its own peer, within this process: leave --connect out"
         }
         () => return Ok(()),
     };

@@ -182,6 +182,7 @@ impl Report {
                 Backend::Rdma => {
                     writeln!(text, "  {} ({signalled} signalled), {reads} received: {each:.1} messages each", plural(writes, "post"))
                 }
+                Backend::Loopback => writeln!(text, "  {} and {reads} reads: {each:.1} messages each", plural(writes, "write")),
                 _ => writeln!(text, "  {} to send, {reads} to receive: {each:.1} messages each", plural(writes, "system call")),
             };
         }
@@ -217,31 +218,39 @@ fn max_rss_kib() -> u64 {
 }
 
 /// Collects round-trip times.
-pub struct RttHistogram(Histogram<u64>);
+pub struct RttHistogram {
+    times: Histogram<u64>,
+    /// The shortest and the longest, in nanoseconds: the histogram has them to a thousandth.
+    ends: (u64, u64),
+}
 
 impl RttHistogram {
     /// Up to a minute, to a thousandth.
     pub fn new() -> Self {
-        Self(Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are fixed and make sense"))
+        let times = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are fixed and make sense");
+        Self { times, ends: (u64::MAX, 0) }
     }
 
     /// Counts a round trip.
     #[inline]
     pub fn record(&mut self, time: Duration) {
-        self.0.saturating_record(time.as_nanos() as u64);
+        let time = time.as_nanos() as u64;
+        self.ends = (self.ends.0.min(time), self.ends.1.max(time));
+        self.times.saturating_record(time);
     }
 
     /// The summary, if there was any.
     pub fn summary(&self) -> Option<RoundTrips> {
         let us = |nanoseconds: u64| nanoseconds as f64 / 1e3;
-        let at = |quantile| us(self.0.value_at_quantile(quantile));
-        (!self.0.is_empty()).then(|| RoundTrips {
-            min: us(self.0.min()),
+        let (min, max) = self.ends;
+        let at = |quantile| us(self.times.value_at_quantile(quantile).clamp(min, max));
+        (!self.times.is_empty()).then(|| RoundTrips {
+            min: us(min),
             p50: at(0.5),
             p90: at(0.9),
             p99: at(0.99),
             p999: at(0.999),
-            max: us(self.0.max()),
+            max: us(max),
         })
     }
 }
@@ -305,7 +314,8 @@ pub fn metric(rate: f64) -> String {
     match rate {
         r if r >= 1e6 => format!("{:.2} M", r / 1e6),
         r if r >= 1e3 => format!("{:.1} k", r / 1e3),
-        r => format!("{r:.0}"),
+        r if r >= 10.0 => format!("{r:.0}"),
+        r => format!("{r:.2}"),
     }
 }
 
@@ -339,7 +349,7 @@ mod tests {
         report.mode = Some(Mode::ZeroCopy);
         let object = serde_json::to_value(&report).unwrap();
         for name in ["min", "p50", "p90", "p99", "p999", "max"] {
-            assert!((object["rtt_us"][name].as_f64().unwrap() - 10.0).abs() < 0.1, "{name}");
+            assert_eq!(object["rtt_us"][name], 10.0, "{name}");
         }
         assert_eq!((&object["backend"], &object["mode"]), (&"raw-fabric".into(), &"zero-copy".into()));
         assert_eq!(object["msgs_per_s"], 20.0);

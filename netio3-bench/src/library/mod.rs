@@ -15,8 +15,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use netio3::{
-    Callbacks, ConnectionParametersRecv, EndPointAddress, EpollEventLoop, EventLoop, NetworkBackend, NetworkConfig, NetworkType,
-    RdmaParameters, create, create_local,
+    Callbacks, ClosedReason, ConnectionParametersRecv, EndPointAddress, EpollEventLoop, EventLoop, NetworkBackend, NetworkConfig,
+    NetworkType, RdmaParameters, create, create_local,
 };
 
 use crate::args::{Backend, Common, MAX_SIZE};
@@ -109,6 +109,15 @@ fn listen(backend: &dyn NetworkBackend, address: &EndPointAddress) -> Result<Soc
     params.connection.stall_timeout = Some(STALL_DEADLINE);
     let bound = backend.open_listen_endpoint(address, &params);
     bound.map(Into::into).map_err(|error| Failure::NoConnection(chain(&error)))
+}
+
+/// Why there is no answer to the first message on a connection that has ended for this reason.
+fn not_answered(address: &EndPointAddress, reason: ClosedReason, role: &str) -> String {
+    match reason {
+        // For what it said.
+        ClosedReason::Local => format!("what listens on {address} does not answer as `netio3-bench {role}` does"),
+        reason => format!("{address} hung up: {reason}; is it `netio3-bench {role}`?"),
+    }
 }
 
 /// What a backend did for a run.

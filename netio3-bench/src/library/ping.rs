@@ -18,7 +18,7 @@ use crate::library::echo::Echo;
 use crate::library::outgoing::{Messages, Outgoing};
 use crate::library::send::say;
 use crate::library::serve::other_side;
-use crate::library::{CONNECT_DEADLINE, Ground, STALL_DEADLINE, chain};
+use crate::library::{CONNECT_DEADLINE, Ground, STALL_DEADLINE, chain, not_answered};
 use crate::plan::Plan;
 use crate::report::{Report, RttHistogram};
 
@@ -244,7 +244,7 @@ impl Client {
 
     fn on_closed(&mut self, backend: &dyn NetworkBackend, address: &EndPointAddress, reason: ClosedReason) {
         if !self.ready.get() {
-            return self.give_up(format!("{address} hung up: {reason}; is it `netio3-bench echo`?"));
+            return self.give_up(not_answered(address, reason, "echo"));
         }
         if self.tally.is_none() {
             self.fail(reason.to_string());
@@ -282,12 +282,15 @@ impl Client {
 
     /// The report, with what went beside; counts and rates are those of both, the times of round trips are not.
     fn report(&self, backend: Backend, beside: Option<&Self>) -> Report {
-        let (mut total, mut began, mut ended) = (self.total(), self.began, self.ended);
+        let mut total = self.total();
         if let Some(beside) = beside {
-            total.add(&beside.total());
-            (began, ended) = (began.min(beside.began), ended.max(beside.ended));
+            // Of the bulk only what went wrong is told.
+            let bulk = beside.total();
+            let verified = if bulk.verified == bulk.messages { total.verified } else { 0 };
+            total.add(&Tally { messages: 0, bytes: 0, verified: 0, ..bulk });
+            total.verified = verified;
         }
-        let mut report = Report::new("ping", backend, &total, ended.saturating_duration_since(began));
+        let mut report = Report::new("ping", backend, &total, self.ended.saturating_duration_since(self.began));
         report.mode = Some(Mode::ZeroCopy);
         report.size = self.plan.layout.size;
         report.connections = if self.reconnects { self.plan.connections } else { 1 + u32::from(beside.is_some()) };

@@ -18,7 +18,7 @@ use crate::library::recv::Receiver;
 use crate::library::serve::other_side;
 use crate::library::table::Table;
 use crate::library::threads;
-use crate::library::{CONNECT_DEADLINE, Ground, STALL_DEADLINE, calls, chain};
+use crate::library::{CONNECT_DEADLINE, Ground, STALL_DEADLINE, calls, chain, not_answered};
 use crate::plan::Plan;
 use crate::report::Report;
 
@@ -246,7 +246,7 @@ impl Sender {
     fn on_closed(&mut self, endpoint: Endpoint, address: &EndPointAddress, reason: ClosedReason) {
         let Some(connection) = self.connections.remove(endpoint) else { return };
         if self.welcomed < self.plan.connections {
-            return self.give_up(format!("{address} hung up: {reason}; is it `netio3-bench recv`?"));
+            return self.give_up(not_answered(address, reason, "recv"));
         }
         self.refused_sends += connection.outgoing.refused();
         if connection.phase != Phase::Acknowledged {

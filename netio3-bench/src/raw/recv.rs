@@ -22,17 +22,16 @@ pub fn recv(common: &Common, args: &RecvArgs) -> Result<Report, Failure> {
     let failed = |cause: io::Error| Failure::NotDelivered(explain(&cause));
     announce(listener.local_addr().map_err(failed)?);
     let mut ledger = Ledger::new(Purpose::Stream, common.verify, (!args.forever).then_some(args.senders));
-    let mut first = accept(&mut ledger, &listener).map_err(failed)?;
-    let alone = first.incoming.start().is_some_and(|start| start.connections == 1) && args.senders == 1 && !args.forever;
-    let error = if alone {
-        let error = receive_alone(common, &mut ledger, &mut first).err();
+    let outcome = accept(&mut ledger, &listener).and_then(|mut first| {
+        let alone = first.incoming.start().is_some_and(|start| start.connections == 1) && args.senders == 1 && !args.forever;
+        if !alone {
+            return receive_many(common, &mut ledger, &listener, first);
+        }
+        let outcome = receive_alone(common, &mut ledger, &mut first);
         first.incoming.close(&mut ledger, None);
-        error
-    } else {
-        receive_many(common, &mut ledger, &listener, first).map_err(failed)?;
-        None
-    };
-    Ok(ledger.report(Backend::Raw, error.as_ref().map(explain)))
+        outcome
+    });
+    Ok(ledger.report(Backend::Raw, outcome.err().as_ref().map(explain)))
 }
 
 struct Peer {

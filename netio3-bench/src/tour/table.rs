@@ -84,7 +84,8 @@ impl Findings {
         let verified = messages > 0 && self.all().all(|measured| measured.verified);
         let mut text = String::from(
             "between two processes on this machine (loopback: within one); % is the share of the machine's limit,\n\
-             which is what bare sockets reach (for rdma: bare libfabric calls), measured in turns\n\n",
+             which is what bare sockets reach (for rdma: bare libfabric calls), measured in turns; it is the median of the\n\
+             rounds' own shares, the rates are medians by themselves\n\n",
         );
         for over_libfabric in [false, true] {
             let columns: Vec<Backend> =

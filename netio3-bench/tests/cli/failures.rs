@@ -30,6 +30,9 @@ fn nonsense_is_a_bad_argument() {
         "recv --listen 127.0.0.1:0 --cpu 1000",
         "recv --listen 127.0.0.1:0 --backend smoke-signals",
         "send --connect 127.0.0.1:0 --size 1 --messages 1",
+        "send --connect 127.0.0.1:1 --size 64 --messages 1 --backend loopback",
+        "ping --connect 127.0.0.1:1 --size 64 --count 1 --backend loopback",
+        "info --provider tcp",
         "send --connect 0.0.0.0:1 --size 1 --messages 1 --backend raw",
     ] {
         run(args).failed(2, "netio3-bench: ");
@@ -162,6 +165,26 @@ fn what_listens_is_something_else() {
 }
 
 #[test]
+fn what_listens_speaks_something_else() {
+    let answers: [fn(TcpStream); 2] = [
+        |mut peer| _ = peer.write_all(b"220 smtp.example.org ready\r\n").map(|()| std::io::copy(&mut peer, &mut std::io::sink())),
+        |mut peer| _ = peer.try_clone().map(|mut back| std::io::copy(&mut peer, &mut back)),
+    ];
+    for answer in answers {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = other.local_addr().unwrap();
+        std::thread::spawn(move || other.incoming().flatten().for_each(|peer| _ = std::thread::spawn(move || answer(peer))));
+        for backend in ["tcp", "raw"] {
+            for active in ["send --messages 1", "ping --count 1"] {
+                let ended = run(&format!("{active} --connect {address} --backend {backend} --size 64"));
+                assert_eq!((ended.status, ended.stderr.lines().count()), (2, 1), "{ended:?}");
+                assert!(!ended.stderr.contains("closed by this side"), "{ended:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_roles_do_not_match() {
     for backend in backends() {
         let mut echo = start(&format!("echo --listen 127.0.0.1:0 --backend {backend} --json"));
@@ -246,7 +269,7 @@ fn a_sender_that_dies_fails_the_receiver() {
 fn either_side_of_round_trips_dies() {
     for backend in backends() {
         for survivor in ["ping", "echo"] {
-            let mut echo = start(&format!("echo --listen 127.0.0.1:0 --backend {backend}"));
+            let mut echo = start(&format!("echo --listen 127.0.0.1:0 --backend {backend} --json"));
             let address = echo.address();
             let mut ping = start(&format!("ping --held --connect {address} --backend {backend} --size 64 --count 100000000 --json"));
             ping.until_busy();
@@ -258,7 +281,10 @@ fn either_side_of_round_trips_dies() {
                 assert!(ended.json()["lost"].as_u64() <= Some(1), "{ended:?}");
             } else {
                 ping.kill();
-                echo.end().failed(1, "without a goodbye");
+                let ended = echo.end();
+                ended.failed(1, "of 100000000 messages");
+                // Nobody knows of one that was sent and did not come.
+                assert_eq!(ended.json()["lost"], 0, "{ended:?}");
             }
         }
     }
@@ -281,9 +307,11 @@ fn a_receiver_short_of_descriptors_says_so_once() {
 
 #[test]
 fn bare_sockets_short_of_descriptors_say_so() {
-    let mut receiver = start_within("-n 20", "recv --backend raw --listen 127.0.0.1:0 --senders 2");
+    let mut receiver = start_within("-n 20", "recv --backend raw --listen 127.0.0.1:0 --senders 2 --json");
     let sender = start(&format!("send --backend raw --connect {} --connections 30 --size 64 --messages 100", receiver.address()));
-    receiver.end().failed(1, "raise the limit of open files");
+    let ended = receiver.end();
+    ended.failed(1, "raise the limit of open files");
+    assert_eq!(ended.json()["role"], "recv", "{ended:?}");
     assert_ne!(sender.end().status, 0);
 }
 

@@ -131,8 +131,11 @@ fn options_that_nothing_would_take_notice_of_are_refused() {
             run(&format!("{command} --provider verbs --backend {backend}")).failed(2, "--provider is of libfabric");
         }
     }
-    for command in ["recv", "echo", "info", "info --backend rdma"] {
+    for command in ["recv", "echo"] {
         run(&format!("{command} --provider verbs")).failed(2, "--provider is of libfabric");
+    }
+    for command in ["info", "info --backend rdma"] {
+        run(&format!("{command} --provider verbs")).failed(2, "leave --provider out");
     }
     for command in ["", "info", "limits"] {
         run(&format!("{command} --cpu 0")).failed(2, "--cpu pins one process");
