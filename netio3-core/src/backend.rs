@@ -63,8 +63,9 @@ pub trait NetworkBackend {
     /// Closes a connection in an orderly way: new sends are refused, accepted ones leave, then *closed*
     /// follows. Before *established* it ends in *refused*. Closing twice is no error.
     ///
-    /// What the peer has sent before it hears of it goes to `on_data` still, but on a connection that is paused, or at
-    /// its cap on messages taken over, is discarded, although it has completed there: resume it first.
+    /// What the peer has sent before it hears of it goes to `on_data` still; at the cap on messages taken over it waits for some of
+    /// those to be dropped, until the deadline. On a connection that is paused it is discarded, although it has completed there:
+    /// resume it first.
     ///
     /// # Errors
     /// `UnknownSendEndpoint`, `FailedCloseSendEndpoint`.
