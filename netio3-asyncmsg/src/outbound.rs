@@ -233,15 +233,18 @@ impl Outbound {
 
     /// Gives everything up that waits, of a connection that goes on. Buffers are kept until it ends.
     pub(crate) fn give_up(&mut self) {
-        let memory = self.segments.drain(..).map(|segment| segment.memory);
-        self.retired.give_up(memory.filter_map(|memory| if let Memory::User(memory) = memory { Some(memory) } else { None }));
-        *self = Self { retired: std::mem::take(&mut self.retired), ..Self::new(&self.spares) };
+        self.retired.give_up(self.segments.drain(..).filter_map(Segment::user));
+        self.forget();
     }
 
     /// The same of one that has ended.
     pub(crate) fn abandon(&mut self) {
-        self.give_up();
-        self.retired.end();
+        self.retired.end(self.segments.drain(..).filter_map(Segment::user));
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        *self = Self { retired: std::mem::take(&mut self.retired), ..Self::new(&self.spares) };
     }
 
     /// Gives memory back that is not in use.
@@ -280,6 +283,16 @@ impl Outbound {
         } else if self.copied_start > left {
             self.copied.drop_front(self.copied_start);
             (self.copied_start, self.open) = (0, self.open - self.copied_start);
+        }
+    }
+}
+
+impl Segment {
+    /// Its memory, if that is the user's.
+    fn user(self) -> Option<UserMemory> {
+        match self.memory {
+            Memory::User(memory) => Some(memory),
+            Memory::Run(_) => None,
         }
     }
 }

@@ -147,8 +147,8 @@ pub trait NetworkBackend {
 
     /// Stops `on_data` of a connection, and reading with it, so that the peer is slowed down.
     ///
-    /// Where messages wait to leave, heartbeats among them, and the peer is gone it ends all the same, and what was not delivered is
-    /// discarded; what the system still had of it is in no count. Over loopback it waits for [`resume`](Self::resume).
+    /// Where messages wait to leave and the peer is gone it ends all the same, and what was not delivered is discarded; what the
+    /// system still had of it is in no count. Over TCP a heartbeat that cannot leave is enough for that.
     ///
     /// # Errors
     /// `UnknownSendEndpoint`.

@@ -555,14 +555,18 @@ impl Sending {
     /// Gives everything up of a connection that goes on, the device being done with it. Buffers are kept until it ends.
     pub(crate) fn give_up(&mut self) {
         self.retired.give_up(self.pieces.drain(..));
-        let retired = mem::take(&mut self.retired);
-        *self = Self { retired, ..Self::new(Vec::new(), Vec::new(), self.packet_len) };
+        self.forget();
     }
 
     /// The same of one that has ended.
     pub(crate) fn abandon(&mut self) {
-        self.give_up();
-        self.retired.end();
+        self.retired.end(self.pieces.drain(..));
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        let retired = mem::take(&mut self.retired);
+        *self = Self { retired, ..Self::new(Vec::new(), Vec::new(), self.packet_len) };
     }
 
     /// Gives memory back that an idle connection does not need.

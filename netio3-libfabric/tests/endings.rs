@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use netio3_core::{
-    Buffers, ClosedReason, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetioStatus,
+    Buffers, Callbacks, ClosedReason, ConnectionParameters, ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetioStatus,
     NetworkBackend, NetworkConfig, Phase, RdmaParameters,
 };
 use netio3_evloop::EpollEventLoop;
@@ -212,6 +212,20 @@ fn an_echo_at_its_cap_ends(heartbeat: u8) {
     assert_eq!((taken.get(), closed.get()), (14, Some((11, ClosedReason::PeerLost))));
 }
 
+/// One of either kind.
+fn backend(
+    synchronized: bool,
+    config: NetworkConfig,
+    callbacks: impl Callbacks + Send + 'static,
+    ev: &EpollEventLoop,
+) -> Box<dyn NetworkBackend> {
+    if synchronized {
+        netio3_libfabric::create(config, Box::new(callbacks), ev).expect("libfabric is here")
+    } else {
+        netio3_libfabric::create_local(config, Box::new(callbacks), ev).expect("libfabric is here")
+    }
+}
+
 /// Once a peer's goodbye was read nothing more is accepted, which could not leave any more: on either kind.
 #[test]
 fn nothing_is_accepted_after_a_goodbye_was_read() {
@@ -220,12 +234,7 @@ fn nothing_is_accepted_after_a_goodbye_was_read() {
     }
     for synchronized in [false, true] {
         let ev = EpollEventLoop::new().expect("descriptors are left");
-        let server = Handlers::new();
-        let server: Box<dyn NetworkBackend> = if synchronized {
-            netio3_libfabric::create(config(), Box::new(server), &ev).expect("libfabric is here")
-        } else {
-            netio3_libfabric::create_local(config(), Box::new(server), &ev).expect("libfabric is here")
-        };
+        let server = backend(synchronized, config(), Handlers::new(), &ev);
         let address = server.open_listen_endpoint(&EndPointAddress::localhost(0), &Default::default()).expect("a port is left");
         let peer = Peer::connect(address, &hello());
         until(&ev, &[&peer], "it is established", || peer.answer().is_some() && server.connections().len() == 1);
@@ -263,11 +272,7 @@ fn buffers_sent_to_a_peer_without_an_endpoint_come_back_once() {
                 end.lock().expect("nobody panicked").replace(pending.iter().map(|pending| pending.key).collect::<Vec<_>>());
             });
         let config = NetworkConfig { rdma: RdmaParameters { shared_receives: Some(1), ..config().rdma }, ..config() };
-        let server: Box<dyn NetworkBackend> = if synchronized {
-            netio3_libfabric::create(config, Box::new(callbacks), &ev).expect("libfabric is here")
-        } else {
-            netio3_libfabric::create_local(config, Box::new(callbacks), &ev).expect("libfabric is here")
-        };
+        let server = backend(synchronized, config, callbacks, &ev);
         let connection = ConnectionParameters { buffers: Some(Buffers { size: 100, count: 4 }), ..Default::default() };
         let params = ConnectionParametersRecv { connection, ..Default::default() };
         let address = server.open_listen_endpoint(&EndPointAddress::localhost(0), &params).expect("a port is left");

@@ -217,9 +217,7 @@ impl<T: Transport> Engine<T> {
         let pool = BufferPool::of_connection(endpoint, params.buffers, &self.remote)?;
         let link = self.transport.adopt(self, endpoint.slot(), dialing)?;
         let connection = self.connection(endpoint, address, Direction::Outgoing, None, params, counters, link);
-        // Deadlines count from the call, not from the beginning of a turn whose callbacks may have taken long.
-        let since = Cell::new(self.ev.clock());
-        let connection = Rc::new(Connection { known: Cell::new(true), owns_address, pool: RefCell::new(pool), since, ..connection });
+        let connection = Rc::new(Connection { known: Cell::new(true), owns_address, pool: RefCell::new(pool), ..connection });
         if owns_address {
             self.by_address.borrow_mut().insert(address, endpoint);
         }
@@ -266,7 +264,8 @@ impl<T: Transport> Engine<T> {
             pool: RefCell::new(None),
             starved: Cell::new(false),
             liveness: RefCell::new(None),
-            since: Cell::new(now),
+            // Not the beginning of a turn whose callbacks may have taken long.
+            since: Cell::new(self.ev.clock()),
             filled: Cell::new(false),
             progress: Cell::new(now),
             reads_seen: Cell::new(0),

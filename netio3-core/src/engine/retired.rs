@@ -43,15 +43,17 @@ impl Retired {
     }
 
     /// Of messages that will not leave, though their connection has not ended.
-    pub fn give_up(&mut self, memory: impl IntoIterator<Item = UserMemory>) {
-        let (buffers, other) = memory.into_iter().partition::<Vec<_>, _>(|memory| matches!(memory, UserMemory::Buffer(_)));
-        self.kept.extend(buffers);
-        self.memory.extend(other);
+    pub fn give_up(&mut self, memory: impl Iterator<Item = UserMemory>) {
+        for memory in memory {
+            let list = if matches!(memory, UserMemory::Buffer(_)) { &mut self.kept } else { &mut self.memory };
+            list.push(memory);
+        }
     }
 
-    /// The connection has ended.
-    pub fn end(&mut self) {
+    /// Of messages that will not leave, since their connection has ended; what was kept until then goes before it.
+    pub fn end(&mut self, memory: impl Iterator<Item = UserMemory>) {
         self.memory.append(&mut self.kept);
+        self.memory.extend(memory);
     }
 
     /// Whether there is none.

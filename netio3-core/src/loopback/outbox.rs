@@ -96,13 +96,17 @@ impl Outbox {
     /// Gives everything up of a connection that goes on. Buffers are kept until it ends.
     pub(super) fn give_up(&mut self) {
         self.retired.give_up(self.pieces.drain(..));
-        *self = Self { retired: std::mem::take(&mut self.retired), ..Self::default() };
+        self.forget();
     }
 
     /// Gives everything up of one that has ended.
     pub(super) fn abandon(&mut self) {
-        self.give_up();
-        self.retired.end();
+        self.retired.end(self.pieces.drain(..));
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        *self = Self { retired: std::mem::take(&mut self.retired), ..Self::default() };
     }
 
     /// Gives memory back that an idle connection does not need.

@@ -1,16 +1,18 @@
 //! What real sockets do only by chance.
 
 mod failing;
-mod hurried;
 
 use std::cell::Cell;
 use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
-use netio3_core::{ConnectionParametersRecv, EndPointAddress, EventLoop, Handlers, NetworkConfig, SourceId, engine};
+use netio3_core::{
+    ConnectionParametersRecv, EndPointAddress, Endpoint, EventLoop, Handlers, NetworkBackend, NetworkConfig, SourceId, engine,
+};
 use netio3_evloop::EpollEventLoop;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -112,39 +114,46 @@ fn a_listener_that_was_shut_down_from_outside_says_so_and_does_not_keep_the_loop
     assert!(turns < 50, "{turns} turns in 0.3 s");
 }
 
-/// The system's network, on which accepting fails for now.
-struct Short;
+/// The system's network, to whose listeners something happens.
+struct Eventful;
 
-/// The error that it fails with, if there is one.
-struct ShortOpener(Arc<AtomicI32>);
+#[derive(Default)]
+struct Events {
+    /// Accepting fails with this error, if it is not zero.
+    accept: AtomicI32,
+    /// Done once, when a listener is closed.
+    close: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
 
-struct ShortListener(TcpListener, Arc<AtomicI32>);
+struct EventfulOpener(Arc<Events>);
 
-impl Net for Short {
+struct EventfulListener(TcpListener, Arc<Events>);
+
+impl Net for Eventful {
     type Stream = TcpStream;
-    type Listener = ShortListener;
-    type Opener = ShortOpener;
+    type Listener = EventfulListener;
+    type Opener = EventfulOpener;
 }
 
-impl Opener for ShortOpener {
+impl Opener for EventfulOpener {
     type Dialing = Dialing<TcpStream>;
-    type Listening = ShortListener;
+    type Listening = EventfulListener;
 
-    fn dial(&self, _: &EndPointAddress, _: &ConnectionParameters) -> io::Result<Self::Dialing> {
-        unreachable!("nobody dials")
+    fn dial(&self, address: &EndPointAddress, params: &ConnectionParameters) -> io::Result<Self::Dialing> {
+        SystemOpener.dial(address, params)
     }
 
-    fn listen(&self, address: &EndPointAddress, params: &ConnectionParametersRecv) -> io::Result<(ShortListener, EndPointAddress)> {
+    fn listen(&self, address: &EndPointAddress, params: &ConnectionParametersRecv) -> io::Result<(EventfulListener, EndPointAddress)> {
         let (listener, bound) = SystemOpener.listen(address, params)?;
-        Ok((ShortListener(listener, self.0.clone()), bound))
+        Ok((EventfulListener(listener, self.0.clone()), bound))
     }
 }
 
-impl Listen for ShortListener {
+impl Listen for EventfulListener {
     type Stream = TcpStream;
 
     fn accept(&self, params: &ConnectionParameters) -> io::Result<(TcpStream, EndPointAddress)> {
-        match self.1.load(Ordering::Relaxed) {
+        match self.1.accept.load(Ordering::Relaxed) {
             0 => Listen::accept(&self.0, params),
             errno => Err(io::Error::from_raw_os_error(errno)),
         }
@@ -156,6 +165,8 @@ impl Listen for ShortListener {
 
     fn unwatch(&self, ev: &dyn EventLoop, watch: WatchId) {
         self.0.unwatch(ev, watch);
+        let close = self.1.close.lock().expect("nobody panicked").take();
+        close.into_iter().for_each(|close| close());
     }
 }
 
@@ -164,9 +175,9 @@ impl Listen for ShortListener {
 fn a_listener_short_of_descriptors_tries_again_as_often_however_many_come() {
     const EMFILE: i32 = 24;
     let ev = EpollEventLoop::new().expect("descriptors are left");
-    let errno = Arc::new(AtomicI32::new(EMFILE));
-    let opener = ShortOpener(errno.clone());
-    let backend = engine::create_local(Tcp::<Short>::new(), opener, NetworkConfig::default(), Box::new(Handlers::new()), &ev);
+    let events = Arc::new(Events { accept: AtomicI32::new(EMFILE), ..Default::default() });
+    let opener = EventfulOpener(events.clone());
+    let backend = engine::create_local(Tcp::<Eventful>::new(), opener, NetworkConfig::default(), Box::new(Handlers::new()), &ev);
     let backend = backend.expect("the configuration is valid");
     let listener =
         backend.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).expect("a port is left");
@@ -182,7 +193,7 @@ fn a_listener_short_of_descriptors_tries_again_as_often_however_many_come() {
     // Every 50 ms, at the earliest.
     let tried = counters.accept_failures.get() - failures;
     assert!((1..=11).contains(&tried), "{tried} times in half a second");
-    errno.store(0, Ordering::Relaxed);
+    events.accept.store(0, Ordering::Relaxed);
     let accepted = ev.run_until(&mut || counters.accepted.get() == 40, Duration::from_secs(30));
     assert!(accepted.expect("the loop can wait"), "nobody was forgotten");
 }
@@ -192,8 +203,8 @@ fn a_listener_short_of_descriptors_tries_again_as_often_however_many_come() {
 fn a_listener_opened_in_place_of_one_that_was_short_tries_again_as_often() {
     const EMFILE: i32 = 24;
     let ev = EpollEventLoop::new().expect("descriptors are left");
-    let errno = Arc::new(AtomicI32::new(EMFILE));
-    let backend = engine::create_local(Tcp::<Short>::new(), ShortOpener(errno), NetworkConfig::default(), Box::new(Handlers::new()), &ev);
+    let opener = EventfulOpener(Arc::new(Events { accept: AtomicI32::new(EMFILE), ..Default::default() }));
+    let backend = engine::create_local(Tcp::<Eventful>::new(), opener, NetworkConfig::default(), Box::new(Handlers::new()), &ev);
     let backend = backend.expect("the configuration is valid");
     let totals = backend.totals();
     let mut clients = Vec::new();
@@ -212,4 +223,49 @@ fn a_listener_opened_in_place_of_one_that_was_short_tries_again_as_often() {
     ev.run_for(Duration::from_millis(500)).expect("the loop can wait");
     let tried = totals.accept_failures.get() - failures;
     assert!((1..=11).contains(&tried), "{tried} times in half a second");
+}
+
+/// The loop learns of the pause before it has taken the connection on.
+#[test]
+fn a_connection_that_was_paused_at_once_by_another_thread_is_paused() {
+    let ev = EpollEventLoop::new().expect("descriptors are left");
+    // It sends as soon as it can.
+    let server = Handlers::new().on_connection_established(|backend, connection| {
+        backend.send_copy(connection.endpoint, b"early", b"", 1).expect("it is there").to_string();
+    });
+    let server = crate::create_local(NetworkConfig::default(), Box::new(server), &ev).expect("the configuration is valid");
+    let address =
+        server.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).expect("a port is left");
+
+    let (paused, arrived): (Arc<Mutex<Option<Endpoint>>>, Arc<Mutex<usize>>) = Default::default();
+    let count = arrived.clone();
+    let callbacks = Handlers::new().on_data(move |_, _, _, _| *count.lock().expect("nobody panicked") += 1);
+    let events = Arc::<Events>::default();
+    let client = engine::create(Tcp::<Eventful>::new(), EventfulOpener(events.clone()), NetworkConfig::default(), Box::new(callbacks), &ev);
+    let client: Arc<dyn NetworkBackend + Send + Sync> = client.expect("the configuration is valid").into();
+    let listener =
+        client.open_listen_endpoint(&EndPointAddress::localhost(0), &ConnectionParametersRecv::default()).expect("a port is left");
+    ev.run_for(Duration::from_millis(10)).expect("the loop can wait");
+
+    // While the loop closes the listener, a thread connects and pauses.
+    let (other, note) = (client.clone(), paused.clone());
+    let connect = move || {
+        let connect = move || {
+            let endpoint = other.connect(&address, &ConnectionParameters::default()).expect("it is started");
+            other.pause(endpoint).expect("it is there");
+            note.lock().expect("nobody panicked").replace(endpoint);
+        };
+        thread::spawn(connect).join().expect("it does not panic");
+    };
+    events.close.lock().expect("nobody panicked").replace(Box::new(connect));
+    let other = client.clone();
+    thread::spawn(move || other.close_listen_endpoint(&listener).expect("it listens")).join().expect("it does not panic");
+    let has_sent = || server.totals().messages_sent.get() == 1;
+    assert!(ev.run_until(&mut || has_sent(), Duration::from_secs(30)).expect("the loop can wait"));
+    ev.run_for(Duration::from_millis(100)).expect("the loop can wait");
+    let endpoint = paused.lock().expect("nobody panicked").expect("it was connected");
+    assert_eq!(*arrived.lock().expect("nobody panicked"), 0, "it is paused");
+    client.resume(endpoint).expect("it is there");
+    let has_come = || *arrived.lock().expect("nobody panicked") == 1;
+    assert!(ev.run_until(&mut || has_come(), Duration::from_secs(30)).expect("the loop can wait"));
 }
