@@ -17,8 +17,7 @@ pub enum Failure {
 impl Failure {
     /// No connection came about, with the operating system's reason.
     pub fn connecting(what: impl fmt::Display, cause: &io::Error) -> Self {
-        let remedy = if cause.raw_os_error() == Some(libc::EMFILE) { "; raise the limit of open files, `ulimit -n`" } else { "" };
-        Self::NoConnection(format!("{what}: {cause}{remedy}"))
+        Self::NoConnection(format!("{what}: {}", with_remedy(cause)))
     }
 
     /// The exit status.
@@ -28,6 +27,16 @@ impl Failure {
             Self::NoConnection(_) => 2,
         }
     }
+}
+
+/// An error of the operating system's, with what to do about it where it does not say so itself.
+pub fn with_remedy(cause: &io::Error) -> String {
+    let remedy = match cause.raw_os_error() {
+        Some(libc::EMFILE) => "; raise the limit of open files, `ulimit -n`",
+        Some(libc::EADDRINUSE) => "; take another port, or 0 for any",
+        _ => "",
+    };
+    format!("{cause}{remedy}")
 }
 
 impl fmt::Display for Failure {

@@ -185,7 +185,7 @@ impl Info {
             let path = libfabric_path.as_ref().map(|path| format!(" ({path})")).unwrap_or_default();
             let _ = writeln!(
                 text,
-                "\nlibfabric {libfabric}{path}, providers with message endpoints: {} (rdma uses verbs and tcp alone)",
+                "\nlibfabric {libfabric}{path}, providers with message endpoints: {} (rdma takes verbs or tcp by itself, and never sockets)",
                 or_none(providers)
             );
             endpoints.iter().for_each(|endpoint| text += &format!("  {}\n", endpoint.text()));

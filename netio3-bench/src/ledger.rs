@@ -241,9 +241,11 @@ impl Incoming {
         };
         if !self.done {
             ledger.failed += 1;
-            let after = start.count.map(|count| format!("after {} of {}", check.received(), plural(count, "message")));
-            let why = self.why.or(why).into_iter().chain(after).collect::<Vec<_>>();
-            ledger.why = ledger.why.take().or_else(|| (!why.is_empty()).then(|| why.join(", ")));
+            if ledger.why.is_none() {
+                let after = start.count.map(|count| format!("after {} of {}", check.received(), plural(count, "message")));
+                let parts: Vec<String> = self.why.or(why).into_iter().chain(after).collect();
+                ledger.why = (!parts.is_empty()).then(|| parts.join(", "));
+            }
             // Only those that others came behind are known to have been sent.
             ledger.account(&check, &start, Some(check.reached()));
         }

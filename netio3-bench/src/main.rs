@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use crate::args::{Backend, Cli, Command, Common};
+use crate::args::{Backend, Cli, Command, Common, PingArgs, SendArgs};
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
@@ -125,11 +125,8 @@ fn refuse_what_is_ignored(cli: &Cli) -> Result<(), Failure> {
         // The tour and the limits measure all that there is.
         (_, None) => !is_transfer,
     };
-    let has_address = match &cli.command {
-        Some(Command::Send(args)) => args.connect.is_some(),
-        Some(Command::Ping(args)) => args.connect.is_some(),
-        _ => false,
-    };
+    let has_address =
+        matches!(cli.command, Some(Command::Send(SendArgs { connect: Some(_), .. }) | Command::Ping(PingArgs { connect: Some(_), .. })));
     let why = match () {
         () if common.epoll && (!is_transfer || common.backend() != Backend::Raw || common.spin > 0) => {
             "--epoll is for bare sockets that do not spin: --backend raw, and no --spin"

@@ -280,17 +280,13 @@ impl Client {
         total
     }
 
-    /// The report, with what went beside; counts and rates are those of both, the times of round trips are not.
+    /// The report; of what went beside only what went wrong is told.
     fn report(&self, backend: Backend, beside: Option<&Self>) -> Report {
-        let mut total = self.total();
-        if let Some(beside) = beside {
-            // Of the bulk only what went wrong is told.
-            let bulk = beside.total();
-            let verified = if bulk.verified == bulk.messages { total.verified } else { 0 };
-            total.add(&Tally { messages: 0, bytes: 0, verified: 0, ..bulk });
-            total.verified = verified;
-        }
+        let (mut total, bulk) = (self.total(), beside.map_or(Tally::default(), Self::total));
+        let is_verified = bulk.verified == bulk.messages;
+        total.add(&Tally { messages: 0, bytes: 0, verified: 0, ..bulk });
         let mut report = Report::new("ping", backend, &total, self.ended.saturating_duration_since(self.began));
+        report.verified &= is_verified;
         report.mode = Some(Mode::ZeroCopy);
         report.size = self.plan.layout.size;
         report.connections = if self.reconnects { self.plan.connections } else { 1 + u32::from(beside.is_some()) };

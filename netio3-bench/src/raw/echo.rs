@@ -17,8 +17,7 @@ use crate::report::Report;
 /// Sends everything back until the client said goodbye; with `--forever`, each client on a thread of its own.
 pub fn echo(common: &Common, args: &EchoArgs) -> Result<Report, Failure> {
     let listener = listen(parse_listen(&args.listen)?.socket_addr())?;
-    let failed = |cause: io::Error| Failure::NotDelivered(explain(&cause));
-    announce(listener.local_addr().map_err(failed)?);
+    announce(listener.local_addr().map_err(|cause| Failure::NotDelivered(explain(&cause)))?);
     let book = || Ledger::new(Purpose::RoundTrips, common.verify, (!args.forever).then_some(1));
     let (mut ledger, mut inbox) = (book(), Inbox::new());
     loop {
@@ -30,7 +29,10 @@ pub fn echo(common: &Common, args: &EchoArgs) -> Result<Report, Failure> {
             }
             continue;
         }
-        let socket = accept_one(|| listener.accept()).map_err(failed)?;
+        let socket = match accept_one(|| listener.accept()) {
+            Ok(socket) => socket,
+            Err(error) => return Ok(ledger.report(Backend::Raw, Some(explain(&error)))),
+        };
         if args.forever {
             let (common, mut ledger) = (common.clone(), book());
             std::thread::spawn(move || {

@@ -19,8 +19,7 @@ use crate::report::Report;
 /// Receives; with `--forever` prints a report whenever the last of the senders has gone.
 pub fn recv(common: &Common, args: &RecvArgs) -> Result<Report, Failure> {
     let listener = listen(parse_listen(&args.listen)?.socket_addr())?;
-    let failed = |cause: io::Error| Failure::NotDelivered(explain(&cause));
-    announce(listener.local_addr().map_err(failed)?);
+    announce(listener.local_addr().map_err(|cause| Failure::NotDelivered(explain(&cause)))?);
     let mut ledger = Ledger::new(Purpose::Stream, common.verify, (!args.forever).then_some(args.senders));
     let outcome = accept(&mut ledger, &listener).and_then(|mut first| {
         let alone = first.incoming.start().is_some_and(|start| start.connections == 1) && args.senders == 1 && !args.forever;

@@ -15,7 +15,7 @@ use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::args::Common;
 use crate::control::Control;
-use crate::failure::Failure;
+use crate::failure::{Failure, with_remedy};
 use crate::ledger::Answer;
 use crate::raw::frame::{Inbox, frame};
 
@@ -39,7 +39,7 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
         socket.listen(1_024)?;
         Ok(socket)
     };
-    open().map(Into::into).map_err(|cause| Failure::NoConnection(format!("cannot listen on {address}: {}", explain(&cause))))
+    open().map(Into::into).map_err(|cause| Failure::connecting(format_args!("cannot listen on {address}"), &cause))
 }
 
 /// Connects.
@@ -267,8 +267,6 @@ pub fn explain(error: &io::Error) -> String {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("no progress for {} s", STALL_DEADLINE.as_secs()),
         io::ErrorKind::UnexpectedEof => "the peer hung up".into(),
         io::ErrorKind::InvalidData => "what came was no frame of ours".into(),
-        io::ErrorKind::AddrInUse => format!("{error}; take another port, or 0 for any"),
-        _ if error.raw_os_error() == Some(libc::EMFILE) => format!("{error}; raise the limit of open files, `ulimit -n`"),
-        _ => error.to_string(),
+        _ => with_remedy(error),
     }
 }

@@ -313,6 +313,10 @@ fn bare_sockets_short_of_descriptors_say_so() {
     ended.failed(1, "raise the limit of open files");
     assert_eq!(ended.json()["role"], "recv", "{ended:?}");
     assert_ne!(sender.end().status, 0);
+    // Its listener takes the last one, and the kernel asks for another before it waits for a peer.
+    let ended = start_within("-n 4", "echo --backend raw --listen 127.0.0.1:0 --json").end();
+    ended.failed(1, "raise the limit of open files");
+    assert_eq!(ended.json()["role"], "echo", "{ended:?}");
 }
 
 #[test]
